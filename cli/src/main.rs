@@ -1,0 +1,2 @@
+//! bitsmith
+fn main() {}

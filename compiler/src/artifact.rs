@@ -1,0 +1,93 @@
+//! What a target makes of a kernel: bytes or source, and all a loader needs to run it.
+//!
+//! Always holds: the same kernel and target give the same artifact, byte for byte, on every machine.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A kernel ready to be loaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Name of the target that made it: `x86-64-v3`.
+    pub target: String,
+    /// Name of the entry point.
+    pub entry: String,
+    /// The code.
+    #[serde(skip)]
+    pub payload: Payload,
+    /// What the caller passes, in order.
+    pub args: Vec<Arg>,
+    /// Threads per workgroup.
+    pub workgroup: [u32; 3],
+    /// Bytes of shared memory (scratch on a CPU) per workgroup.
+    pub shared_bytes: u64,
+}
+
+/// The code of an artifact.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// Position-independent machine code of one function, with no relocations.
+    Machine(Vec<u8>),
+    /// Source or assembly text.
+    Text(String),
+}
+
+impl Default for Payload {
+    fn default() -> Payload {
+        Payload::Machine(Vec::new())
+    }
+}
+
+impl Payload {
+    /// The bytes that a file would hold.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Payload::Machine(bytes) => bytes,
+            Payload::Text(text) => text.as_bytes(),
+        }
+    }
+}
+
+/// One argument of a launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arg {
+    /// Name, as in the kernel.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: ArgKind,
+}
+
+/// What an argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ArgKind {
+    /// A buffer that the kernel reads.
+    Read {
+        /// Alignment of its start in bytes.
+        align: u32,
+    },
+    /// A buffer that the kernel writes.
+    Write {
+        /// Alignment of its start in bytes.
+        align: u32,
+    },
+    /// A buffer that the kernel reads and writes.
+    ReadWrite {
+        /// Alignment of its start in bytes.
+        align: u32,
+    },
+    /// A 32-bit integer.
+    I32,
+    /// A 64-bit integer.
+    I64,
+    /// A 32-bit float.
+    F32,
+}
+
+impl Artifact {
+    /// SHA-256 of the payload in lower-case hexadecimal.
+    pub fn sha256(&self) -> String {
+        Sha256::digest(self.payload.bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}

@@ -1,0 +1,147 @@
+//! Facts about devices, as data: widths, limits, features, peaks.
+//!
+//! Reads `dtype` and `layout` only. Families and the verifier ask it; nobody guesses a width.
+
+mod cpu;
+
+pub use cpu::CPU_LEVELS;
+
+use std::fmt;
+
+/// Something a device can do and another cannot. Names are stable: `--json` and errors print them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Feature {
+    /// Several threads per workgroup, shared memory and barriers.
+    Workgroups,
+    /// `shuffle` and `subgroup_reduce`.
+    Subgroups,
+    /// `atomic_add`.
+    Atomics,
+    /// Arithmetic on f16 (not only load, store and cast).
+    F16Arithmetic,
+    /// Arithmetic on bf16.
+    Bf16Arithmetic,
+    /// Fused multiply-add in one instruction.
+    Fma,
+    /// `dot4` of unsigned by signed bytes in one instruction.
+    Dot4UnsignedSigned,
+    /// `dot4` of signed bytes in one instruction.
+    Dot4SignedSigned,
+    /// Byte table look-up in one instruction.
+    PermuteBytes,
+    /// Hardware conversion between f16 and f32.
+    F16Convert,
+}
+
+impl Feature {
+    /// Every feature, in declaration order.
+    pub const ALL: [Feature; 10] = [
+        Feature::Workgroups,
+        Feature::Subgroups,
+        Feature::Atomics,
+        Feature::F16Arithmetic,
+        Feature::Bf16Arithmetic,
+        Feature::Fma,
+        Feature::Dot4UnsignedSigned,
+        Feature::Dot4SignedSigned,
+        Feature::PermuteBytes,
+        Feature::F16Convert,
+    ];
+
+    /// Stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Feature::Workgroups => "workgroups",
+            Feature::Subgroups => "subgroups",
+            Feature::Atomics => "atomics",
+            Feature::F16Arithmetic => "f16-arithmetic",
+            Feature::Bf16Arithmetic => "bf16-arithmetic",
+            Feature::Fma => "fma",
+            Feature::Dot4UnsignedSigned => "dot4-unsigned-signed",
+            Feature::Dot4SignedSigned => "dot4-signed-signed",
+            Feature::PermuteBytes => "permute-bytes",
+            Feature::F16Convert => "f16-convert",
+        }
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A set of features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Features(u64);
+
+impl Features {
+    /// No feature.
+    pub const NONE: Features = Features(0);
+
+    /// The features listed.
+    pub const fn of(list: &[Feature]) -> Features {
+        let mut bits = 0;
+        let mut i = 0;
+        while i < list.len() {
+            bits |= 1 << list[i] as u64;
+            i += 1;
+        }
+        Features(bits)
+    }
+
+    /// Whether the set holds a feature.
+    pub const fn has(self, feature: Feature) -> bool {
+        self.0 & (1 << feature as u64) != 0
+    }
+
+    /// The set with one more feature.
+    pub const fn with(self, feature: Feature) -> Features {
+        Features(self.0 | 1 << feature as u64)
+    }
+
+    /// The set without a feature.
+    pub const fn without(self, feature: Feature) -> Features {
+        Features(self.0 & !(1 << feature as u64))
+    }
+
+    /// The features in declaration order.
+    pub fn iter(self) -> impl Iterator<Item = Feature> {
+        Feature::ALL.into_iter().filter(move |&f| self.has(f))
+    }
+}
+
+/// What a device is and can do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caps {
+    /// Name on the command line and in tables: `x86-64-v3`.
+    pub name: &'static str,
+    /// What it can do.
+    pub features: Features,
+    /// Threads that run in lockstep; 1 on a CPU.
+    pub subgroup: u32,
+    /// Most threads per workgroup.
+    pub max_workgroup: u32,
+    /// Most bytes of shared memory per workgroup.
+    pub max_shared_bytes: u32,
+    /// Bytes of the widest vector register that the target's emitter uses.
+    pub vector_bytes: u32,
+    /// Number of vector registers that the emitter can use.
+    pub vector_registers: u32,
+    /// Alignment that vector loads want, in bytes: buffers are allocated at this.
+    pub buffer_align: u32,
+}
+
+impl Caps {
+    /// Everything the IR can say, for the interpreter and for tests.
+    pub const ANY: Caps = Caps {
+        name: "any",
+        features: Features::of(&Feature::ALL),
+        subgroup: 32,
+        max_workgroup: 1024,
+        max_shared_bytes: 1 << 20,
+        vector_bytes: 64,
+        vector_registers: 32,
+        buffer_align: 64,
+    };
+}

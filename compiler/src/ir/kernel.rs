@@ -1,0 +1,422 @@
+//! The kernel: parameters, shared arrays, a tree of blocks, instructions.
+//!
+//! A kernel says what one thread of a workgroup does. Values are numbered once over the whole kernel; `types[v]` is
+//! the type of value `v`. Control flow is structured: `for` carries values, `if` yields values, there is no jump.
+
+use super::types::{Memory, Scalar, Type, Value};
+
+/// One kernel: a program for each thread of a grid of workgroups.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// Entry name: `[A-Za-z_][A-Za-z0-9_]*`.
+    pub name: String,
+    /// What the caller passes, in order.
+    pub params: Vec<Param>,
+    /// Memory that the threads of one workgroup share; undefined at the start.
+    pub shared: Vec<Shared>,
+    /// Threads per workgroup along x, y, z.
+    pub workgroup: [u32; 3],
+    /// Type of each value; its length is the number of values.
+    pub types: Vec<Type>,
+    /// The program. It ends with `yield` of nothing, which is left out in the text form.
+    pub body: Block,
+}
+
+/// A parameter of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// Name, unique among parameters and shared arrays.
+    pub name: String,
+    /// Buffer or scalar.
+    pub kind: ParamKind,
+}
+
+/// What a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ParamKind {
+    /// A range of device memory, addressed in bytes from its start.
+    Buffer {
+        /// What the kernel may do with it. Two buffers of one launch do not overlap unless both are `Read`.
+        access: Access,
+        /// Alignment of its start in bytes; a power of two.
+        align: u32,
+    },
+    /// A number, the same for every thread: `i32`, `i64` or `f32`.
+    Scalar(Scalar),
+}
+
+/// What a kernel may do with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Loads only; nobody writes it during the launch.
+    Read,
+    /// Stores only.
+    Write,
+    /// Loads, stores and atomics.
+    ReadWrite,
+}
+
+/// A shared array of a workgroup.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shared {
+    /// Name, unique among parameters and shared arrays.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u32,
+    /// Alignment in bytes; a power of two.
+    pub align: u32,
+}
+
+/// Statements in order. The last one is a `Yield` for a loop or branch body.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Block {
+    /// The statements.
+    pub statements: Vec<Statement>,
+}
+
+/// One instruction and the values it defines (none for a store; several for `for` and `if`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statement {
+    /// Values defined, in order.
+    pub results: Vec<Value>,
+    /// What happens.
+    pub inst: Inst,
+}
+
+/// A place in memory: bytes `index + offset` from the start of `memory`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Address {
+    /// Where it starts.
+    pub memory: Memory,
+    /// A scalar `i32` (sign-extended) or `i64` number of bytes; absent means 0.
+    pub index: Option<Value>,
+    /// Constant number of bytes added to it.
+    pub offset: i64,
+}
+
+/// A compile-time number of any type.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constant {
+    /// Every lane holds this bit pattern (low `scalar.bits()` bits; `Bool` is 0 or 1).
+    Splat(u64),
+    /// One bit pattern per lane.
+    Lanes(Vec<u64>),
+}
+
+/// A number that the launch gives to each thread; a scalar `i32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Builtin {
+    /// Index of the workgroup in the grid along an axis (0 x, 1 y, 2 z).
+    WorkgroupId(u8),
+    /// Number of workgroups along an axis.
+    WorkgroupCount(u8),
+    /// Index of the thread in its workgroup along an axis.
+    LocalId(u8),
+    /// Index of the thread in its subgroup.
+    Lane,
+    /// Index of the subgroup in its workgroup. Threads are numbered x fastest.
+    Subgroup,
+}
+
+/// Operations of two operands of one type. Lanes are independent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BinOp {
+    /// Sum; integers wrap.
+    Add,
+    /// Difference; integers wrap.
+    Sub,
+    /// Product; integers wrap (low half).
+    Mul,
+    /// Quotient of floats.
+    Div,
+    /// Signed quotient, rounded to zero. Integers only; the divisor is a non-zero constant.
+    DivS,
+    /// Signed remainder, sign of the dividend. Integers only; the divisor is a non-zero constant.
+    RemS,
+    /// The smaller: floats as IEEE 754-2019 `minimum` (a NaN in either gives NaN).
+    Min,
+    /// The larger: floats as `maximum`.
+    Max,
+    /// Smaller of two signed integers.
+    MinS,
+    /// Larger of two signed integers.
+    MaxS,
+    /// Bitwise and; integers and bools.
+    And,
+    /// Bitwise or.
+    Or,
+    /// Bitwise exclusive or.
+    Xor,
+    /// Shift left; the amount is taken modulo the width.
+    Shl,
+    /// Logical shift right; the amount is taken modulo the width.
+    ShrU,
+    /// Arithmetic shift right; the amount is taken modulo the width.
+    ShrS,
+}
+
+/// Operations of one operand. Lanes are independent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnOp {
+    /// Negation: integers wrap, floats flip the sign bit.
+    Neg,
+    /// Bitwise complement; integers and bools.
+    Not,
+    /// Absolute value of a float: clears the sign bit.
+    Abs,
+    /// Square root, correctly rounded. Floats only.
+    Sqrt,
+    /// Round to the nearest integer, ties to even. Floats only.
+    Nearest,
+    /// Round down. Floats only.
+    Floor,
+    /// 2 to the power of x, within 4 units in the last place over normal results. `f32` only.
+    Exp2,
+    /// Number of set bits. Integers only.
+    Popcount,
+}
+
+/// Comparisons; the result has `Bool` lanes. Float comparisons with a NaN are false, but `Ne` is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CmpOp {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less: floats.
+    Lt,
+    /// Less or equal: floats.
+    Le,
+    /// Less: signed integers.
+    LtS,
+    /// Less or equal: signed integers.
+    LeS,
+    /// Less: unsigned integers.
+    LtU,
+}
+
+/// Conversions that change the number's representation, lane by lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CastOp {
+    /// To a narrower integer, dropping high bits.
+    Truncate,
+    /// To a wider integer with zeros.
+    ExtendU,
+    /// To a wider integer with the sign.
+    ExtendS,
+    /// Signed integer to `f32`, nearest even. From I8, I16, I32.
+    IntToFloatS,
+    /// Unsigned integer to `f32`, nearest even. From I8, I16, I32.
+    IntToFloatU,
+    /// `f32` to signed integer, rounded to zero, saturating, NaN to 0. To I8, I16, I32.
+    FloatToIntS,
+    /// Between floats (F32, F16, Bf16 and the storage floats): exact when widening; nearest even when narrowing;
+    /// to fp8 it saturates to the largest finite number and keeps NaN; to E8m0 it rounds the binary exponent down.
+    Float,
+}
+
+/// How `dot4` reads the bytes of `a` and `b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dot4Signs {
+    /// `a` signed, `b` signed.
+    SignedSigned,
+    /// `a` unsigned, `b` signed.
+    UnsignedSigned,
+}
+
+/// How lanes of a subgroup combine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// Sum. Floats add pairwise over lane distance 1, 2, 4 … (a butterfly), so the result is one number everywhere.
+    Add,
+    /// Largest: floats `Max`, integers `MaxS`.
+    Max,
+}
+
+/// How a lane of the subgroup picks the lane that it reads from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShuffleMode {
+    /// From the lane with this index.
+    Index,
+    /// From the lane `own ^ index`.
+    Xor,
+    /// From the lane `own + index`; own value where that is past the end.
+    Down,
+}
+
+/// An instruction. Core ones every target emits; extended ones expand into core ones where a device lacks them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inst {
+    /// A number known now.
+    Const(Constant),
+    /// Scalar parameter number `.0`.
+    Arg(u16),
+    /// A number of the launch.
+    Builtin(Builtin),
+    /// `a op b`.
+    Bin(BinOp, Value, Value),
+    /// `op a`.
+    Un(UnOp, Value),
+    /// `a op b` to bools.
+    Cmp(CmpOp, Value, Value),
+    /// `cond ? a : b`, lane by lane; a scalar `cond` chooses whole vectors.
+    Select {
+        /// Bool, one lane or as many as `a`.
+        cond: Value,
+        /// Taken where true.
+        a: Value,
+        /// Taken where false.
+        b: Value,
+    },
+    /// Change of representation to the result's type.
+    Cast(CastOp, Value),
+    /// The same bits read as the result's type, lane 0 lowest.
+    Bitcast(Value),
+    /// `a * b + c` with one rounding. Floats.
+    Fma(Value, Value, Value),
+    /// A vector of scalars, lane 0 first.
+    Vector(Vec<Value>),
+    /// A scalar in every lane.
+    Splat(Value),
+    /// One lane of a vector.
+    Extract {
+        /// The vector.
+        vector: Value,
+        /// Which lane.
+        lane: u8,
+    },
+    /// Lanes picked from the concatenation of `a` and `b` (equal types): result lane `i` is `(a ++ b)[lanes[i]]`.
+    Swizzle {
+        /// Lanes 0..n.
+        a: Value,
+        /// Lanes n..2n.
+        b: Value,
+        /// Picked lanes, one per result lane.
+        lanes: Vec<u8>,
+    },
+    /// Reads the result's type from memory.
+    Load {
+        /// Where.
+        address: Address,
+        /// What the address is a multiple of, in bytes; a power of two.
+        align: u32,
+    },
+    /// Writes a value to memory.
+    Store {
+        /// Where.
+        address: Address,
+        /// What the address is a multiple of, in bytes; a power of two.
+        align: u32,
+        /// What.
+        value: Value,
+    },
+    /// All threads of the workgroup meet; shared and global writes before it are seen after it. Uniform control flow only.
+    Barrier,
+    /// Counted loop: `variable` runs from `start` by `step` while `variable < end` (signed).
+    For(Box<For>),
+    /// Two-way branch.
+    If(Box<If>),
+    /// Ends a loop body (next values of the carried ones) or a branch (its results).
+    Yield(Vec<Value>),
+
+    // Extended.
+    /// Bit fields: `a` is cut into as many containers as the result has lanes; each result lane is bits
+    /// `[shift, shift + bits)` of its container, zero-extended (or sign-extended if `signed`), as an integer of the
+    /// container's width or, where the result is `f32`, converted to it (container of 32 bits).
+    Unpack {
+        /// Integer vector.
+        a: Value,
+        /// Lowest bit of the field in its container.
+        shift: u8,
+        /// Width of the field.
+        bits: u8,
+        /// Two's complement field.
+        signed: bool,
+    },
+    /// Per 32-bit lane: `acc + Σ_{j<4} a.byte[j] * b.byte[j]`, wrapping. `a`, `b`: I8 with 4 lanes per lane of `acc`.
+    Dot4 {
+        /// How the bytes are read.
+        signs: Dot4Signs,
+        /// Unsigned `a` bytes are below `2^a_bits` (8 promises nothing); targets may use it, the interpreter checks it.
+        a_bits: u8,
+        /// First factor.
+        a: Value,
+        /// Second factor.
+        b: Value,
+        /// I32 accumulator.
+        acc: Value,
+    },
+    /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with 16·n lanes, each below 16.
+    PermuteBytes {
+        /// The table.
+        table: Value,
+        /// The indices.
+        index: Value,
+    },
+    /// A value of another lane of the subgroup (scalar, 32 bits).
+    Shuffle {
+        /// How `index` names the lane.
+        mode: ShuffleMode,
+        /// What the lanes offer.
+        value: Value,
+        /// I32.
+        index: Value,
+    },
+    /// All lanes of the subgroup get the combination of all values (scalar).
+    SubgroupReduce(ReduceOp, Value),
+    /// Adds to a 32-bit integer in memory as one step; the result is what was there before.
+    AtomicAdd {
+        /// Where; 4-byte aligned.
+        address: Address,
+        /// I32.
+        value: Value,
+    },
+}
+
+/// A counted loop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct For {
+    /// The counter, defined in the body: `i32` or `i64`.
+    pub variable: Value,
+    /// First value of the counter.
+    pub start: Value,
+    /// The loop ends when the counter reaches or passes this.
+    pub end: Value,
+    /// Positive constant step.
+    pub step: i64,
+    /// Values carried from one turn to the next: (name inside the body, value before the first turn).
+    pub carried: Vec<(Value, Value)>,
+    /// One turn; it ends with `yield` of the carried values' next ones.
+    pub body: Block,
+}
+
+/// A two-way branch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct If {
+    /// Scalar bool.
+    pub cond: Value,
+    /// Taken if true; ends with `yield` of the results.
+    pub then: Block,
+    /// Taken if false; ends with `yield` of the results. Empty with a bare yield where there is no else.
+    pub otherwise: Block,
+}
+
+impl Kernel {
+    /// The type of a value.
+    ///
+    /// # Panics
+    /// If the value is not of this kernel.
+    pub fn ty(&self, value: Value) -> Type {
+        self.types[value.0 as usize]
+    }
+
+    /// Threads per workgroup.
+    pub fn threads(&self) -> u32 {
+        self.workgroup.iter().product()
+    }
+
+    /// Bytes of shared memory, each array placed at its alignment in order.
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared.iter().fold(0, |at, s| at.div_ceil(s.align as u64) * s.align as u64 + s.bytes as u64)
+    }
+}

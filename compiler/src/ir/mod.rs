@@ -1,0 +1,15 @@
+//! The kernel IR: what one thread of a workgroup does, in structured SSA with short vectors.
+//!
+//! Reads nothing but `dtype` and `caps`; makes kernels that every target can emit. It has never heard of formats,
+//! operations, schedules or targets. Always holds: a [`Verified`] kernel can be emitted without further checks, and
+//! the text form is complete (`parse(print(k)) == k`).
+
+mod builder;
+mod kernel;
+mod types;
+mod verify;
+
+pub use builder::Builder;
+pub use kernel::*;
+pub use types::{Memory, Scalar, Type, Value};
+pub use verify::{Diagnostic, Verified, verify};

@@ -1,0 +1,1 @@
+//! CPU machine code through Cranelift.
