@@ -5,6 +5,7 @@ pub mod artifact;
 pub mod caps;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod ir;
 pub mod schedule;
 pub mod target;

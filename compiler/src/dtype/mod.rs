@@ -46,3 +46,10 @@ pub enum DType {
     /// Unsigned, 8 bits.
     U8,
 }
+
+impl DType {
+    /// placeholder until the conversions land
+    pub fn decode(self, bits: u32) -> f64 {
+        f32::from_bits(bits) as f64
+    }
+}

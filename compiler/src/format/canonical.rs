@@ -1,0 +1,1 @@
+//! The canonical form of a format: the few shapes of scale and zero that compute packings carry.

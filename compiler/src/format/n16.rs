@@ -1,0 +1,1 @@
+//! N16, the CPU's compute packing.
