@@ -6,7 +6,7 @@
 //!
 //! W is `[N, K]`: N output features (rows), K input features; groups run along K.
 
-mod canonical;
+pub mod canonical;
 pub mod n16;
 mod quantized;
 
