@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod format;
 pub mod ir;
+pub mod lower;
 pub mod op;
 pub mod schedule;
 pub mod target;

@@ -85,6 +85,15 @@ impl Quantize {
         if self.sum_group != 0 && self.code != DType::I8 {
             faults.push("sums are for int8 codes only".into());
         }
+        if let Per::Group(g) = self.per
+            && self.sum_group != 0
+            && !(g as usize).is_multiple_of(self.sum_group)
+        {
+            faults.push(format!(
+                "sums over {} columns with scale groups of {g}: the first must divide the second",
+                self.sum_group
+            ));
+        }
         faults
     }
 
