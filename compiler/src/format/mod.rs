@@ -6,10 +6,23 @@
 //!
 //! W is `[N, K]`: N output features (rows), K input features; groups run along K.
 
+mod bits;
 pub mod canonical;
+mod encode;
+mod gguf;
+mod grammar;
+mod levels;
 pub mod n16;
+mod named;
+mod part;
+mod plain;
 mod quantized;
+pub mod tables;
+mod valid;
 
+pub use encode::Encoder;
+pub use named::Named;
+pub use plain::PLAIN;
 pub use quantized::Quantized;
 
 use crate::dtype::DType;

@@ -110,32 +110,26 @@ impl Turn<'_> {
         let lanes = self.weights.lanes as usize;
         let out = scalar_of(self.op.out);
         let size = out.bytes() as usize;
-        let lines: Vec<Value> = match columns {
-            &[c0, c1, c2, c3] if lanes == 4 => turn_square(b, [c0, c1, c2, c3]).to_vec(),
-            _ => (0..lanes)
-                .map(|lane| {
-                    let numbers: Vec<Value> = columns.iter().map(|&c| b.extract(c, lane as u8)).collect();
-                    if numbers.len() == 3 { numbers[0] } else { join(b, &numbers) }
-                })
-                .collect(),
+        let square = match *columns {
+            [c0, c1, c2, c3] if lanes == 4 => Some(turn_square(b, [c0, c1, c2, c3])),
+            _ => None,
         };
         let place = byte_index(b, self.start, self.op.k * size);
         let column = column.times(b, size);
         let place = column.add(b, Pos { index: Some(place), fixed: 0 });
-        for (lane, &line) in lines.iter().enumerate() {
-            let write = |b: &mut Builder| {
-                let mut put = |b: &mut Builder, value: Value, at_column: usize| {
-                    let value = if out == Scalar::F32 { value } else { b.cast(CastOp::Float, value, out) };
-                    let address = at(self.output, place.index, place.fixed + (lane * self.op.k + at_column) * size);
-                    b.store(address, size as u32, value);
-                };
-                if columns.len() == 3 {
+        for lane in 0..lanes {
+            let put = |b: &mut Builder, value: Value, at_column: usize| {
+                let value = if out == Scalar::F32 { value } else { b.cast(CastOp::Float, value, out) };
+                let address = at(self.output, place.index, place.fixed + (lane * self.op.k + at_column) * size);
+                b.store(address, size as u32, value);
+            };
+            let write = |b: &mut Builder| match &square {
+                Some(lines) => put(b, lines[lane], 0),
+                None => {
                     for (i, &c) in columns.iter().enumerate() {
                         let number = b.extract(c, lane as u8);
                         put(b, number, i);
                     }
-                } else {
-                    put(b, line, 0);
                 }
             };
             if self.op.n.is_multiple_of(lanes) {
@@ -148,10 +142,6 @@ impl Turn<'_> {
             }
         }
     }
-}
-
-fn join(b: &mut Builder, numbers: &[Value]) -> Value {
-    if numbers.len() == 1 { numbers[0] } else { b.vector(numbers) }
 }
 
 /// Four vectors of four: rows become columns.

@@ -220,7 +220,7 @@ fn float_sums(
 ) -> Vec<Value> {
     let k = plan.op.k;
     let ty = Type::vector(Scalar::F32, plan.lanes);
-    let mut quad = |b: &mut Builder, column: Pos, valid: usize, mut state: Vec<Value>| {
+    let quad = |b: &mut Builder, column: Pos, valid: usize, mut state: Vec<Value>| {
         let x: Vec<Vec<Value>> = (0..tile.rows.count())
             .map(|row| {
                 let numbers = tile.rows.quad_floats(b, row, column, valid);
