@@ -6,6 +6,7 @@ pub mod caps;
 pub mod dtype;
 pub mod error;
 pub mod ir;
+pub mod pass;
 pub mod schedule;
 pub mod target;
 

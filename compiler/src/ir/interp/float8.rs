@@ -108,15 +108,8 @@ fn exponent_of(number: f64) -> i32 {
 mod tests {
     use super::*;
 
-    const SMALL: [Scalar; 7] = [
-        Scalar::F16,
-        Scalar::Bf16,
-        Scalar::E4m3fn,
-        Scalar::E4m3fnuz,
-        Scalar::E5m2,
-        Scalar::E5m2fnuz,
-        Scalar::E8m0,
-    ];
+    const SMALL: [Scalar; 7] =
+        [Scalar::F16, Scalar::Bf16, Scalar::E4m3fn, Scalar::E4m3fnuz, Scalar::E5m2, Scalar::E5m2fnuz, Scalar::E8m0];
 
     #[test]
     fn every_finite_code_survives_a_round_trip() {

@@ -94,11 +94,16 @@ impl Space {
             Memory::Param(number) => &mut self.params[number as usize],
             Memory::Shared(number) => &mut self.shared[number as usize],
         };
-        let inside = usize::try_from(at).is_ok_and(|at| at.checked_add(len).is_some_and(|end| end <= region.bytes.len()));
+        let inside =
+            usize::try_from(at).is_ok_and(|at| at.checked_add(len).is_some_and(|end| end <= region.bytes.len()));
         let sound = inside && at as u64 & (align as u64).wrapping_sub(1) == 0 && align <= region.align;
         let allowed = match (what, region.access) {
-            (Use::Load, Access::Write) | (Use::Store | Use::Atomic, Access::Read) | (Use::Atomic, Access::Write) => false,
-            (Use::Load, Access::Read | Access::ReadWrite) | (_, Access::ReadWrite) | (Use::Store, Access::Write) => true,
+            (Use::Load, Access::Write) | (Use::Store | Use::Atomic, Access::Read) | (Use::Atomic, Access::Write) => {
+                false
+            }
+            (Use::Load, Access::Read | Access::ReadWrite) | (_, Access::ReadWrite) | (Use::Store, Access::Write) => {
+                true
+            }
         };
         if !sound || !allowed {
             return Err(region.complain(at, len, align, what, inside));

@@ -7,10 +7,10 @@
 //! NaN payloads' freedom.
 
 mod code;
+pub(crate) mod evaluate;
 mod float8;
 mod memory;
 mod number;
-pub(crate) mod evaluate;
 mod pure;
 mod trap;
 mod workgroup;
