@@ -9,6 +9,7 @@ pub mod format;
 pub mod ir;
 pub mod lower;
 pub mod op;
+pub mod pass;
 pub mod schedule;
 pub mod target;
 

@@ -5,7 +5,9 @@
 //! the text form is complete (`parse(print(k)) == k`).
 
 mod builder;
+pub mod interp;
 mod kernel;
+mod operands;
 mod types;
 mod verify;
 
