@@ -199,7 +199,8 @@ impl N16 {
     pub fn pack(q: &Quantized) -> Result<(N16, Vec<u8>)> {
         let layout = N16::of(&q.format, q.k)?;
         let c = canonical(q)?;
-        if let Some(i) = c.codes.iter().position(|&code| !storable(c.format.code, code)) {
+        let storable: Vec<bool> = (0..=255u8).map(|code| storable(c.format.code, code)).collect();
+        if let Some(i) = c.codes.iter().position(|&code| !storable[code as usize]) {
             return Err(Error::invalid(format!(
                 "row {}, column {}: code {:#04x} is not a finite number of the format",
                 i / c.k,
@@ -208,6 +209,7 @@ impl N16 {
             )));
         }
         let mut out = vec![0u8; layout.bytes(c.n)];
+        let places = layout.places();
         for row in 0..c.n {
             let record = row / ROWS * layout.record;
             let lane = row % ROWS;
@@ -223,23 +225,34 @@ impl N16 {
             numbers(layout.zeros_outer, &c.zeros_outer);
             numbers(Some(layout.scales), &c.scales);
             numbers(layout.zeros, &c.zeros);
-            layout.pack_codes(&c, row, &mut out[record + layout.codes..]);
+            layout.pack_codes(&places, &c.codes[row * c.k..][..c.k], lane, &mut out[record + layout.codes..]);
         }
         Ok((layout, out))
     }
 
-    fn pack_codes(&self, c: &Quantized, row: usize, out: &mut [u8]) {
+    fn pack_codes(&self, places: &[Vec<(usize, u8)>], codes: &[u8], lane: usize, out: &mut [u8]) {
         let flip = self.flip();
-        for column in 0..c.k {
+        let mut low = 0;
+        for (places, &width) in places.iter().zip(self.planes) {
+            let mask = (0xffu16 >> (8 - width)) as u8;
+            for (&code, &(at, bit)) in codes.iter().zip(places) {
+                out[at + lane * 4] |= ((code ^ flip) >> low & mask) << bit;
+            }
+            low += width;
+        }
+    }
+
+    /// For each plane, where each column's field lies: the byte in row 0 of the codes, and the bit in it.
+    fn places(&self) -> Vec<Vec<(usize, u8)>> {
+        let mut places = vec![Vec::with_capacity(self.k); self.planes.len()];
+        for column in 0..self.k {
             let (quad, byte) = self.place(column);
-            let (unit, places) = self.quad(quad);
-            let mut code = c.codes[row * c.k + column] ^ flip;
-            for (&(word, bit), &width) in places.iter().zip(self.planes) {
-                let mask = (0xffu16 >> (8 - width)) as u8;
-                out[unit * self.unit_bytes() + word + row % ROWS * 4 + byte] |= (code & mask) << bit;
-                code = (code as u16 >> width) as u8;
+            let (unit, words) = self.quad(quad);
+            for (places, (word, bit)) in places.iter_mut().zip(words) {
+                places.push((unit * self.unit_bytes() + word + byte, bit));
             }
         }
+        places
     }
 
     /// Reads a packed matrix of `n` rows back, in canonical form.
@@ -266,19 +279,18 @@ impl N16 {
             raw
         };
         let mut codes = vec![0u8; n * self.k];
-        for row in 0..n {
-            let block = &packed[row / ROWS * self.record + self.codes..];
-            for column in 0..self.k {
-                let (quad, byte) = self.place(column);
-                let (unit, places) = self.quad(quad);
-                let mut code = 0u16;
-                for (&(word, bit), &width) in places.iter().zip(self.planes).rev() {
-                    let mask = (0xffu16 >> (8 - width)) as u8;
-                    let field = block[unit * self.unit_bytes() + word + row % ROWS * 4 + byte] >> bit & mask;
-                    code = code << width | field as u16;
+        let places = self.places();
+        for (row, codes) in codes.chunks_mut(self.k).enumerate() {
+            let block = &packed[row / ROWS * self.record + self.codes + row % ROWS * 4..];
+            let mut low = 0;
+            for (places, &width) in places.iter().zip(self.planes) {
+                let mask = (0xffu16 >> (8 - width)) as u8;
+                for (code, &(at, bit)) in codes.iter_mut().zip(places) {
+                    *code |= (block[at] >> bit & mask) << low;
                 }
-                codes[row * self.k + column] = code as u8 ^ self.flip();
+                low += width;
             }
+            codes.iter_mut().for_each(|code| *code ^= self.flip());
         }
         Ok(Quantized {
             format: self.format,
