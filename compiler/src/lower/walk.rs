@@ -97,7 +97,7 @@ impl Walk {
         let (group, padded) = (layout.group, layout.padded_group);
         let stride = if segment == group || segment >= layout.k {
             padded
-        } else if group % segment == 0 && segment % 4 == 0 && (padded == group || layout.groups == 1) {
+        } else if segment % 4 == 0 && (layout.groups == 1 || (group % segment == 0 && padded == group)) {
             segment
         } else {
             return Err(Error::Unsupported(format!(
