@@ -29,7 +29,7 @@ pub const RECIPES: &[Recipe] = &[
     recipe("FP8", "fp8e4m3-tensor", "fp8-tensor"),
     recipe("FP8_DYNAMIC", "fp8e4m3-channel", "fp8-token"),
     // Activations are scaled per token and 128 channels, as the checkpoints of this kind expect.
-    recipe("FP8_BLOCK", "fp8e4m3-block128", "fp8-token-g128"),
+    recipe("FP8_BLOCK", "fp8e4m3-block128", "fp8-g128"),
     recipe("NVFP4", "nvfp4", "f16"),
     recipe("MXFP4", "mxfp4", "f16"),
     recipe("NF4", "nf4", "f16"),

@@ -71,7 +71,9 @@ fn matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
         }
         _ => {
             let dtype = pick(rng, &[DType::E4m3fn, DType::E4m3fnuz, DType::E5m2, DType::E5m2fnuz]);
-            Activation::Fp8(dtype, pick(rng, &[Per::Token, Per::Tensor]))
+            let segment = op.segment();
+            let g = if segment >= k { pick(rng, &[32, 128]) } else { segment };
+            Activation::Fp8(dtype, pick(rng, &[Per::Token, Per::Tensor, Per::Group(g as u32)]))
         }
     };
     (Op::Matmul(op), m)
@@ -140,7 +142,7 @@ fn quantize(rng: &mut fastrand::Rng) -> Quantize {
             }
         }
     } else {
-        (pick(rng, &[Per::Token, Per::Tensor]), 0)
+        (pick(rng, &[Per::Token, Per::Tensor, Per::Group(48)]), 0)
     };
     let norm = rng.bool().then_some(Norm { eps: 1e-5 });
     Quantize { k, input: float(rng), code, per, sum_group, norm, smooth: rng.bool() }

@@ -6,7 +6,7 @@ use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::n16::N16;
-use crate::ir::{Access, Address, Builder, Memory, Scalar, Value};
+use crate::ir::{Access, Address, BinOp, Builder, Memory, Scalar, Value};
 use crate::op::{Activation, Op, Per};
 
 /// What a buffer holds.
@@ -159,7 +159,26 @@ pub(super) fn byte_index(b: &mut Builder, value: Value, scale: usize) -> Value {
         Scalar::I64 => value,
         _ => b.cast(crate::ir::CastOp::ExtendS, value, Scalar::I64),
     };
-    b.bin_imm(crate::ir::BinOp::Mul, wide, scale as i64)
+    times(b, wide, scale)
+}
+
+/// `value * by` for a constant: a shift where it is a power of two, since not every target's own optimizer sees that.
+pub(super) fn times(b: &mut Builder, value: Value, by: usize) -> Value {
+    match by {
+        1 => value,
+        _ if by.is_power_of_two() => b.bin_imm(BinOp::Shl, value, by.trailing_zeros() as i64),
+        _ => b.bin_imm(BinOp::Mul, value, by as i64),
+    }
+}
+
+/// `value / by` and `value % by` for a value that is not negative.
+pub(super) fn split(b: &mut Builder, value: Value, by: usize) -> (Value, Value) {
+    if by.is_power_of_two() {
+        let high = b.bin_imm(BinOp::ShrU, value, by.trailing_zeros() as i64);
+        (high, b.bin_imm(BinOp::And, value, by as i64 - 1))
+    } else {
+        (b.bin_imm(BinOp::DivS, value, by as i64), b.bin_imm(BinOp::RemS, value, by as i64))
+    }
 }
 
 /// The IR scalar that holds an element of memory.

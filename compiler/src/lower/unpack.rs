@@ -3,7 +3,7 @@
 //! A vector lane is a row of W; see `format::n16` for where things lie. Always holds: what it makes of a code is exactly
 //! `Code::decode`, up to the factors that [`Integers`] and [`Floats`] name.
 
-use super::memory::at;
+use super::memory::{at, split, times};
 use super::walk::Pos;
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
@@ -63,7 +63,7 @@ impl<'a> Weights<'a> {
     /// The start of vector `v` in a section whose rows are `size` bytes wide: an index and a constant.
     fn base(&self, b: &mut Builder, v: usize, size: usize) -> Pos {
         let first = v * self.lanes as usize;
-        let mut block = b.bin_imm(BinOp::DivS, self.row, ROWS as i64);
+        let (mut block, within) = split(b, self.row, ROWS);
         if let Some(last) = self.last_block {
             block = b.bin_imm(BinOp::Add, block, (first / ROWS) as i64);
             block = b.bin_imm(BinOp::MinS, block, last as i64);
@@ -72,8 +72,7 @@ impl<'a> Weights<'a> {
         }
         let mut index = b.bin_imm(BinOp::Mul, block, self.layout.record as i64);
         if self.inside {
-            let within = b.bin_imm(BinOp::RemS, self.row, ROWS as i64);
-            let bytes = b.bin_imm(BinOp::Mul, within, size as i64);
+            let bytes = times(b, within, size);
             index = b.add(index, bytes);
         }
         Pos { index: Some(index), fixed: first / ROWS * self.layout.record + first % ROWS * size }

@@ -4,6 +4,7 @@
 //! narrowest plane holds; a *quad* is four neighbouring columns. Makes loops where lengths allow and straight code for
 //! the rest: K is a constant, so every tail is known here and no kernel tests for one.
 
+use super::memory::{split, times};
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, Scalar, Value};
@@ -30,7 +31,7 @@ impl Pos {
 
     /// The same place counted in things that are `by` times smaller.
     pub fn times(self, b: &mut Builder, by: usize) -> Pos {
-        let index = self.index.map(|i| if by == 1 { i } else { b.bin_imm(BinOp::Mul, i, by as i64) });
+        let index = self.index.map(|i| times(b, i, by));
         Pos { index, fixed: self.fixed * by }
     }
 
@@ -41,7 +42,7 @@ impl Pos {
             None => Pos::fixed(self.fixed / by),
             Some(index) => {
                 let sum = b.bin_imm(BinOp::Add, index, self.fixed as i64);
-                Pos { index: Some(b.bin_imm(BinOp::DivS, sum, by as i64)), fixed: 0 }
+                Pos { index: Some(split(b, sum, by).0), fixed: 0 }
             }
         }
     }

@@ -64,7 +64,6 @@ impl Matmul {
         match self.activation {
             Activation::Float(dtype) => float_fault("activation type", dtype, &mut faults),
             Activation::Int8(Per::Tensor) => faults.push("int8 activations take a scale per token or group".into()),
-            Activation::Fp8(_, Per::Group(_)) => faults.push("fp8 activations take a scale per token or tensor".into()),
             _ => {}
         }
         if faults.is_empty() {
@@ -82,7 +81,7 @@ impl Matmul {
             Granularity::Block { k, .. } => k as usize,
         };
         match self.activation {
-            Activation::Int8(Per::Group(g)) => group.min(g as usize).min(self.k),
+            Activation::Int8(Per::Group(g)) | Activation::Fp8(_, Per::Group(g)) => group.min(g as usize).min(self.k),
             _ => group.min(self.k),
         }
     }

@@ -34,7 +34,7 @@ pub enum Activation {
     Float(DType),
     /// Signed bytes with an `f32` scale per token or group, and sums (see [`Quantize`]).
     Int8(Per),
-    /// FP8 (`E4m3fn`, `E4m3fnuz`, `E5m2`, `E5m2fnuz`) with an `f32` scale per token or tensor.
+    /// FP8 (`E4m3fn`, `E4m3fnuz`, `E5m2`, `E5m2fnuz`) with an `f32` scale per token, group or tensor.
     Fp8(DType, Per),
 }
 
@@ -89,7 +89,7 @@ impl std::str::FromStr for Activation {
     fn from_str(text: &str) -> Result<Activation> {
         let bad = || {
             Error::invalid(format!(
-                "activation `{text}` is not known; accepted: f32, f16, bf16, int8-token, int8-g<N>, fp8-token, fp8-tensor, \
+                "activation `{text}` is not known; accepted: f32, f16, bf16, int8-token, int8-g<N>, fp8-token, fp8-tensor, fp8-g<N>, \
                  fp8e4m3fnuz-…, fp8e5m2-…, fp8e5m2fnuz-…"
             ))
         };
@@ -123,9 +123,6 @@ impl std::str::FromStr for Activation {
         match activation {
             Activation::Int8(Per::Tensor) => Err(Error::invalid(format!(
                 "activation `{text}`: int8 takes a scale per token or group, not per tensor"
-            ))),
-            Activation::Fp8(_, Per::Group(_)) => Err(Error::invalid(format!(
-                "activation `{text}`: fp8 takes a scale per token or tensor, not per group"
             ))),
             other => Ok(other),
         }

@@ -72,13 +72,8 @@ impl Quantize {
         float_fault("input type", self.input, &mut faults);
         match (self.code, self.per) {
             (DType::I8, Per::Tensor) => faults.push("int8 activations take a scale per token or group".into()),
-            (DType::I8, Per::Group(g)) if g < 16 => {
-                faults.push(format!("activation group is {g}; accepted: at least 16"))
-            }
+            (_, Per::Group(g)) if g < 16 => faults.push(format!("activation group is {g}; accepted: at least 16")),
             (DType::I8, _) => {}
-            (DType::E4m3fn | DType::E4m3fnuz | DType::E5m2 | DType::E5m2fnuz, Per::Group(_)) => {
-                faults.push("fp8 activations take a scale per token or tensor".into());
-            }
             (DType::E4m3fn | DType::E4m3fnuz | DType::E5m2 | DType::E5m2fnuz, _) => {}
             (other, _) => faults.push(format!("code type is {}; accepted: i8 and the four fp8 types", other.name())),
         }

@@ -3,13 +3,18 @@
 //! A loop may run no turn at all, so only instructions that cannot trap move; loads stay.
 
 use super::rewrite::{never_traps, take_body};
-use crate::ir::{Block, Constant, Inst, Kernel, Statement, Value};
+use crate::ir::{Block, Constant, Inst, Kernel, Statement, Type, Value};
 use std::collections::{HashMap, HashSet};
 
 /// Hoists loop-invariant pure instructions, innermost loops first.
-pub fn hoist(mut kernel: Kernel) -> Kernel {
+pub fn hoist(kernel: Kernel) -> Kernel {
+    hoist_where(kernel, |_| true)
+}
+
+/// Hoists those whose result has a type that `choice` takes: a device with few vector registers keeps them for sums.
+pub fn hoist_where(mut kernel: Kernel, choice: fn(Type) -> bool) -> Kernel {
     let body = take_body(&mut kernel);
-    let mut hoister = Hoister { kernel, constants: HashMap::new() };
+    let mut hoister = Hoister { kernel, choice, constants: HashMap::new() };
     let body = hoister.block(body);
     hoister.kernel.body = body;
     hoister.kernel
@@ -17,6 +22,7 @@ pub fn hoist(mut kernel: Kernel) -> Kernel {
 
 struct Hoister {
     kernel: Kernel,
+    choice: fn(Type) -> bool,
     constants: HashMap<Value, Vec<u64>>,
 }
 
@@ -65,6 +71,7 @@ impl Hoister {
 
     fn invariant(&self, statement: &Statement, inside: &HashSet<Value>) -> bool {
         never_traps(&statement.inst, &|value| self.constants.get(&value).cloned(), &self.kernel.types)
+            && statement.results.iter().all(|&result| (self.choice)(self.kernel.ty(result)))
             && statement.inst.operands().iter().all(|value| !inside.contains(value))
     }
 }

@@ -18,7 +18,7 @@ pub use cse::cse;
 pub use dce::{dce, renumber};
 pub use expand::expand;
 pub use fold::fold;
-pub use hoist::hoist;
+pub use hoist::{hoist, hoist_where};
 pub use unroll::unroll;
 
 use crate::caps::Caps;

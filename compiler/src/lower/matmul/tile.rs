@@ -35,9 +35,9 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
         return why;
     }
     match op {
-        Op::Matmul(Matmul { activation: Activation::Int8(Per::Group(g)), .. }) if g % 4 != 0 => {
-            Some(format!("takes activation groups in multiples of 4, not {g}"))
-        }
+        Op::Matmul(Matmul {
+            activation: Activation::Int8(Per::Group(g)) | Activation::Fp8(_, Per::Group(g)), ..
+        }) if g % 4 != 0 => Some(format!("takes activation groups in multiples of 4, not {g}")),
         _ => None,
     }
 }

@@ -40,7 +40,14 @@ use crate::pass::{self, Pass};
 use crate::target::Target;
 
 /// What a kernel goes through before this target emits it.
-const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, pass::DCE];
+const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, HOIST, pass::DCE];
+
+/// Sixteen vector registers are few: sums need them more than constants, which are as near as any load.
+const HOIST: Pass = Pass {
+    name: "hoist",
+    reason: "addresses are computed outside of loops; vectors stay where they are used",
+    run: |kernel, _| pass::hoist_where(kernel, |ty| ty.lanes == 1 && ty.scalar.is_int()),
+};
 
 /// The emitter has sequences of its own for every other extended instruction.
 const EXPAND: Pass = Pass {
