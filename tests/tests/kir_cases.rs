@@ -120,8 +120,7 @@ fn run(command: &str, caps: &Caps, section: &str) -> Vec<Fault> {
     }
     if command == "roundtrip" {
         let printed = kernel.to_string();
-        let bare = |text: &str| text.lines().map(|line| line.split("//").next().unwrap_or("").trim_end().to_string());
-        let source: Vec<String> = bare(section).filter(|line| !line.is_empty()).collect();
+        let source: Vec<&str> = bare(section).filter(|line| !line.is_empty()).collect();
         if ir::parse(&printed).as_ref() != Ok(&kernel) {
             return vec![(0, format!("reads back as another kernel:\n{printed}"))];
         }
@@ -130,6 +129,11 @@ fn run(command: &str, caps: &Caps, section: &str) -> Vec<Fault> {
         }
     }
     Vec::new()
+}
+
+/// Lines without comments and what is white before them.
+fn bare(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(|line| line.split("//").next().unwrap_or("").trim_end())
 }
 
 /// Pairs each annotation with one fault on its line, and says what is left on either side.

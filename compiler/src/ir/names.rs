@@ -2,7 +2,7 @@
 //!
 //! Always holds: each table names every variant once, and no name stands in two tables.
 
-use super::kernel::*;
+use super::kernel::{Access, BinOp, Builtin, CastOp, CmpOp, Dot4Signs, ReduceOp, ShuffleMode, UnOp};
 
 /// Two-operand operations.
 pub(super) const BIN: &[(BinOp, &str)] = &[

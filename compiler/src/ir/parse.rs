@@ -59,7 +59,7 @@
 //!
 //! White space separates; `//` starts a comment up to the end of the line.
 
-use super::kernel::*;
+use super::kernel::{Address, Block, Constant, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement};
 use super::lexer::{Lexeme, Lexer, Token};
 use super::names::{self, find};
 use super::types::{Memory, Scalar, Type, Value};

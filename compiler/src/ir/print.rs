@@ -4,7 +4,7 @@
 //! describes. Always holds: `parse(print(k)) == k` for every kernel that verifies. What no text can say (an operand
 //! that names no parameter, a value without a type) prints as `?`.
 
-use super::kernel::*;
+use super::kernel::{Address, Block, Builtin, Constant, Inst, Kernel, ParamKind, Statement};
 use super::names::{self, name};
 use super::types::{Memory, Scalar, Value};
 use std::fmt::{self, Display, Write};

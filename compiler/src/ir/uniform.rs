@@ -4,7 +4,7 @@
 //! Always holds: it errs on the side of `Varying`. Memory that the launch may write counts as varying, since nothing
 //! here says when a write becomes visible; read-only buffers give what their index gives.
 
-use super::kernel::*;
+use super::kernel::{Access, Block, Builtin, Inst, Kernel, ParamKind, ReduceOp, ShuffleMode};
 use super::types::{Memory, Value};
 
 /// How widely threads agree on a value, or on reaching a statement. A larger one agrees less.

@@ -9,7 +9,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use super::kernel::*;
+use super::kernel::{Block, Constant, For, Inst, Kernel, ParamKind, Statement};
 use super::parse::MAX_DEPTH;
 use super::print;
 use super::types::{Scalar, Type, Value};

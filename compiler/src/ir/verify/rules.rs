@@ -3,7 +3,7 @@
 use super::Check;
 use super::memory::Use;
 use crate::caps::Feature;
-use crate::ir::kernel::*;
+use crate::ir::kernel::{BinOp, Builtin, CastOp, CmpOp, Constant, Dot4Signs, Inst, ParamKind, Statement, UnOp};
 use crate::ir::types::{Scalar, Type, Value};
 use crate::ir::uniform::Uniform;
 
