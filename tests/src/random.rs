@@ -500,7 +500,8 @@ impl Maker {
             0 | 1 => {
                 let container = self.int_type();
                 let width = container.scalar.bits() as u8;
-                let bits = self.rng.u8(1..=width.min(if self.rng.bool() { 8 } else { 64 }));
+                let widest = if self.rng.bool() { width.min(8) } else { width };
+                let bits = self.rng.u8(1..=widest);
                 let shift = self.rng.u8(0..=width - bits);
                 let float = container.scalar == Scalar::I32 && self.rng.bool();
                 let signed = self.rng.bool();

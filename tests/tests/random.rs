@@ -10,7 +10,7 @@ use bitsmith_tests::random::{Case, Options, kernel};
 /// Seeds per set of options. `BITSMITH_SEEDS` asks for more.
 fn seeds() -> std::ops::Range<u64> {
     let count = std::env::var("BITSMITH_SEEDS").ok().and_then(|text| text.parse().ok());
-    0..count.unwrap_or(400)
+    0..count.unwrap_or(200)
 }
 
 /// The buffers after a launch of a kernel with a case's arguments.
