@@ -2,7 +2,7 @@
 
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
-use bitsmith_compiler::ir::{Inst, Kernel, verify};
+use bitsmith_compiler::ir::{Inst, Kernel, parse, verify};
 use bitsmith_compiler::pass::expand::{Choice, expand_chosen};
 use bitsmith_compiler::pass::{CSE, DCE, FOLD, HOIST, Pass, UNROLL, renumber, run_all};
 use bitsmith_tests::random::{Case, Options, kernel};
@@ -30,7 +30,13 @@ fn interpret(name: &str, kernel: &Kernel, case: &Case) -> Vec<ArgValue> {
 
 /// Hook for other ways to run or to write down a kernel: print and parse, the CPU target, devices that are present.
 /// Each is given the case and the buffers that the launch must leave behind.
-const OTHER_WAYS: &[fn(name: &str, case: &Case, expected: &[ArgValue])] = &[];
+const OTHER_WAYS: &[fn(name: &str, case: &Case, expected: &[ArgValue])] = &[print_and_parse];
+
+fn print_and_parse(name: &str, case: &Case, _: &[ArgValue]) {
+    let text = case.kernel.to_string();
+    let again = parse(&text).unwrap_or_else(|fault| panic!("{name}: {fault:?}\n{text}"));
+    assert!(again == renumber(case.kernel.clone()) || again == case.kernel, "{name}: parsed to another kernel\n{text}");
+}
 
 fn check(options: Options) {
     let lists: &[&[Pass]] = &[
