@@ -2,4 +2,5 @@
 //!
 //! Reads operations and devices; makes measurements whose results were compared with `op::reference` first.
 
+pub mod execute;
 pub mod problem;

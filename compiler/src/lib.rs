@@ -14,3 +14,41 @@ pub mod schedule;
 pub mod target;
 
 pub use error::{Error, Result};
+
+use artifact::Artifact;
+use ir::{Kernel, verify};
+use op::Op;
+use schedule::Schedule;
+use target::Target;
+
+/// Every stage of a compilation, kept for those who want to look.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What the family wrote.
+    pub kernel: Kernel,
+    /// What the target's passes made of it.
+    pub legal: Kernel,
+    /// What the emitter made of that.
+    pub artifact: Artifact,
+}
+
+/// From description to artifact: each line is a stage that `--emit` can show.
+pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Compiled> {
+    let kernel = lower::lower(op, schedule, target.caps())?;
+    let legal = legalize(&kernel, target)?;
+    let artifact = target.emit(&verified(&legal, target)?)?;
+    Ok(Compiled { kernel, legal, artifact })
+}
+
+/// A kernel as a target's emitter takes it.
+pub fn legalize(kernel: &Kernel, target: &dyn Target) -> Result<Kernel> {
+    target.legalize(&verified(kernel, target)?)
+}
+
+/// The proof that a kernel of ours is sound; that it is not, is a bug.
+fn verified<'k>(kernel: &'k Kernel, target: &dyn Target) -> Result<ir::Verified<'k>> {
+    verify(kernel, target.caps()).map_err(|faults| Error::Bug {
+        message: faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+        text: kernel.to_string(),
+    })
+}

@@ -168,7 +168,9 @@ pub fn check_launch(launch: &Launch<'_>) -> Result<()> {
         let (align, written) = match (arg.kind, given) {
             (ArgKind::Read { align }, LaunchArg::Buffer(_)) => (align, false),
             (ArgKind::Write { align } | ArgKind::ReadWrite { align }, LaunchArg::Buffer(_)) => (align, true),
-            (ArgKind::I32, LaunchArg::I32(_)) | (ArgKind::I64, LaunchArg::I64(_)) | (ArgKind::F32, LaunchArg::F32(_)) => continue,
+            (ArgKind::I32, LaunchArg::I32(_))
+            | (ArgKind::I64, LaunchArg::I64(_))
+            | (ArgKind::F32, LaunchArg::F32(_)) => continue,
             (expected, found) => {
                 faults.push(format!("argument `{}` is {found:?}; accepted: {expected:?}", arg.name));
                 continue;
@@ -176,7 +178,10 @@ pub fn check_launch(launch: &Launch<'_>) -> Result<()> {
         };
         if let LaunchArg::Buffer(view) = given {
             if view.offset % align as usize != 0 {
-                faults.push(format!("argument `{}` starts at byte {}; accepted: multiples of {align}", arg.name, view.offset));
+                faults.push(format!(
+                    "argument `{}` starts at byte {}; accepted: multiples of {align}",
+                    arg.name, view.offset
+                ));
             }
             ranges.push((&arg.name, *view, written));
         }

@@ -29,9 +29,8 @@ impl Code {
         let builder = JITBuilder::new(default_libcall_names()).map_err(|e| bug(e.to_string()))?;
         let mut module = JITModule::new(builder);
         let signature = module.make_signature();
-        let id = module
-            .declare_function(&artifact.entry, Linkage::Export, &signature)
-            .map_err(|e| bug(e.to_string()))?;
+        let id =
+            module.declare_function(&artifact.entry, Linkage::Export, &signature).map_err(|e| bug(e.to_string()))?;
         module.define_function_bytes(id, 64, bytes, &[]).map_err(|e| bug(e.to_string()))?;
         module.finalize_definitions().map_err(|e| bug(e.to_string()))?;
         let address = module.get_finalized_function(id);

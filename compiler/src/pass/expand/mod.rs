@@ -52,6 +52,20 @@ impl Choice {
         }
     }
 
+    /// Nothing.
+    pub const NONE: Choice = Choice {
+        unpack: false,
+        dot4_unsigned_signed: false,
+        dot4_signed_signed: false,
+        permute_bytes: false,
+        exp2: false,
+        popcount: false,
+        storage_casts: false,
+        f16_casts: false,
+        bf16_casts: false,
+        subgroup_of_one: false,
+    };
+
     /// Everything, for a device with a subgroup of one thread.
     pub const ALL: Choice = Choice {
         unpack: true,

@@ -166,6 +166,26 @@ fn isa_for(row: &Row, triple: Triple) -> std::result::Result<Arc<dyn TargetIsa>,
     builder.finish(settings::Flags::new(shared)).map_err(|error| error.to_string())
 }
 
+/// Whether this machine has all that a level asks for: its host level has the same features and more.
+pub(super) fn runs_here(level: &Level) -> bool {
+    let Some(host) = host_level().and_then(|name| Level::named(name).ok()) else { return false };
+    let own = Triple::host();
+    let triple = level.isa.triple();
+    let enabled = |level: &Level| -> Vec<String> {
+        level
+            .isa
+            .isa_flags()
+            .iter()
+            .filter(|flag| flag.as_bool() == Some(true))
+            .map(|flag| flag.name.to_string())
+            .collect()
+    };
+    let there = enabled(&host);
+    triple.architecture == own.architecture
+        && triple.operating_system == own.operating_system
+        && enabled(level).iter().all(|flag| there.contains(flag))
+}
+
 #[cfg(target_arch = "x86_64")]
 fn host_level() -> Option<&'static str> {
     macro_rules! all {

@@ -36,13 +36,20 @@ use crate::artifact::{Arg, ArgKind, Artifact, Payload};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::ir::{self, Verified};
+use crate::pass::{self, Pass};
 use crate::target::Target;
 
-/// A pass over kernels: its name, why it runs, and what it does.
-type Pass = (&'static str, &'static str, fn(&ir::Kernel, &Caps) -> Result<ir::Kernel>);
-
 /// What a kernel goes through before this target emits it.
-const PASSES: &[Pass] = &[];
+const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, pass::DCE];
+
+/// The emitter has sequences of its own for every other extended instruction.
+const EXPAND: Pass = Pass {
+    name: "expand",
+    reason: "no processor has exp2; the rest is emitted as it is",
+    run: |kernel, _| {
+        pass::expand::expand_chosen(kernel, &pass::expand::Choice { exp2: true, ..pass::expand::Choice::NONE })
+    },
+};
 
 /// The CPU target of one level.
 pub struct CpuTarget {
@@ -74,6 +81,11 @@ impl CpuTarget {
     /// Name of the level, with the triple if it is not the level's own: the name that [`CpuTarget::named`] takes.
     pub fn name(&self) -> &str {
         &self.level.name
+    }
+
+    /// Whether the machine that runs this can run its code.
+    pub fn runs_here(&self) -> bool {
+        level::runs_here(&self.level)
     }
 
     fn compile(&self, kernel: &ir::Kernel, disassemble: bool) -> Result<CompiledCode> {
@@ -115,11 +127,7 @@ impl Target for CpuTarget {
     }
 
     fn legalize(&self, kernel: &Verified<'_>) -> Result<ir::Kernel> {
-        let mut kernel = kernel.kernel().clone();
-        for (_, _, pass) in PASSES {
-            kernel = pass(&kernel, self.caps())?;
-        }
-        Ok(kernel)
+        Ok(pass::run_all(kernel.kernel().clone(), PASSES, self.caps()))
     }
 
     fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact> {

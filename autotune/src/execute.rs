@@ -1,0 +1,79 @@
+//! A problem on a device: uploaded once, launched as often as wanted, its outputs brought back.
+
+use crate::problem::Problem;
+use bitsmith_compiler::artifact::Artifact;
+use bitsmith_compiler::lower::{Role, grid};
+use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::{Error, Result};
+use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
+
+/// A problem whose buffers lie on a device, with a program loaded for it.
+pub struct Prepared<'d> {
+    device: &'d dyn Device,
+    program: Program,
+    grid: [u32; 3],
+    m: i32,
+    /// Buffers in the order of parameters; weights may have several copies, to be used in turn.
+    buffers: Vec<Vec<Buffer>>,
+    written: Vec<bool>,
+}
+
+impl<'d> Prepared<'d> {
+    /// Uploads a problem; weights in `copies` copies, so that launches in turn find the caches cold.
+    pub fn new(
+        device: &'d dyn Device,
+        problem: &Problem,
+        artifact: &Artifact,
+        schedule: &Schedule,
+        copies: usize,
+    ) -> Result<Prepared<'d>> {
+        let m = i32::try_from(problem.m)
+            .map_err(|_| Error::invalid(format!("M is {}; accepted: below 2^31", problem.m)))?;
+        let program = device.load(artifact)?;
+        let mut buffers = Vec::new();
+        for buffer in &problem.buffers {
+            let count = if buffer.signature.role == Role::Weights { copies.max(1) } else { 1 };
+            let mut list = Vec::with_capacity(count);
+            for _ in 0..count {
+                let memory = device.allocate(buffer.bytes.len())?;
+                device.upload(&memory, 0, &buffer.bytes)?;
+                list.push(memory);
+            }
+            buffers.push(list);
+        }
+        let written = problem.buffers.iter().map(|b| b.signature.written).collect();
+        Ok(Prepared { device, program, grid: grid(&problem.op, schedule, problem.m), m, buffers, written })
+    }
+
+    /// Takes another program for the same problem.
+    pub fn with_program(&self, artifact: &Artifact, schedule: &Schedule, problem: &Problem) -> Result<Prepared<'d>> {
+        Ok(Prepared {
+            device: self.device,
+            program: self.device.load(artifact)?,
+            grid: grid(&problem.op, schedule, problem.m),
+            m: self.m,
+            buffers: self.buffers.clone(),
+            written: self.written.clone(),
+        })
+    }
+
+    /// Launches once; `turn` chooses the copy of the weights.
+    pub fn launch(&self, turn: usize) -> Result<()> {
+        let mut args: Vec<LaunchArg<'_>> =
+            self.buffers.iter().map(|copies| LaunchArg::Buffer(copies[turn % copies.len()].view())).collect();
+        args.push(LaunchArg::I32(self.m));
+        self.device.launch(&Launch { program: &self.program, grid: self.grid, args })
+    }
+
+    /// The outputs, in order.
+    pub fn outputs(&self) -> Result<Vec<Vec<u8>>> {
+        self.device.synchronize()?;
+        let mut outputs = Vec::new();
+        for (copies, _) in self.buffers.iter().zip(&self.written).filter(|(_, written)| **written) {
+            let mut bytes = vec![0; copies[0].bytes()];
+            self.device.download(&copies[0], 0, &mut bytes)?;
+            outputs.push(bytes);
+        }
+        Ok(outputs)
+    }
+}
