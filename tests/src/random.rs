@@ -6,7 +6,10 @@
 //! same case on every machine.
 
 use bitsmith_compiler::ir::interp::ArgValue;
-use bitsmith_compiler::ir::*;
+use bitsmith_compiler::ir::{
+    Access, Address, BinOp, Builder, Builtin, CastOp, CmpOp, Constant, Dot4Signs, Inst, Kernel, Memory, ReduceOp,
+    Scalar, ShuffleMode, Type, UnOp, Value,
+};
 use fastrand::Rng;
 
 /// What a random kernel may use.
