@@ -4,7 +4,10 @@
 //! lane-wise operations work on chunks and never see a neighbour), constants lie in the first image of the register
 //! file and cost nothing, and no operation's result overlaps its operands.
 
-use crate::ir::kernel::*;
+use crate::ir::kernel::{
+    Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, ReduceOp, ShuffleMode,
+    Statement, UnOp,
+};
 use crate::ir::types::{Memory, Scalar, Type, Value};
 
 /// Byte offset of a slot in the register file.

@@ -156,7 +156,7 @@ impl Region {
             format!("{verb} bytes {at}..{end} of {name}, which has {}: out of bounds", self.bytes.len())
         } else if align > self.align {
             format!("claims alignment {align} in {name}, which is itself aligned to {} only", self.align)
-        } else if at as u64 % align.max(1) as u64 != 0 {
+        } else if at as u64 & (align as u64).wrapping_sub(1) != 0 {
             format!("{verb} byte {at} of {name}: misaligned, since the instruction claims a multiple of {align}")
         } else {
             format!("{verb} {name}, whose access is {:?}", self.access)

@@ -292,10 +292,9 @@ fn select(cond: Slot, at: At, size: u8, regs: &mut [u8]) {
 
 #[inline(always)]
 fn blend<const SIZE: usize, const LANES: usize>(cond: &[u8; LANES], a: &[u8; 16], b: &[u8; 16], out: &mut [u8; 16]) {
-    for lane in 0..LANES {
-        for byte in lane * SIZE..(lane + 1) * SIZE {
-            out[byte] = if cond[lane] != 0 { a[byte] } else { b[byte] };
-        }
+    for (lane, &cond) in cond.iter().enumerate() {
+        let from = if cond != 0 { a } else { b };
+        out[lane * SIZE..][..SIZE].copy_from_slice(&from[lane * SIZE..][..SIZE]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a run that went wrong says: which statement, which thread, why.
 
-use crate::ir::kernel::{Block, Inst, Kernel, Statement};
+use crate::ir::kernel::{Block, Inst, Kernel};
+use crate::ir::print::head;
 use std::fmt;
 
 /// Why a run stopped.
@@ -8,7 +9,7 @@ use std::fmt;
 pub struct Trap {
     /// Where: statement path such as `body.3.for.1`; `launch` if the arguments do not fit.
     pub place: String,
-    /// The statement.
+    /// The statement, printed, without the bodies inside it.
     pub text: String,
     /// What went wrong.
     pub message: String,
@@ -36,22 +37,22 @@ impl Trap {
     /// A trap at statement number `origin` of the kernel, in order of appearance.
     pub(super) fn at(kernel: &Kernel, origin: u32, message: String, workgroup: [u32; 3], thread: u32) -> Trap {
         let mut left = origin;
-        let (place, text) = find(&kernel.body, "body", &mut left).unwrap_or_default();
+        let (place, text) = find(kernel, &kernel.body, "body", &mut left).unwrap_or_default();
         Trap { place, text, message, workgroup, thread }
     }
 }
 
-fn find(block: &Block, path: &str, left: &mut u32) -> Option<(String, String)> {
+fn find(kernel: &Kernel, block: &Block, path: &str, left: &mut u32) -> Option<(String, String)> {
     for (i, statement) in block.statements.iter().enumerate() {
         let here = format!("{path}.{i}");
         if *left == 0 {
-            return Some((here, text(statement)));
+            return Some((here, head(kernel, statement)));
         }
         *left -= 1;
         let found = match &statement.inst {
-            Inst::For(inner) => find(&inner.body, &format!("{here}.for"), left),
-            Inst::If(inner) => find(&inner.then, &format!("{here}.then"), left)
-                .or_else(|| find(&inner.otherwise, &format!("{here}.else"), left)),
+            Inst::For(inner) => find(kernel, &inner.body, &format!("{here}.for"), left),
+            Inst::If(inner) => find(kernel, &inner.then, &format!("{here}.then"), left)
+                .or_else(|| find(kernel, &inner.otherwise, &format!("{here}.else"), left)),
             _ => None,
         };
         if found.is_some() {
@@ -59,15 +60,4 @@ fn find(block: &Block, path: &str, left: &mut u32) -> Option<(String, String)> {
         }
     }
     None
-}
-
-/// The statement without the bodies inside it.
-fn text(statement: &Statement) -> String {
-    let results: Vec<String> = statement.results.iter().map(|value| value.to_string()).collect();
-    let inst = match &statement.inst {
-        Inst::For(inner) => format!("for {} in {}..{} step {}", inner.variable, inner.start, inner.end, inner.step),
-        Inst::If(inner) => format!("if {}", inner.cond),
-        other => format!("{other:?}"),
-    };
-    if results.is_empty() { inst } else { format!("{} = {inst}", results.join(", ")) }
 }

@@ -21,7 +21,7 @@ pub fn unpack(b: &mut Builder, a: Value, shift: u8, bits: u8, signed: bool, ty: 
             field = b.bin_imm(BinOp::ShrU, field, shift as i64);
         }
         if shift + bits < width {
-            field = b.bin_imm(BinOp::And, field, (1i64 << bits) - 1);
+            field = b.bin_imm(BinOp::And, field, (u64::MAX >> (64 - bits)) as i64);
         }
     }
     if !float {
