@@ -134,7 +134,7 @@ impl Emitter<'_> {
                 if wide == a.lane { result } else { self.b.ins().ireduce(a.lane, result) }
             })
             .collect();
-        self.from_lanes(a.lane, &lanes)
+        self.lanes_to_vector(a.lane, &lanes)
     }
 
     pub(super) fn un(&mut self, op: UnOp, value: ir::Value) -> Repr {
@@ -306,7 +306,7 @@ impl Emitter<'_> {
                 if ty.scalar == Scalar::Bool && lanes.len() > 1 { self.b.ins().ineg(scalar) } else { scalar }
             })
             .collect();
-        self.from_lanes(lane_type(ty.scalar), &scalars)
+        self.lanes_to_vector(lane_type(ty.scalar), &scalars)
     }
 
     pub(super) fn splat(&mut self, value: ir::Value, ty: Type) -> Repr {

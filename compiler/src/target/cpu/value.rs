@@ -156,7 +156,7 @@ impl Emitter<'_> {
     }
 
     /// A vector of scalars.
-    pub(super) fn from_lanes(&mut self, lane: clif::Type, scalars: &[clif::Value]) -> Repr {
+    pub(super) fn lanes_to_vector(&mut self, lane: clif::Type, scalars: &[clif::Value]) -> Repr {
         if scalars.len() == 1 {
             return Repr::scalar(lane, scalars[0]);
         }
@@ -208,7 +208,7 @@ impl Emitter<'_> {
                 f(self, a, b)
             })
             .collect();
-        self.from_lanes(a.lane, &scalars)
+        self.lanes_to_vector(a.lane, &scalars)
     }
 
     /// Bytes picked from any pieces, as `i8x16`.
@@ -260,7 +260,7 @@ impl Emitter<'_> {
         }
         if picks.iter().any(|(repr, _)| repr.lanes == 1) {
             let scalars: Vec<clif::Value> = picks.iter().map(|(repr, index)| self.lane(repr, *index)).collect();
-            return self.from_lanes(lane, &scalars);
+            return self.lanes_to_vector(lane, &scalars);
         }
         let per = PIECE / width;
         let pieces = picks
