@@ -7,6 +7,9 @@ pub mod dtype;
 pub mod error;
 pub mod format;
 pub mod ir;
+pub mod lower;
+pub mod op;
+pub mod pass;
 pub mod schedule;
 pub mod target;
 

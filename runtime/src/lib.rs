@@ -1,1 +1,32 @@
-//! placeholder
+//! Devices, buffers and launches: what an engine links.
+//!
+//! Reads artifacts; runs them. Always holds: nothing reaches a device before every argument of a launch has been checked
+//! against the artifact, so that safe code cannot make a kernel touch memory that is not its own.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod cpu;
+mod device;
+pub mod roofs;
+pub mod timing;
+
+pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, check_launch};
+
+use bitsmith_compiler::{Error, Result};
+use std::sync::Arc;
+
+/// Opens a device by name: `cpu`, or `cpu:<threads>`.
+pub fn open(name: &str) -> Result<Arc<dyn Device>> {
+    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: cpu, cpu:<threads>"));
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Arc::new(cpu::CpuDevice::new(cpu::available_threads())?)),
+        Some(("cpu", threads)) => {
+            let threads: usize = threads.parse().map_err(|_| refuse())?;
+            if !(1..=1024).contains(&threads) {
+                return Err(Error::invalid(format!("device `{name}`: {threads} threads; accepted: 1 to 1024")));
+            }
+            Ok(Arc::new(cpu::CpuDevice::new(threads)?))
+        }
+        _ => Err(refuse()),
+    }
+}

@@ -1,1 +1,31 @@
-//! placeholder
+//! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
+
+pub mod cases;
+pub mod run;
+
+use std::path::{Path, PathBuf};
+
+/// A file or folder of the optional data beside the checkout (or in `BITSMITH_DATA`). Where it is absent, says by name
+/// that the test was skipped, or fails if `BITSMITH_REQUIRE` lists `data`.
+pub fn data(sub: &str, test: &str) -> Option<PathBuf> {
+    let root = match std::env::var_os("BITSMITH_DATA") {
+        Some(root) => PathBuf::from(root),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
+    };
+    let path = root.join(sub);
+    if path.exists() {
+        return Some(path);
+    }
+    skip("data", test, &format!("{} is absent", path.display()));
+    None
+}
+
+/// Says that a test was skipped and why, or fails if `BITSMITH_REQUIRE` lists what it lacks.
+///
+/// # Panics
+/// If `BITSMITH_REQUIRE` lists `what`.
+pub fn skip(what: &str, test: &str, why: &str) {
+    let required = std::env::var("BITSMITH_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == what), "{test}: {why}, and BITSMITH_REQUIRE lists {what}");
+    println!("skipped: {test}: {why}");
+}

@@ -116,12 +116,8 @@ fn gptq_act_order() {
     let (n, k) = (64, 128);
     let format: Format = "gptq-int4-g64-asym-f32".parse().unwrap();
     let (wq, scale, zero) = (file.floats("Wq"), file.floats("scale"), file.floats("zero"));
-    let order: Vec<u32> = file
-        .part("g_idx", "g_idx")
-        .bytes
-        .chunks_exact(4)
-        .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-        .collect();
+    let order: Vec<u32> =
+        file.part("g_idx", "g_idx").bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
     assert!(order.windows(2).any(|pair| pair[0] > pair[1]), "groups are in order");
     let codes = (0..n * k)
         .map(|i| {
@@ -149,7 +145,9 @@ fn gptq_act_order() {
 
 #[test]
 fn gptq_zero_of_zero() {
-    let Some(path) = bitsmith_tests::data("golden/packing/gptq_v1_zero0_trap.json", "gptq_zero_of_zero") else { return };
+    let Some(path) = bitsmith_tests::data("golden/packing/gptq_v1_zero0_trap.json", "gptq_zero_of_zero") else {
+        return;
+    };
     let trap: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let numbers = |key: &str| -> Vec<u32> {
         trap[key].as_array().unwrap().iter().map(|number| number.as_u64().unwrap() as u32).collect()
@@ -265,11 +263,8 @@ fn bitsandbytes_nf4() {
         let Some(file) = File::open(name, &format!("bitsandbytes_nf4::{name}")) else { return };
         let (n, k) = (64, 256);
         let format: Format = format.parse().unwrap();
-        let mut parts = vec![
-            file.part("packed", "weight"),
-            file.part("absmax", "absmax"),
-            file.part("quant_map", "quant_map"),
-        ];
+        let mut parts =
+            vec![file.part("packed", "weight"), file.part("absmax", "absmax"), file.part("quant_map", "quant_map")];
         if name.ends_with("double") {
             parts.push(file.part("nested_absmax", "nested_absmax"));
             parts.push(file.part("nested_quant_map", "nested_quant_map"));

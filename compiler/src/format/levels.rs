@@ -90,23 +90,5 @@ pub(super) fn store(dtype: DType, x: f64) -> u32 {
 
 /// The largest finite number of a type that scales, zeros or codes have.
 pub(super) fn largest(dtype: DType) -> f64 {
-    match dtype {
-        DType::F32 => f32::MAX as f64,
-        DType::F16 => 65504.0,
-        DType::Bf16 => f32::from_bits(0x7F7F_0000) as f64,
-        DType::E4m3fn => 448.0,
-        DType::E4m3fnuz => 240.0,
-        DType::E5m2 | DType::E5m2fnuz => 57344.0,
-        DType::E8m0 => 127f64.exp2(),
-        DType::E2m1 => 6.0,
-        DType::I2 => 1.0,
-        DType::I3 => 3.0,
-        DType::I4 => 7.0,
-        DType::I8 => 127.0,
-        DType::I32 => i32::MAX as f64,
-        DType::U2 => 3.0,
-        DType::U3 => 7.0,
-        DType::U4 => 15.0,
-        DType::U8 => 255.0,
-    }
+    dtype.max_finite()
 }

@@ -8,7 +8,7 @@
 
 mod awq;
 mod bits;
-mod canonical;
+pub mod canonical;
 mod ct;
 mod encode;
 mod fp4;

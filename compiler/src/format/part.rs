@@ -139,7 +139,12 @@ impl PartType {
             | DType::U2
             | DType::U3
             | DType::U4
-            | DType::U8 => PartType::U8,
+            | DType::U8
+            | DType::E2m3
+            | DType::E3m2
+            | DType::E4m3
+            | DType::E3m4
+            | DType::E4m3b11fnuz => PartType::U8,
         }
     }
 }

@@ -18,7 +18,7 @@ pub struct Kernel {
     pub workgroup: [u32; 3],
     /// Type of each value; its length is the number of values.
     pub types: Vec<Type>,
-    /// The program. It ends with `yield` of nothing, which is left out in the text form.
+    /// The program. It holds no `yield`: only loop and branch bodies do.
     pub body: Block,
 }
 

@@ -5,11 +5,20 @@
 //! the text form is complete (`parse(print(k)) == k`).
 
 mod builder;
+pub mod interp;
 mod kernel;
+mod lexer;
+mod names;
+mod operands;
+mod parse;
+mod print;
 mod types;
+mod uniform;
 mod verify;
 
 pub use builder::Builder;
 pub use kernel::*;
+pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};
 pub use types::{Memory, Scalar, Type, Value};
+pub use uniform::{Uniform, uniformity};
 pub use verify::{Diagnostic, Verified, verify};

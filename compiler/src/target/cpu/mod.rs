@@ -1,1 +1,165 @@
-//! CPU machine code through Cranelift.
+//! CPU machine code through Cranelift: a kernel becomes one position-independent function.
+//!
+//! Reads a verified kernel, makes an [`Artifact`] whose payload is machine code with its constants behind it. Always
+//! holds: the code has no relocations, and the level's name alone (never the machine that runs the compiler) decides it.
+//!
+//! The function is `extern "C" fn(args: *const u64, scratch: *mut u8, begin: u64, end: u64)`: System V on x86-64 Unix,
+//! the platform's own C convention elsewhere.
+//!
+//! - `args[i]` for parameter `i` is the address of a buffer, or holds a scalar in its low bits. Three more slots follow
+//!   the parameters: the number of workgroups along x, y and z.
+//! - `scratch` starts at a multiple of 64 and has [`ir::Kernel::shared_bytes`] bytes, laid out as that function says.
+//! - Workgroups are numbered with x fastest; the function runs those in `begin..end`, in order.
+//!
+//! The code keeps no unwind information; it calls nothing and does not trap on a kernel that keeps the rules of the IR.
+
+mod arith;
+mod cast;
+mod emit;
+mod level;
+mod memory;
+mod object;
+mod packed;
+mod small_float;
+mod support;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use object::object;
+
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::{CompiledCode, Context};
+
+use crate::artifact::{Arg, ArgKind, Artifact, Payload};
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::ir::{self, Verified};
+use crate::target::Target;
+
+/// A pass over kernels: its name, why it runs, and what it does.
+type Pass = (&'static str, &'static str, fn(&ir::Kernel, &Caps) -> Result<ir::Kernel>);
+
+/// What a kernel goes through before this target emits it.
+const PASSES: &[Pass] = &[];
+
+/// The CPU target of one level.
+pub struct CpuTarget {
+    level: level::Level,
+}
+
+impl CpuTarget {
+    /// The best level that this machine has.
+    pub fn host() -> Result<CpuTarget> {
+        Ok(CpuTarget { level: level::Level::host()? })
+    }
+
+    /// A level by name, such as `x86-64-v3`; `level@triple` chooses an operating system other than Linux, such as
+    /// `aarch64+dotprod@aarch64-apple-darwin`.
+    pub fn named(name: &str) -> Result<CpuTarget> {
+        Ok(CpuTarget { level: level::Level::named(name)? })
+    }
+
+    /// The names that [`CpuTarget::named`] takes, weakest first within an architecture.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        level::names()
+    }
+
+    /// The platform that the code is for.
+    pub fn triple(&self) -> &target_lexicon::Triple {
+        self.level.isa.triple()
+    }
+
+    /// Name of the level, with the triple if it is not the level's own: the name that [`CpuTarget::named`] takes.
+    pub fn name(&self) -> &str {
+        &self.level.name
+    }
+
+    fn compile(&self, kernel: &ir::Kernel, disassemble: bool) -> Result<CompiledCode> {
+        let mut context = Context::for_function(self.function(kernel)?);
+        context.set_disasm(disassemble);
+        let isa = &*self.level.isa;
+        match context.compile(isa, &mut ControlPlane::default()) {
+            Ok(_) => {}
+            Err(error) => {
+                let message =
+                    format!("Cranelift refused kernel `{}` for {}: {:?}", kernel.name, self.name(), error.inner);
+                return Err(Error::Bug { message, text: error.func.display().to_string() });
+            }
+        }
+        let Some(code) = context.take_compiled_code() else {
+            return Err(bug("Cranelift made no code", kernel));
+        };
+        if !code.buffer.relocs().is_empty() {
+            return Err(bug(&format!("the code has relocations: {:?}", code.buffer.relocs()), kernel));
+        }
+        Ok(code)
+    }
+
+    fn function(&self, kernel: &ir::Kernel) -> Result<cranelift_codegen::ir::Function> {
+        support::check(kernel, &self.level.caps)?;
+        Ok(emit::function(kernel, &self.level))
+    }
+}
+
+impl std::fmt::Debug for CpuTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("CpuTarget").field(&self.name()).finish()
+    }
+}
+
+impl Target for CpuTarget {
+    fn caps(&self) -> &Caps {
+        &self.level.caps
+    }
+
+    fn legalize(&self, kernel: &Verified<'_>) -> Result<ir::Kernel> {
+        let mut kernel = kernel.kernel().clone();
+        for (_, _, pass) in PASSES {
+            kernel = pass(&kernel, self.caps())?;
+        }
+        Ok(kernel)
+    }
+
+    fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact> {
+        let kernel = kernel.kernel();
+        let code = self.compile(kernel, false)?;
+        Ok(Artifact {
+            target: self.name().to_string(),
+            entry: kernel.name.clone(),
+            payload: Payload::Machine(code.buffer.data().to_vec()),
+            args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
+            workgroup: kernel.workgroup,
+            shared_bytes: kernel.shared_bytes(),
+        })
+    }
+
+    fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
+        match stage {
+            "clif" => Some(self.function(kernel.kernel()).map(|function| function.display().to_string())),
+            "asm" => Some(self.compile(kernel.kernel(), true).map(|code| code.vcode.unwrap_or_default())),
+            _ => None,
+        }
+    }
+}
+
+fn arg(param: &ir::Param) -> Result<Arg> {
+    use ir::{Access, ParamKind, Scalar};
+    let kind = match param.kind {
+        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
+        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
+        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
+        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
+        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
+        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
+        ParamKind::Scalar(other) => {
+            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
+        }
+    };
+    Ok(Arg { name: param.name.clone(), kind })
+}
+
+fn bug(message: &str, kernel: &ir::Kernel) -> Error {
+    Error::Bug { message: message.to_string(), text: format!("{kernel:#?}") }
+}

@@ -1,0 +1,269 @@
+//! Memory with suspicion: bounds, alignment, never-written bytes, and races.
+//!
+//! Reads and writes buffers and shared arrays for the threads of a launch. Always holds: every access that returns is
+//! inside its memory, aligned as claimed, allowed by the parameter's access, reads written bytes only, and does not
+//! race with any access that ran before it.
+
+use super::ArgValue;
+use crate::ir::kernel::{Access, Kernel, ParamKind};
+use crate::ir::types::Memory;
+
+/// Who accesses memory, and when: accesses of one workgroup in different intervals have a barrier between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Who {
+    pub workgroup: u32,
+    pub thread: u32,
+    pub interval: u32,
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Load,
+    Store,
+    Atomic,
+}
+
+/// All memory of a launch; shared arrays are those of the workgroup that runs.
+#[derive(Debug)]
+pub struct Space {
+    params: Vec<Region>,
+    shared: Vec<Region>,
+}
+
+impl Space {
+    /// Takes the buffers out of the arguments, which have been checked against the parameters.
+    pub fn new(kernel: &Kernel, args: &mut [ArgValue], threads_in_launch: u64) -> Space {
+        let track = threads_in_launch > 1;
+        let params = kernel.params.iter().zip(args).map(|(param, arg)| match (param.kind, arg) {
+            (ParamKind::Buffer { access, align }, ArgValue::Buffer(buffer)) => Region {
+                name: param.name.clone(),
+                bytes: std::mem::take(&mut buffer.bytes),
+                written: buffer.written.take(),
+                access,
+                align,
+                shadow: (track && access != Access::Read).then(Shadow::default),
+            },
+            _ => Region::scalar(),
+        });
+        let shared = kernel.shared.iter().map(|shared| Region {
+            name: shared.name.clone(),
+            bytes: vec![0; shared.bytes as usize],
+            written: Some(vec![false; shared.bytes as usize]),
+            access: Access::ReadWrite,
+            align: shared.align,
+            shadow: (kernel.threads() > 1).then(Shadow::default),
+        });
+        Space { params: params.collect(), shared: shared.collect() }
+    }
+
+    /// Gives the buffers back.
+    pub fn give_back(self, args: &mut [ArgValue]) {
+        for (region, arg) in self.params.into_iter().zip(args) {
+            if let ArgValue::Buffer(buffer) = arg {
+                buffer.bytes = region.bytes;
+                buffer.written = region.written;
+            }
+        }
+    }
+
+    /// Forgets what the last workgroup left in shared memory.
+    pub fn enter_workgroup(&mut self) {
+        for region in &mut self.shared {
+            if let Some(written) = &mut region.written {
+                written.fill(false);
+            }
+            if let Some(shadow) = &mut region.shadow {
+                shadow.clear();
+            }
+        }
+    }
+
+    /// The bytes `[at, at + len)`, after every check that this use of them calls for. `at` may lie anywhere.
+    #[inline(always)]
+    pub fn access(
+        &mut self,
+        memory: Memory,
+        at: i64,
+        len: usize,
+        align: u32,
+        what: Use,
+        who: Who,
+    ) -> Result<&mut [u8], String> {
+        let region = match memory {
+            Memory::Param(number) => &mut self.params[number as usize],
+            Memory::Shared(number) => &mut self.shared[number as usize],
+        };
+        let inside =
+            usize::try_from(at).is_ok_and(|at| at.checked_add(len).is_some_and(|end| end <= region.bytes.len()));
+        let sound = inside && at as u64 & (align as u64).wrapping_sub(1) == 0 && align <= region.align;
+        let allowed = match (what, region.access) {
+            (Use::Load, Access::Write) | (Use::Store | Use::Atomic, Access::Read) | (Use::Atomic, Access::Write) => {
+                false
+            }
+            (Use::Load, Access::Read | Access::ReadWrite) | (_, Access::ReadWrite) | (Use::Store, Access::Write) => {
+                true
+            }
+        };
+        if !sound || !allowed {
+            return Err(region.complain(at, len, align, what, inside));
+        }
+        let range = at as usize..at as usize + len;
+        if let Some(written) = &mut region.written {
+            if what == Use::Store {
+                written[range.clone()].fill(true);
+            } else if let Some(hole) = written[range.clone()].iter().position(|&written| !written) {
+                let hole = at as usize + hole;
+                return Err(format!("reads byte {hole} of {}, which nothing has written", region.name));
+            }
+        }
+        if let Some(shadow) = &mut region.shadow
+            && let Err((byte, other)) = shadow.note(range.clone(), region.bytes.len(), what, who)
+        {
+            return Err(race(&region.name, byte, what, who, other));
+        }
+        Ok(&mut region.bytes[range])
+    }
+}
+
+/// One buffer or shared array.
+#[derive(Debug)]
+struct Region {
+    name: String,
+    bytes: Vec<u8>,
+    written: Option<Vec<bool>>,
+    access: Access,
+    align: u32,
+    shadow: Option<Shadow>,
+}
+
+impl Region {
+    /// The place of a scalar parameter, which no address names.
+    fn scalar() -> Region {
+        Region { name: String::new(), bytes: Vec::new(), written: None, access: Access::Read, align: 1, shadow: None }
+    }
+
+    #[cold]
+    fn complain(&self, at: i64, len: usize, align: u32, what: Use, inside: bool) -> String {
+        let name = &self.name;
+        let verb = match what {
+            Use::Load => "reads",
+            Use::Store => "writes",
+            Use::Atomic => "adds to",
+        };
+        if !inside {
+            let end = at as i128 + len as i128;
+            format!("{verb} bytes {at}..{end} of {name}, which has {}: out of bounds", self.bytes.len())
+        } else if align > self.align {
+            format!("claims alignment {align} in {name}, which is itself aligned to {} only", self.align)
+        } else if at as u64 % align.max(1) as u64 != 0 {
+            format!("{verb} byte {at} of {name}: misaligned, since the instruction claims a multiple of {align}")
+        } else {
+            format!("{verb} {name}, whose access is {:?}", self.access)
+        }
+    }
+}
+
+#[cold]
+fn race(name: &str, byte: usize, what: Use, who: Who, other: Other) -> String {
+    let describe = |what| match what {
+        Use::Load => "read",
+        Use::Store => "write",
+        Use::Atomic => "atomic add",
+    };
+    let from = if other.tag == EVERY_WORKGROUP {
+        "threads of several workgroups".to_string()
+    } else if other.tag & MANY == MANY {
+        format!("several threads of workgroup {}", (other.tag >> 36) - 1)
+    } else {
+        format!("thread {} of workgroup {}", other.tag & MANY, (other.tag >> 36) - 1)
+    };
+    format!(
+        "race on byte {byte} of {name}: this {} by thread {} of workgroup {}, and a {} by {from} with no barrier between",
+        describe(what),
+        who.thread,
+        who.workgroup,
+        describe(other.what)
+    )
+}
+
+/// An earlier access that races with this one.
+struct Other {
+    tag: u64,
+    what: Use,
+}
+
+/// Who touched each byte: a tag of `workgroup + 1` (28 bits), interval (24 bits) and thread (12 bits), 0 for nobody.
+#[derive(Debug, Default)]
+struct Shadow {
+    stores: Vec<u64>,
+    loads: Vec<u64>,
+    atomics: Vec<u64>,
+}
+
+/// The thread field of a tag that stands for several threads of one workgroup in one interval.
+const MANY: u64 = 0xfff;
+/// The tag of accesses by more than one workgroup.
+const EVERY_WORKGROUP: u64 = ((1 << 28) - 1) << 36;
+/// Most workgroups that a tag can name.
+pub const MAX_WORKGROUPS: u64 = (1 << 28) - 2;
+/// Most threads of a workgroup that a tag can name.
+pub const MAX_THREADS: u32 = MANY as u32 - 1;
+/// Most barriers that a workgroup may meet.
+pub const MAX_INTERVALS: u32 = 1 << 24;
+
+impl Shadow {
+    fn clear(&mut self) {
+        self.stores.fill(0);
+        self.loads.fill(0);
+        self.atomics.fill(0);
+    }
+
+    #[inline(always)]
+    fn note(&mut self, range: std::ops::Range<usize>, len: usize, what: Use, who: Who) -> Result<(), (usize, Other)> {
+        let tag = (who.workgroup as u64 + 1) << 36 | (who.interval as u64) << 12 | who.thread as u64;
+        let kinds = [(&self.stores, Use::Store), (&self.loads, Use::Load), (&self.atomics, Use::Atomic)];
+        for (tags, kind) in kinds {
+            // Two loads never race, and neither do two atomics.
+            if (kind == what && what != Use::Store) || tags.is_empty() {
+                continue;
+            }
+            let tags = &tags[range.clone()];
+            if let Some(byte) = tags.iter().position(|&old| old != 0 && old != tag && conflict(old, tag)) {
+                return Err((range.start + byte, Other { tag: tags[byte], what: kind }));
+            }
+        }
+        let mine = match what {
+            Use::Store => &mut self.stores,
+            Use::Load => &mut self.loads,
+            Use::Atomic => &mut self.atomics,
+        };
+        if mine.is_empty() {
+            mine.resize(len, 0);
+        }
+        for old in &mut mine[range] {
+            if *old != tag {
+                *old = merge(*old, tag);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two accesses can run at the same time.
+fn conflict(old: u64, new: u64) -> bool {
+    old >> 36 != new >> 36 || (old >> 12 == new >> 12 && old & MANY != new & MANY)
+}
+
+/// One tag for an old access and a new one: older intervals of one workgroup can race with it no more.
+fn merge(old: u64, new: u64) -> u64 {
+    if old == 0 || old == new {
+        new
+    } else if old >> 36 != new >> 36 {
+        EVERY_WORKGROUP
+    } else if old >> 12 == new >> 12 {
+        old | MANY
+    } else {
+        new
+    }
+}

@@ -1,0 +1,646 @@
+//! The parser: text to kernel.
+//!
+//! Reads the text form below; makes a kernel that the verifier has yet to check. Always holds: it never panics, its
+//! recursion is bounded by [`MAX_DEPTH`], and its memory by the length of the text, so hostile text is refused or
+//! read, and nothing else.
+//!
+//! ```text
+//! kernel     = "kernel" "@" name "(" [param {"," param}] ")" "workgroup" int int int "{" {head} {statement} "}"
+//! param      = name ":" (("read" | "write" | "readwrite") "align" int | scalar)
+//! head       = "shared" name ":" int "align" int            an array of that many bytes
+//!            | "unused" define                              a value number that nothing defines
+//! statement  = [define {"," define} "="] inst
+//! define     = value ":" type
+//! value      = "%" digits                                   numbers run from 0 without a hole
+//! type       = scalar ["x" lanes]                           i32, f16x4
+//! scalar     = bool | i8 | i16 | i32 | i64 | f16 | bf16 | f32 | e4m3fn | e4m3fnuz | e5m2 | e5m2fnuz | e8m0
+//!
+//! inst       = "const" (number | "[" number {"," number} "]")      one number for every lane, or one per lane
+//!            | "arg" name
+//!            | ("workgroup_id" | "workgroup_count" | "local_id") "." ("x" | "y" | "z") | "lane" | "subgroup"
+//!            | bin value "," value
+//!            | un value
+//!            | cmp value "," value
+//!            | cast value                                          to the type of the result
+//!            | "select" value "," value "," value                  condition, where true, where false
+//!            | "bitcast" value
+//!            | "fma" value "," value "," value
+//!            | "vector" "[" values "]"
+//!            | "splat" value
+//!            | "extract" value "," int
+//!            | "swizzle" value "," value "," "[" int {"," int} "]"
+//!            | "load" address "align" int
+//!            | "store" address "align" int "," value
+//!            | "barrier"
+//!            | "for" define "=" value "to" value "step" int ["carry" "(" carried {"," carried} ")"] block
+//!            | "if" value block ["else" block]
+//!            | "yield" [values]                                    the values stand on the line of the `yield`
+//!            | ("unpack_u" | "unpack_s") value "shift" int "bits" int
+//!            | ("dot4_ss" | "dot4_us") value "," value "," value "a_bits" int       a, b, accumulator
+//!            | "permute_bytes" value "," value                     table, index
+//!            | ("shuffle_index" | "shuffle_xor" | "shuffle_down") value "," value
+//!            | ("subgroup_add" | "subgroup_max") value
+//!            | "atomic_add" address "," value
+//! carried    = define "=" value
+//! block      = "{" {statement} "}"           a block that does not end with `yield` gets one of nothing; so does a
+//!                                            missing `else`; the body of the kernel has none
+//! address    = name "[" (value ["+" int] | int) "]"         bytes
+//! values     = value {"," value}
+//! bin        = add | sub | mul | div | div_s | rem_s | min | max | min_s | max_s | and | or | xor
+//!            | shl | shr_u | shr_s
+//! un         = neg | not | abs | sqrt | nearest | floor | exp2 | popcount
+//! cmp        = eq | ne | lt | le | lt_s | le_s | lt_u
+//! cast       = truncate | extend_u | extend_s | int_to_float_s | int_to_float_u | float_to_int_s | convert
+//! number     = int for an integer type; "true" or "false" for a bool; a decimal for f32, f16 and bf16, rounded to
+//!              nearest even; for any type "0x" digits, the bits of the lane (the only form for fp8, e8m0, NaN, ∞)
+//! int        = ["-"] digits | "0x" digits
+//! name       = (letter | "_") {letter | digit | "_"}
+//! ```
+//!
+//! White space separates; `//` starts a comment up to the end of the line.
+
+use super::kernel::*;
+use super::lexer::{Lexeme, Lexer, Token};
+use super::names::{self, find};
+use super::types::{Memory, Scalar, Type, Value};
+use std::collections::{BTreeMap, HashMap};
+
+/// How deep blocks may nest.
+pub const MAX_DEPTH: usize = 64;
+
+/// Why a text is no kernel: where it stopped making sense, and what would have been right there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: found {found}, expected {expected}")]
+pub struct ParseError {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+    /// What stands there.
+    pub found: String,
+    /// What may stand there.
+    pub expected: String,
+}
+
+/// The line of each place that a [`super::Diagnostic`] can name.
+#[derive(Clone, Debug, Default)]
+pub struct Lines(BTreeMap<String, u32>);
+
+impl Lines {
+    /// The line of a place, from 1.
+    pub fn of(&self, place: &str) -> Option<u32> {
+        self.0.get(place).copied()
+    }
+}
+
+/// Reads one kernel.
+pub fn parse(text: &str) -> Result<Kernel, ParseError> {
+    parse_with_lines(text).map(|(kernel, _)| kernel)
+}
+
+/// Reads one kernel, and keeps the line of each statement, parameter and shared array.
+pub fn parse_with_lines(text: &str) -> Result<(Kernel, Lines), ParseError> {
+    let mut lexer = Lexer::new(text);
+    let next = lexer.next();
+    let mut parser = Parser {
+        lexer,
+        next,
+        line: 1,
+        memories: HashMap::new(),
+        types: BTreeMap::new(),
+        lines: Lines::default(),
+        path: "body".to_string(),
+        depth: 0,
+    };
+    let kernel = parser.kernel()?;
+    Ok((kernel, parser.lines))
+}
+
+type Parsed<T> = Result<T, ParseError>;
+
+struct Parser<'t> {
+    lexer: Lexer<'t>,
+    /// The token to be read next.
+    next: Lexeme<'t>,
+    /// Line of the token read last.
+    line: u32,
+    memories: HashMap<&'t str, Memory>,
+    types: BTreeMap<u32, (Type, Lexeme<'t>)>,
+    lines: Lines,
+    /// Path of the block that is being read.
+    path: String,
+    depth: usize,
+}
+
+impl<'t> Parser<'t> {
+    fn kernel(&mut self) -> Parsed<Kernel> {
+        self.word("kernel")?;
+        self.lines.0.insert("kernel".to_string(), self.line);
+        self.mark('@')?;
+        let name = self.name()?.to_string();
+        let mut params = Vec::new();
+        self.mark('(')?;
+        if !self.eat(')') {
+            loop {
+                let at = self.next;
+                let param = self.name()?;
+                if params.len() > u16::MAX as usize {
+                    return Err(self.error(at, "at most 65536 parameters"));
+                }
+                // The first of several equal names is meant; the verifier refuses the others.
+                self.memories.entry(param).or_insert(Memory::Param(params.len() as u16));
+                self.lines.0.entry(format!("param {param}")).or_insert(self.line);
+                params.push(Param { name: param.to_string(), kind: self.param_kind()? });
+                if !self.more(')')? {
+                    break;
+                }
+            }
+        }
+        self.word("workgroup")?;
+        let workgroup = [self.int()?, self.int()?, self.int()?];
+        self.mark('{')?;
+        let mut shared = Vec::new();
+        loop {
+            let at = self.next;
+            if self.eat_word("unused") {
+                self.define()?;
+            } else if self.eat_word("shared") {
+                let name = self.name()?;
+                if shared.len() > u16::MAX as usize {
+                    return Err(self.error(at, "at most 65536 shared arrays"));
+                }
+                self.memories.entry(name).or_insert(Memory::Shared(shared.len() as u16));
+                self.lines.0.entry(format!("shared {name}")).or_insert(self.line);
+                self.mark(':')?;
+                let bytes = self.int()?;
+                self.word("align")?;
+                shared.push(Shared { name: name.to_string(), bytes, align: self.int()? });
+            } else {
+                break;
+            }
+        }
+        let body = Block { statements: self.statements()? };
+        let at = self.next;
+        if at.token != Token::End {
+            return Err(self.error(at, "the end of the text"));
+        }
+        Ok(Kernel { name, params, shared, workgroup, types: self.all_types()?, body })
+    }
+
+    fn param_kind(&mut self) -> Parsed<ParamKind> {
+        self.mark(':')?;
+        let at = self.next;
+        let word = self.any_word("an access right (read, write, readwrite) or a scalar type")?;
+        if let Some(access) = find(names::ACCESS, word) {
+            self.word("align")?;
+            return Ok(ParamKind::Buffer { access, align: self.int()? });
+        }
+        match scalar(word) {
+            Some(scalar) => Ok(ParamKind::Scalar(scalar)),
+            None => Err(self.error(at, "an access right (read, write, readwrite) or a scalar type")),
+        }
+    }
+
+    /// The types in the order of the values' numbers, which must have no hole.
+    fn all_types(&self) -> Parsed<Vec<Type>> {
+        let mut types = Vec::with_capacity(self.types.len());
+        for (&number, &(ty, at)) in &self.types {
+            if number as usize != types.len() {
+                let hole = types.len();
+                return Err(self.error(at, &format!("a definition of %{hole} too, or `unused %{hole}: type`")));
+            }
+            types.push(ty);
+        }
+        Ok(types)
+    }
+
+    /// Statements up to the closing brace, which is read too.
+    fn statements(&mut self) -> Parsed<Vec<Statement>> {
+        let mut statements = Vec::new();
+        while !self.eat('}') {
+            let length = self.path.len();
+            self.path.push_str(&format!(".{}", statements.len()));
+            self.lines.0.insert(self.path.clone(), self.next.line);
+            statements.push(self.statement()?);
+            self.path.truncate(length);
+        }
+        Ok(statements)
+    }
+
+    fn block(&mut self, part: &str) -> Parsed<Block> {
+        let at = self.next;
+        self.mark('{')?;
+        if self.depth == MAX_DEPTH {
+            return Err(self.error(at, &format!("at most {MAX_DEPTH} nested blocks")));
+        }
+        self.depth += 1;
+        let length = self.path.len();
+        self.path.push_str(part);
+        let mut statements = self.statements()?;
+        if !matches!(statements.last(), Some(Statement { inst: Inst::Yield(_), .. })) {
+            self.lines.0.insert(format!("{}.{}", self.path, statements.len()), self.line);
+            statements.push(bare_yield());
+        }
+        self.path.truncate(length);
+        self.depth -= 1;
+        Ok(Block { statements })
+    }
+
+    fn statement(&mut self) -> Parsed<Statement> {
+        let mut results = Vec::new();
+        if matches!(self.next.token, Token::Value(_)) {
+            loop {
+                results.push(self.define()?);
+                if !self.more('=')? {
+                    break;
+                }
+            }
+        }
+        let ty = results.first().and_then(|v| self.types.get(&v.0)).map(|(ty, _)| *ty);
+        let inst = self.inst(ty)?;
+        Ok(Statement { results, inst })
+    }
+
+    fn inst(&mut self, ty: Option<Type>) -> Parsed<Inst> {
+        let at = self.next;
+        let word = self.any_word("an instruction, a value, or `}`")?;
+        if let Some(op) = find(names::BIN, word) {
+            return Ok(Inst::Bin(op, self.value()?, self.comma_value()?));
+        }
+        if let Some(op) = find(names::UN, word) {
+            return Ok(Inst::Un(op, self.value()?));
+        }
+        if let Some(op) = find(names::CMP, word) {
+            return Ok(Inst::Cmp(op, self.value()?, self.comma_value()?));
+        }
+        if let Some(op) = find(names::CAST, word) {
+            return Ok(Inst::Cast(op, self.value()?));
+        }
+        if let Some(op) = find(names::REDUCE, word) {
+            return Ok(Inst::SubgroupReduce(op, self.value()?));
+        }
+        if let Some(mode) = find(names::SHUFFLE, word) {
+            return Ok(Inst::Shuffle { mode, value: self.value()?, index: self.comma_value()? });
+        }
+        if let Some(signed) = find(names::UNPACK, word) {
+            let a = self.value()?;
+            self.word("shift")?;
+            let shift = self.int()?;
+            self.word("bits")?;
+            return Ok(Inst::Unpack { a, shift, bits: self.int()?, signed });
+        }
+        if let Some(signs) = find(names::DOT4, word) {
+            let (a, b, acc) = (self.value()?, self.comma_value()?, self.comma_value()?);
+            self.word("a_bits")?;
+            return Ok(Inst::Dot4 { signs, a_bits: self.int()?, a, b, acc });
+        }
+        if names::BUILTIN.iter().any(|(_, name, _)| *name == word) {
+            return self.builtin(word);
+        }
+        Ok(match word {
+            "const" => match ty {
+                Some(ty) => Inst::Const(self.constant(ty.scalar)?),
+                None => return Err(self.error(at, "a result with a type before a constant: `%0: i32 = const 1`")),
+            },
+            "arg" => {
+                let at = self.next;
+                match self.memory()? {
+                    Memory::Param(index) => Inst::Arg(index),
+                    Memory::Shared(_) => return Err(self.error(at, "the name of a parameter")),
+                }
+            }
+            "select" => Inst::Select { cond: self.value()?, a: self.comma_value()?, b: self.comma_value()? },
+            "bitcast" => Inst::Bitcast(self.value()?),
+            "fma" => Inst::Fma(self.value()?, self.comma_value()?, self.comma_value()?),
+            "vector" => Inst::Vector(self.bracketed(Self::value)?),
+            "splat" => Inst::Splat(self.value()?),
+            "extract" => {
+                let vector = self.value()?;
+                self.mark(',')?;
+                Inst::Extract { vector, lane: self.int()? }
+            }
+            "swizzle" => {
+                let (a, b) = (self.value()?, self.comma_value()?);
+                self.mark(',')?;
+                Inst::Swizzle { a, b, lanes: self.bracketed(Self::int)? }
+            }
+            "load" => Inst::Load { address: self.address()?, align: self.align()? },
+            "store" => Inst::Store { address: self.address()?, align: self.align()?, value: self.comma_value()? },
+            "barrier" => Inst::Barrier,
+            "atomic_add" => Inst::AtomicAdd { address: self.address()?, value: self.comma_value()? },
+            "permute_bytes" => Inst::PermuteBytes { table: self.value()?, index: self.comma_value()? },
+            "yield" => Inst::Yield(self.yielded()?),
+            "for" => self.for_loop()?,
+            "if" => {
+                let cond = self.value()?;
+                let then = self.block(".then")?;
+                let otherwise = if self.eat_word("else") {
+                    self.block(".else")?
+                } else {
+                    self.lines.0.insert(format!("{}.else.0", self.path), self.line);
+                    Block { statements: vec![bare_yield()] }
+                };
+                Inst::If(Box::new(If { cond, then, otherwise }))
+            }
+            _ => return Err(self.error(at, "an instruction")),
+        })
+    }
+
+    fn for_loop(&mut self) -> Parsed<Inst> {
+        let variable = self.define()?;
+        self.mark('=')?;
+        let start = self.value()?;
+        self.word("to")?;
+        let end = self.value()?;
+        self.word("step")?;
+        let step = self.int()?;
+        let mut carried = Vec::new();
+        if self.eat_word("carry") {
+            self.mark('(')?;
+            loop {
+                let inside = self.define()?;
+                self.mark('=')?;
+                carried.push((inside, self.value()?));
+                if !self.more(')')? {
+                    break;
+                }
+            }
+        }
+        let body = self.block(".for")?;
+        Ok(Inst::For(Box::new(For { variable, start, end, step, carried, body })))
+    }
+
+    /// Values on the line of the `yield`: without that rule a bare one would swallow the next statement's results.
+    fn yielded(&mut self) -> Parsed<Vec<Value>> {
+        let mut values = Vec::new();
+        let line = self.line;
+        if matches!(self.next.token, Token::Value(_)) && self.next.line == line {
+            values.push(self.value()?);
+            while self.eat(',') {
+                values.push(self.value()?);
+            }
+        }
+        Ok(values)
+    }
+
+    fn builtin(&mut self, word: &str) -> Parsed<Inst> {
+        let at = self.next;
+        let axis = match names::BUILTIN.iter().any(|(_, name, axis)| *name == word && axis.is_empty()) {
+            true => "",
+            false => {
+                self.mark('.')?;
+                self.any_word("an axis: x, y or z")?
+            }
+        };
+        match names::BUILTIN.iter().find(|(_, name, known)| *name == word && *known == axis) {
+            Some((builtin, ..)) => Ok(Inst::Builtin(*builtin)),
+            None => Err(self.error(at, "an axis: .x, .y or .z")),
+        }
+    }
+
+    fn constant(&mut self, scalar: Scalar) -> Parsed<Constant> {
+        if self.next.token == Token::Mark('[') {
+            return Ok(Constant::Lanes(self.bracketed(|parser| parser.lane(scalar))?));
+        }
+        Ok(Constant::Splat(self.lane(scalar)?))
+    }
+
+    /// One lane of a constant, as bits.
+    fn lane(&mut self, scalar: Scalar) -> Parsed<u64> {
+        let at = self.next;
+        let bits = match at.token {
+            Token::Number(text) => lane_bits(text, scalar),
+            Token::Word("true") if scalar == Scalar::Bool => Some(1),
+            Token::Word("false") if scalar == Scalar::Bool => Some(0),
+            _ => None,
+        };
+        let Some(bits) = bits else {
+            let kind = match scalar {
+                Scalar::Bool => "`true` or `false`",
+                _ if scalar.is_int() => "an integer that fits, or 0x with the bits",
+                _ if scalar.is_float() => "a finite decimal that does not overflow, or 0x with the bits",
+                _ => "0x with the bits",
+            };
+            return Err(self.error(at, &format!("a number of type {scalar}: {kind}")));
+        };
+        self.advance();
+        Ok(bits)
+    }
+
+    fn address(&mut self) -> Parsed<Address> {
+        let memory = self.memory()?;
+        self.mark('[')?;
+        let (index, offset) = match self.next.token {
+            Token::Value(_) => {
+                let index = self.value()?;
+                (Some(index), if self.eat('+') { self.int()? } else { 0 })
+            }
+            _ => (None, self.int()?),
+        };
+        self.mark(']')?;
+        Ok(Address { memory, index, offset })
+    }
+
+    fn align(&mut self) -> Parsed<u32> {
+        self.word("align")?;
+        self.int()
+    }
+
+    fn memory(&mut self) -> Parsed<Memory> {
+        let at = self.next;
+        let name = self.name()?;
+        match self.memories.get(name) {
+            Some(memory) => Ok(*memory),
+            None => Err(self.error(at, "the name of a parameter or shared array")),
+        }
+    }
+
+    /// A value and its type, which stays the same wherever the value is (wrongly) defined again.
+    fn define(&mut self) -> Parsed<Value> {
+        let at = self.next;
+        let value = self.value()?;
+        self.mark(':')?;
+        let spelled = self.next;
+        let ty = match spelled.token {
+            Token::Word(word) => type_of(word),
+            _ => None,
+        };
+        let Some(ty) = ty else {
+            return Err(self.error(spelled, "a type such as i32 or f16x4"));
+        };
+        self.advance();
+        match self.types.insert(value.0, (ty, at)) {
+            Some((before, _)) if before != ty => {
+                Err(self.error(spelled, &format!("{before}, the type of the other definition of {value}")))
+            }
+            _ => Ok(value),
+        }
+    }
+
+    fn value(&mut self) -> Parsed<Value> {
+        let at = self.next;
+        if let Token::Value(digits) = at.token
+            && let Ok(number) = digits.parse()
+        {
+            self.advance();
+            return Ok(Value(number));
+        }
+        Err(self.error(at, "a value such as %0"))
+    }
+
+    fn comma_value(&mut self) -> Parsed<Value> {
+        self.mark(',')?;
+        self.value()
+    }
+
+    /// An integer of the wanted Rust type.
+    fn int<T: TryFrom<i64>>(&mut self) -> Parsed<T> {
+        let at = self.next;
+        let number = match at.token {
+            Token::Number(text) => match text.strip_prefix("0x") {
+                Some(digits) => i64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with(['+', '-'])),
+                None => text.parse().ok(),
+            },
+            _ => None,
+        };
+        match number.and_then(|number: i64| T::try_from(number).ok()) {
+            Some(number) => {
+                self.advance();
+                Ok(number)
+            }
+            None => {
+                let bits = 8 * size_of::<T>();
+                let signs = if T::try_from(-1).is_ok() { "" } else { "unsigned " };
+                Err(self.error(at, &format!("an {signs}integer of {bits} bits")))
+            }
+        }
+    }
+
+    fn bracketed<T>(&mut self, mut each: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
+        self.mark('[')?;
+        let mut items = Vec::new();
+        if self.eat(']') {
+            return Ok(items);
+        }
+        loop {
+            items.push(each(self)?);
+            if !self.more(']')? {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// After an item of a list: true past a comma, false past the mark that closes the list.
+    fn more(&mut self, close: char) -> Parsed<bool> {
+        let at = self.next;
+        if self.eat(',') {
+            Ok(true)
+        } else if self.eat(close) {
+            Ok(false)
+        } else {
+            Err(self.error(at, &format!("`,` or `{close}`")))
+        }
+    }
+
+    fn name(&mut self) -> Parsed<&'t str> {
+        self.any_word("a name")
+    }
+
+    fn any_word(&mut self, expected: &str) -> Parsed<&'t str> {
+        match self.next.token {
+            Token::Word(word) => {
+                self.advance();
+                Ok(word)
+            }
+            _ => Err(self.error(self.next, expected)),
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Parsed<()> {
+        if self.eat_word(word) { Ok(()) } else { Err(self.error(self.next, &format!("`{word}`"))) }
+    }
+
+    fn mark(&mut self, mark: char) -> Parsed<()> {
+        if self.eat(mark) { Ok(()) } else { Err(self.error(self.next, &format!("`{mark}`"))) }
+    }
+
+    fn eat_word(&mut self, word: &str) -> bool {
+        let found = self.next.token == Token::Word(word);
+        if found {
+            self.advance();
+        }
+        found
+    }
+
+    fn eat(&mut self, mark: char) -> bool {
+        let found = self.next.token == Token::Mark(mark);
+        if found {
+            self.advance();
+        }
+        found
+    }
+
+    fn advance(&mut self) {
+        self.line = self.next.line;
+        self.next = self.lexer.next();
+    }
+
+    fn error(&self, at: Lexeme<'_>, expected: &str) -> ParseError {
+        let short = |text: &str| text.chars().take(40).collect::<String>();
+        let found = match at.token {
+            Token::Word(word) => format!("`{}`", short(word)),
+            Token::Value(digits) => format!("`%{}`", short(digits)),
+            Token::Number(text) => format!("`{}`", short(text)),
+            Token::Mark(mark) => format!("`{mark}`"),
+            Token::Bad(character) => format!("{character:?}"),
+            Token::End => "the end of the text".to_string(),
+        };
+        ParseError { line: at.line, column: self.lexer.column(at.at), found, expected: expected.to_string() }
+    }
+}
+
+fn bare_yield() -> Statement {
+    Statement { results: Vec::new(), inst: Inst::Yield(Vec::new()) }
+}
+
+fn scalar(word: &str) -> Option<Scalar> {
+    Scalar::ALL.into_iter().find(|scalar| scalar.name() == word)
+}
+
+fn type_of(word: &str) -> Option<Type> {
+    if let Some(scalar) = scalar(word) {
+        return Some(scalar.into());
+    }
+    let (element, lanes) = word.rsplit_once('x')?;
+    Some(Type::vector(scalar(element)?, lanes.parse().ok()?))
+}
+
+/// The bits of a number of the text, if the type has such a number.
+fn lane_bits(text: &str, scalar: Scalar) -> Option<u64> {
+    if let Some(digits) = text.strip_prefix("0x") {
+        // Too many bits for the type is the verifier's business: it has the better message.
+        return u64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'));
+    }
+    match scalar {
+        Scalar::F32 => finite(text).map(|number| number.to_bits() as u64),
+        Scalar::F16 => {
+            let number = half::f16::from_f64(text.parse().ok()?);
+            number.is_finite().then_some(number.to_bits() as u64)
+        }
+        Scalar::Bf16 => {
+            let number = half::bf16::from_f64(text.parse().ok()?);
+            number.is_finite().then_some(number.to_bits() as u64)
+        }
+        _ if scalar.is_int() => {
+            let number: i128 = text.parse().ok()?;
+            let range = -(1i128 << (scalar.bits() - 1))..1i128 << scalar.bits();
+            let mask = u64::MAX >> (64 - scalar.bits());
+            range.contains(&number).then_some(number as u64 & mask)
+        }
+        _ => None,
+    }
+}
+
+fn finite(text: &str) -> Option<f32> {
+    text.parse().ok().filter(|number: &f32| number.is_finite())
+}

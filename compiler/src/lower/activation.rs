@@ -1,0 +1,148 @@
+//! Rows of activations: where they start, and their numbers in every lane of a vector.
+
+use super::memory::{Params, Role, at, byte_index, scalar_of};
+use super::walk::Pos;
+use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
+use crate::op::{Activation, Matmul, Per};
+
+/// Some rows of X, with their scales and sums.
+pub(super) struct Rows {
+    x: Memory,
+    element: Scalar,
+    scales: Option<(Memory, Per)>,
+    sums: Option<Memory>,
+    k: usize,
+    segments: usize,
+    /// Row numbers, `i64`, none past the last row: rows of a tile past it repeat it.
+    rows: Vec<Value>,
+    lanes: u8,
+}
+
+impl Rows {
+    /// `count` rows from `first` (`i32`) on.
+    pub fn new(b: &mut Builder, op: &Matmul, params: &Params, first: Value, count: usize, lanes: u8) -> Rows {
+        let (element, scales) = match op.activation {
+            Activation::Float(dtype) => (scalar_of(dtype), None),
+            Activation::Int8(per) => (Scalar::I8, Some(per)),
+            Activation::Fp8(dtype, per) => (scalar_of(dtype), Some(per)),
+        };
+        let last = b.bin_imm(BinOp::Sub, params.m, 1);
+        let rows = (0..count)
+            .map(|i| {
+                let row = b.bin_imm(BinOp::Add, first, i as i64);
+                let row = if i == 0 { row } else { b.bin(BinOp::MinS, row, last) };
+                b.cast(CastOp::ExtendS, row, Scalar::I64)
+            })
+            .collect();
+        Rows {
+            x: params.get(Role::Activations),
+            element,
+            scales: scales.map(|per| (params.get(Role::ActivationScales), per)),
+            sums: params.find(Role::ActivationSums),
+            k: op.k,
+            segments: op.k.div_ceil(op.segment()),
+            rows,
+            lanes,
+        }
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn element_at(&self, b: &mut Builder, row: usize, column: Pos) -> Pos {
+        let size = self.element.bytes() as usize;
+        let start = byte_index(b, self.rows[row], self.k * size);
+        let column = column.times(b, size);
+        column.add(b, Pos { index: Some(start), fixed: 0 })
+    }
+
+    /// Four bytes from a column on, in every 32-bit lane; columns past `valid` are 0.
+    pub fn quad_bytes(&self, b: &mut Builder, row: usize, column: Pos, valid: usize) -> Value {
+        let start = self.element_at(b, row, column);
+        let word = if valid == 4 {
+            b.load(Scalar::I32, at(self.x, start.index, start.fixed), 1)
+        } else {
+            let bytes: Vec<Value> = (0..4)
+                .map(|i| {
+                    if i < valid {
+                        b.load(Scalar::I8, at(self.x, start.index, start.fixed + i), 1)
+                    } else {
+                        b.int(Scalar::I8, 0)
+                    }
+                })
+                .collect();
+            let bytes = b.vector(&bytes);
+            b.bitcast(bytes, Scalar::I32)
+        };
+        let words = b.splat(word, self.lanes);
+        b.bitcast(words, Type::vector(Scalar::I8, 4 * self.lanes))
+    }
+
+    /// The numbers of `valid` columns from a column on, each in every lane, as `f32`.
+    pub fn quad_floats(&self, b: &mut Builder, row: usize, column: Pos, valid: usize) -> Vec<Value> {
+        let size = self.element.bytes();
+        let start = self.element_at(b, row, column);
+        let load = |b: &mut Builder, ty: Type, i: usize| {
+            b.load(ty, at(self.x, start.index, start.fixed + i * size as usize), size)
+        };
+        if self.element == Scalar::F32 || valid < 4 {
+            return (0..valid)
+                .map(|i| {
+                    let number = load(b, self.element.into(), i);
+                    let number = self.widen(b, number);
+                    b.splat(number, self.lanes)
+                })
+                .collect();
+        }
+        let quad = load(b, Type::vector(self.element, 4), 0);
+        let quad = self.widen(b, quad);
+        (0..4)
+            .map(|i| {
+                let number = b.extract(quad, i);
+                b.splat(number, self.lanes)
+            })
+            .collect()
+    }
+
+    fn widen(&self, b: &mut Builder, value: Value) -> Value {
+        match self.element {
+            Scalar::F32 => value,
+            Scalar::I8 => b.cast(CastOp::IntToFloatS, value, Scalar::F32),
+            _ => b.cast(CastOp::Float, value, Scalar::F32),
+        }
+    }
+
+    /// The sum of a segment's codes, `i32`, in every lane.
+    pub fn sum(&self, b: &mut Builder, row: usize, segment: Pos) -> Value {
+        let memory = self.sums.expect("int8 activations have sums");
+        let start = byte_index(b, self.rows[row], self.segments * 4);
+        let segment = segment.times(b, 4);
+        let start = segment.add(b, Pos { index: Some(start), fixed: 0 });
+        let sum = b.load(Scalar::I32, at(memory, start.index, start.fixed), 4);
+        b.splat(sum, self.lanes)
+    }
+
+    /// The scale of the group that holds a column, in every lane; `None` where a scale serves the whole row.
+    pub fn group_scale(&self, b: &mut Builder, row: usize, column: Pos) -> Option<Value> {
+        let Some((memory, Per::Group(g))) = self.scales else { return None };
+        let start = byte_index(b, self.rows[row], Per::Group(g).per_row(self.k) * 4);
+        let entry = column.divide(b, g as usize).times(b, 4);
+        let start = entry.add(b, Pos { index: Some(start), fixed: 0 });
+        let scale = b.load(Scalar::F32, at(memory, start.index, start.fixed), 4);
+        Some(b.splat(scale, self.lanes))
+    }
+
+    /// The scale of the whole row, in every lane; `None` where there is none.
+    pub fn row_scale(&self, b: &mut Builder, row: usize) -> Option<Value> {
+        let (memory, per) = self.scales?;
+        let index = match per {
+            Per::Tensor => None,
+            Per::Token => Some(byte_index(b, self.rows[row], 4)),
+            Per::Group(_) => return None,
+        };
+        let scale = b.load(Scalar::F32, at(memory, index, 0), 4);
+        Some(b.splat(scale, self.lanes))
+    }
+}

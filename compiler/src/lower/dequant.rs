@@ -1,0 +1,159 @@
+//! Family `decode`: a whole weight matrix in numbers, row-major.
+//!
+//! A workgroup makes `tile_n` rows. Vector lanes are rows of W, and rows of the result are contiguous along K, so each
+//! square of numbers is turned before it is stored.
+
+use super::Implementation;
+use super::memory::{Params, Role, at, byte_index, scalar_of};
+use super::unpack::Weights;
+use super::walk::{Pos, Step, Visit, Walk};
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::format::n16::N16;
+use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Value};
+use crate::op::{Dequant, Op};
+use crate::schedule::{Family, Schedule};
+
+pub(super) const DECODE: Implementation = Implementation {
+    family: Family::Decode,
+    summary: "dequantization: decodes rows of weights and stores them row-major",
+    refuses,
+    space,
+    build,
+};
+
+fn refuses(op: &Op, caps: &Caps) -> Option<String> {
+    let Op::Dequant(op) = op else { return Some("decodes weights only".into()) };
+    if caps.subgroup != 1 {
+        return Some("is written for devices whose workgroup is one thread".into());
+    }
+    N16::of(&op.weight, op.k).err().map(|error| error.to_string())
+}
+
+fn space(_op: &Op, caps: &Caps, _m: usize) -> Vec<Schedule> {
+    let lanes = (caps.vector_bytes / 4).min(16);
+    [1, 2, 4].map(|unroll| Schedule { family: Family::Decode, tile_m: 1, tile_n: lanes, unroll }).to_vec()
+}
+
+fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
+    let Op::Dequant(dequant) = op else { return Err(Error::Unsupported(format!("{} in family decode", op.name()))) };
+    let layout = N16::of(&dequant.weight, dequant.k)?;
+    let lanes = (caps.vector_bytes / 4).min(16);
+    if schedule.tile_n != lanes || !(1..=64).contains(&schedule.unroll) {
+        return Err(Error::invalid(format!(
+            "family decode: tile_n is {}, unroll {}; accepted: tile_n {lanes}, unroll 1 to 64",
+            schedule.tile_n, schedule.unroll
+        )));
+    }
+    let clean = dequant.weight.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    let name = format!("dequant_n{}_k{}_{clean}_{}_u{}", dequant.n, dequant.k, dequant.out.name(), schedule.unroll);
+    let mut b = Builder::new(&name);
+    let params = Params::declare(&mut b, op, caps)?;
+    let tile = b.builtin(Builtin::WorkgroupId(1));
+    let start = b.bin_imm(BinOp::Mul, tile, schedule.tile_n as i64);
+    let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
+    let weights = Weights::new(&layout, params.get(Role::Weights), start, dequant.n, schedule.tile_n as usize, caps);
+    let walk = Walk::new(&layout, layout.group.min(dequant.k), schedule.unroll as usize)?;
+    let mut turn =
+        Turn { op: dequant, weights: &weights, output: params.get(Role::Output), start, group: walk.segment };
+    walk.emit(&mut b, &mut turn, Vec::new());
+    Ok(b.finish())
+}
+
+/// Decodes a quad of columns for a vector of rows, and stores it row by row.
+struct Turn<'a> {
+    op: &'a Dequant,
+    weights: &'a Weights<'a>,
+    output: Memory,
+    start: Value,
+    group: usize,
+}
+
+impl Visit for Turn<'_> {
+    fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
+        let column = segment.times(b, self.group);
+        let group = column.divide(b, self.weights.layout.group);
+        let scale = self.weights.scale(b, group, 0);
+        let other = self.weights.float_zero(b, group, 0).or_else(|| self.weights.offset(b, group, 0));
+        std::iter::once(scale).chain(other).collect()
+    }
+
+    fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, state: Vec<Value>) -> Vec<Value> {
+        let has_offset = matches!(self.weights.layout.format.zero, crate::format::Zero::Offset { .. });
+        for (i, &valid) in step.quads.iter().enumerate() {
+            let words = self.weights.words(b, step.unit, step.first + i, 0);
+            let columns: Vec<Value> = (0..valid)
+                .map(|byte| {
+                    let code = self.weights.floats(b, &words, byte);
+                    match state[..] {
+                        [scale, offset] if has_offset => b.fma(code, scale, offset),
+                        [scale, zero] => {
+                            let centred = b.bin(BinOp::Sub, code, zero);
+                            b.mul(centred, scale)
+                        }
+                        _ => b.mul(code, state[0]),
+                    }
+                })
+                .collect();
+            self.store(b, &columns, step.column.plus(4 * i));
+        }
+        state
+    }
+
+    fn end(&mut self, _b: &mut Builder, _segment: Pos, _inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value> {
+        outer
+    }
+}
+
+impl Turn<'_> {
+    fn store(&self, b: &mut Builder, columns: &[Value], column: Pos) {
+        let lanes = self.weights.lanes as usize;
+        let out = scalar_of(self.op.out);
+        let size = out.bytes() as usize;
+        let square = match *columns {
+            [c0, c1, c2, c3] if lanes == 4 => Some(turn_square(b, [c0, c1, c2, c3])),
+            _ => None,
+        };
+        let place = byte_index(b, self.start, self.op.k * size);
+        let column = column.times(b, size);
+        let place = column.add(b, Pos { index: Some(place), fixed: 0 });
+        for lane in 0..lanes {
+            let put = |b: &mut Builder, value: Value, at_column: usize| {
+                let value = if out == Scalar::F32 { value } else { b.cast(CastOp::Float, value, out) };
+                let address = at(self.output, place.index, place.fixed + (lane * self.op.k + at_column) * size);
+                b.store(address, size as u32, value);
+            };
+            let write = |b: &mut Builder| match &square {
+                Some(lines) => put(b, lines[lane], 0),
+                None => {
+                    for (i, &c) in columns.iter().enumerate() {
+                        let number = b.extract(c, lane as u8);
+                        put(b, number, i);
+                    }
+                }
+            };
+            if self.op.n.is_multiple_of(lanes) {
+                write(b);
+            } else {
+                let row = b.bin_imm(BinOp::Add, self.start, lane as i64);
+                let end = b.int(Scalar::I64, self.op.n as i64);
+                let inside = b.cmp(CmpOp::LtS, row, end);
+                b.if_then(inside, write);
+            }
+        }
+    }
+}
+
+/// Four vectors of four: rows become columns.
+fn turn_square(b: &mut Builder, c: [Value; 4]) -> [Value; 4] {
+    let low01 = b.swizzle(c[0], c[1], &[0, 4, 1, 5]);
+    let high01 = b.swizzle(c[0], c[1], &[2, 6, 3, 7]);
+    let low23 = b.swizzle(c[2], c[3], &[0, 4, 1, 5]);
+    let high23 = b.swizzle(c[2], c[3], &[2, 6, 3, 7]);
+    [
+        b.swizzle(low01, low23, &[0, 1, 4, 5]),
+        b.swizzle(low01, low23, &[2, 3, 6, 7]),
+        b.swizzle(high01, high23, &[0, 1, 4, 5]),
+        b.swizzle(high01, high23, &[2, 3, 6, 7]),
+    ]
+}

@@ -1,0 +1,129 @@
+//! Matmul families. What they share: the flush of a segment's sums into the result, the epilogue, the stores.
+
+mod epilogue;
+mod float;
+mod integer;
+mod stream;
+mod tile;
+
+pub(super) use stream::STREAM;
+pub(super) use tile::TILE;
+
+use super::activation::Rows;
+use super::unpack::{Integers, Weights};
+use super::walk::Walk;
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::format::n16::N16;
+use crate::ir::{Builder, Kernel};
+use crate::op::{Activation, Matmul, Op};
+use crate::schedule::Schedule;
+
+/// A tile of sums under construction: `vectors` vectors of rows of W for each row of X.
+pub(super) struct Tile<'a> {
+    weights: &'a Weights<'a>,
+    rows: &'a Rows,
+    vectors: usize,
+}
+
+/// What of a matmul does not change while its kernel is built.
+struct Plan {
+    op: Matmul,
+    layout: N16,
+    walk: Walk,
+    /// How codes enter an integer dot product, where both sides are integers.
+    integers: Option<Integers>,
+    /// Rows of W per vector.
+    lanes: u8,
+    /// Vectors per tile.
+    vectors: usize,
+}
+
+impl Plan {
+    fn new(op: &Matmul, schedule: &Schedule, caps: &Caps) -> Result<Plan> {
+        let layout = N16::of(&op.weight, op.k)?;
+        let integers = match op.activation {
+            Activation::Int8(_) => Integers::of(&layout, caps),
+            _ => None,
+        };
+        let walk = Walk::new(&layout, op.segment(), schedule.unroll as usize)?;
+        if integers.is_some() && walk.segment > 1 << 16 {
+            return Err(Error::Unsupported(format!(
+                "integer sums over {} columns in 32 bits; groups of at most 65536 columns are",
+                walk.segment
+            )));
+        }
+        let lanes = (caps.vector_bytes / 4).min(16) as u8;
+        let faults = schedule_faults(schedule, lanes as usize);
+        if !faults.is_empty() {
+            return Err(Error::Invalid(faults));
+        }
+        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors: schedule.tile_n as usize / lanes as usize })
+    }
+}
+
+/// A tile of `tile_n` rows of W must be whole vectors, and lie in one block of 16 rows or be whole blocks.
+fn schedule_faults(schedule: &Schedule, lanes: usize) -> Vec<String> {
+    let mut faults = Vec::new();
+    let n = schedule.tile_n as usize;
+    if n == 0 || !n.is_multiple_of(lanes) || !(n.is_multiple_of(16) || 16usize.is_multiple_of(n)) || n > 256 {
+        faults.push(format!(
+            "tile_n is {n}; accepted: a multiple of {lanes} that divides 16, or a multiple of 16 up to 256"
+        ));
+    }
+    if !(1..=16).contains(&schedule.tile_m) {
+        faults.push(format!("tile_m is {}; accepted: 1 to 16", schedule.tile_m));
+    }
+    if !(1..=64).contains(&schedule.unroll) {
+        faults.push(format!("unroll is {}; accepted: 1 to 64", schedule.unroll));
+    }
+    faults
+}
+
+fn as_matmul(op: &Op) -> Result<&Matmul> {
+    match op {
+        Op::Matmul(op) => Ok(op),
+        other => Err(Error::Unsupported(format!("{} in a matmul family", other.name()))),
+    }
+}
+
+fn refuses(op: &Op, caps: &Caps) -> Option<String> {
+    let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
+    if caps.subgroup != 1 {
+        return Some("is written for devices whose workgroup is one thread".into());
+    }
+    let layout = match N16::of(&op.weight, op.k) {
+        Ok(layout) => layout,
+        Err(error) => return Some(error.to_string()),
+    };
+    Walk::new(&layout, op.segment(), 1).err().map(|error| error.to_string())
+}
+
+fn finish(b: Builder) -> Kernel {
+    b.finish()
+}
+
+/// Entry name of a kernel: it says what it computes, so that a profile or a symbol table can be read.
+fn entry(op: &Matmul, schedule: &Schedule) -> String {
+    let clean = |text: String| text.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    let mut name = format!(
+        "matmul_n{}_k{}_{}_{}_{}_{}_m{}n{}u{}",
+        op.n,
+        op.k,
+        clean(op.weight.to_string()),
+        clean(op.activation.to_string()),
+        op.out.name(),
+        schedule.family.name(),
+        schedule.tile_m,
+        schedule.tile_n,
+        schedule.unroll
+    );
+    for (on, text) in
+        [(op.epilogue.bias, "_bias"), (op.epilogue.silu_mul, "_silu_mul"), (op.epilogue.residual, "_residual")]
+    {
+        if on {
+            name.push_str(text);
+        }
+    }
+    name
+}

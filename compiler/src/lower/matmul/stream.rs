@@ -1,0 +1,91 @@
+//! Family `stream`: few rows. Every weight is read once, decoded in registers, and used for all rows of the tile.
+//!
+//! A workgroup makes `tile_m` rows by `tile_n` columns of Y over all of K. Grid: x over tiles of rows (neighbours share
+//! their weights in cache), y over tiles of columns.
+
+use super::epilogue;
+use super::float::FloatSums;
+use super::integer::IntegerSums;
+use super::{Plan, Tile, as_matmul, entry, finish, refuses};
+use crate::caps::Caps;
+use crate::error::Result;
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar};
+use crate::lower::Implementation;
+use crate::lower::activation::Rows;
+use crate::lower::memory::{Params, Role};
+use crate::lower::unpack::Weights;
+use crate::op::{Activation, Op};
+use crate::schedule::{Family, Schedule};
+
+pub(in crate::lower) const STREAM: Implementation = Implementation {
+    family: Family::Stream,
+    summary: "matmul for few rows: weights are read once and decoded in registers",
+    refuses,
+    space,
+    build,
+};
+
+/// Register tiles that hold their sums in about three quarters of the registers, the most columns first for one row,
+/// the squarest first for more.
+fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
+    let Ok(op) = as_matmul(op) else { return Vec::new() };
+    let lanes = (caps.vector_bytes / 4).min(16);
+    let budget = caps.vector_registers * 3 / 4;
+    let mut list = Vec::new();
+    for tile_m in 1..=8u32 {
+        for tile_n in [4, 8, 16, 32, 64].into_iter().filter(|n| n % lanes == 0) {
+            let sums = tile_m * tile_n / lanes;
+            let rows_needed = (m as u32).div_ceil(tile_m);
+            let waste = rows_needed * tile_m - m as u32;
+            if sums > budget || waste >= tile_m.max(2) / 2 && m as u32 > tile_m || tile_m as usize > m {
+                continue;
+            }
+            for unroll in [1, 2, 4] {
+                list.push((cost(tile_m, tile_n / lanes, m as u32, op.activation), unroll, tile_m, tile_n));
+            }
+        }
+    }
+    list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    list.into_iter()
+        .map(|(_, unroll, tile_m, tile_n)| Schedule { family: Family::Stream, tile_m, tile_n, unroll })
+        .collect()
+}
+
+/// Instructions per product, counted: each vector of weights is loaded and unpacked once per tile of rows, each
+/// activation broadcast once per tile of columns.
+fn cost(tile_m: u32, vectors: u32, m: u32, activation: Activation) -> f64 {
+    let unpack = if matches!(activation, Activation::Int8(_)) { 2.5 } else { 4.0 };
+    let rows = m.div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
+    rows * (1.0 + unpack / tile_m as f64 + 1.0 / vectors as f64 + 0.5 / (tile_m * vectors) as f64)
+}
+
+fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
+    let matmul = as_matmul(op)?;
+    let plan = Plan::new(matmul, schedule, caps)?;
+    let mut b = Builder::new(&entry(matmul, schedule));
+    let params = Params::declare(&mut b, op, caps)?;
+    let tile_x = b.builtin(Builtin::WorkgroupId(0));
+    let first = b.bin_imm(BinOp::Mul, tile_x, schedule.tile_m as i64);
+    let tile_y = b.builtin(Builtin::WorkgroupId(1));
+    let start = b.bin_imm(BinOp::Mul, tile_y, schedule.tile_n as i64);
+    let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
+    let weights =
+        Weights::new(&plan.layout, params.get(Role::Weights), start, matmul.n, schedule.tile_n as usize, caps);
+    let rows = Rows::new(&mut b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
+    let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors };
+    let nothing = b.f32(plan.lanes, 0.0);
+    let outer = vec![nothing; rows.count() * plan.vectors];
+    let results = match &plan.integers {
+        Some(how) => {
+            let mut bytes = |b: &mut Builder, step: &crate::lower::walk::Step, quad: usize, v: usize| {
+                let words = weights.words(b, step.unit, step.first + quad, v);
+                weights.bytes(b, how, &words)
+            };
+            let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
+            plan.walk.emit(&mut b, &mut sums, outer)
+        }
+        None => plan.walk.emit(&mut b, &mut FloatSums { tile: &tile, segment: plan.walk.segment }, outer),
+    };
+    epilogue::store(&mut b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
+    Ok(finish(b))
+}

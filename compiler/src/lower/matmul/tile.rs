@@ -1,0 +1,258 @@
+//! Family `tile`: many rows. A workgroup decodes its weights into scratch once, then walks over tiles of rows.
+//!
+//! A workgroup makes all rows by `tile_n` columns of Y. Scratch holds bytes for an integer dot product, or finished `f32`
+//! weights, so that the inner loop is loads, broadcasts and multiply-adds alone. Grid: y over tiles of columns.
+//!
+//! ```text
+//! bytes    [quad][tile_n] words of four neighbouring columns        floats    [column][tile_n]
+//! ```
+
+use super::epilogue;
+use super::integer::IntegerSums;
+use super::{Plan, Tile, as_matmul, entry, finish};
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
+use crate::lower::Implementation;
+use crate::lower::activation::Rows;
+use crate::lower::memory::{Params, Role, at};
+use crate::lower::unpack::{Integers, Weights};
+use crate::lower::walk::{Pos, Step, Visit, Walk, repeat};
+use crate::op::{Activation, Matmul, Op, Per};
+use crate::schedule::{Family, Schedule};
+
+pub(in crate::lower) const TILE: Implementation = Implementation {
+    family: Family::Tile,
+    summary: "matmul for many rows: weights are decoded once into scratch and used for every tile of rows",
+    refuses,
+    space,
+    build,
+};
+
+fn refuses(op: &Op, caps: &Caps) -> Option<String> {
+    let why = super::refuses(op, caps);
+    if why.is_some() {
+        return why;
+    }
+    match op {
+        Op::Matmul(Matmul { activation: Activation::Int8(Per::Group(g)), .. }) if g % 4 != 0 => {
+            Some(format!("takes activation groups in multiples of 4, not {g}"))
+        }
+        _ => None,
+    }
+}
+
+/// Register tiles that fit with their operands: sums, one vector of weights, one broadcast per row.
+fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
+    let Ok(op) = as_matmul(op) else { return Vec::new() };
+    let lanes = (caps.vector_bytes / 4).min(16);
+    let mut list = Vec::new();
+    for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
+        let vectors = tile_n / lanes;
+        let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
+        if scratch > caps.max_shared_bytes as u64 {
+            continue;
+        }
+        for tile_m in 1..=12u32 {
+            if tile_m * vectors + tile_m + 1 > caps.vector_registers {
+                continue;
+            }
+            let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
+            let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
+            for unroll in [1, 2, 4] {
+                list.push((cost, Schedule { family: Family::Tile, tile_m, tile_n, unroll }));
+            }
+        }
+    }
+    list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.unroll.cmp(&b.1.unroll)));
+    list.into_iter().map(|(_, schedule)| schedule).collect()
+}
+
+fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
+    let matmul = as_matmul(op)?;
+    let plan = Plan::new(matmul, schedule, caps)?;
+    let mut b = Builder::new(&entry(matmul, schedule));
+    let params = Params::declare(&mut b, op, caps)?;
+    let tile_y = b.builtin(Builtin::WorkgroupId(1));
+    let start = b.bin_imm(crate::ir::BinOp::Mul, tile_y, schedule.tile_n as i64);
+    let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
+    let weights =
+        Weights::new(&plan.layout, params.get(Role::Weights), start, matmul.n, schedule.tile_n as usize, caps);
+    let lines = match plan.integers {
+        Some(_) => plan.layout.units * plan.layout.unit / 4,
+        None => matmul.k,
+    };
+    let bytes = lines as u64 * schedule.tile_n as u64 * 4;
+    if bytes > caps.max_shared_bytes as u64 {
+        return Err(Error::Unsupported(format!(
+            "{bytes} bytes of scratch for {} columns of {} weights; {} has {}",
+            schedule.tile_n, matmul.k, caps.name, caps.max_shared_bytes
+        )));
+    }
+    let scratch = Scratch {
+        memory: b.shared("decoded", bytes as u32, 64),
+        line: schedule.tile_n as usize * 4,
+        vector: plan.lanes as usize * 4,
+    };
+    let groups = Walk::new(&plan.layout, plan.layout.group.min(matmul.k), 1)?;
+    let mut decode = Decode {
+        weights: &weights,
+        how: plan.integers.as_ref(),
+        vectors: plan.vectors,
+        scratch: &scratch,
+        group: groups.segment,
+    };
+    groups.emit(&mut b, &mut decode, Vec::new());
+
+    let zero = b.int(Scalar::I32, 0);
+    b.for_loop(zero, params.m, schedule.tile_m as i64, &[], |b, first, _| {
+        let rows = Rows::new(b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
+        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors };
+        let nothing = b.f32(plan.lanes, 0.0);
+        let outer = vec![nothing; rows.count() * plan.vectors];
+        let results = match &plan.integers {
+            Some(how) => {
+                let per_unit = plan.layout.unit / 4;
+                let ty = Type::vector(Scalar::I8, 4 * plan.lanes);
+                let mut bytes = |b: &mut Builder, step: &Step, quad: usize, v: usize| {
+                    let line = step.unit.times(b, per_unit).plus(step.first + quad);
+                    scratch.load(b, ty, line, v)
+                };
+                let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
+                plan.walk.emit(b, &mut sums, outer)
+            }
+            None => float_sums(b, &plan, &tile, &scratch, schedule.unroll as usize, outer),
+        };
+        epilogue::store(b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
+        Vec::new()
+    });
+    Ok(finish(b))
+}
+
+/// Decoded weights of the workgroup.
+struct Scratch {
+    memory: Memory,
+    line: usize,
+    vector: usize,
+}
+
+impl Scratch {
+    fn load(&self, b: &mut Builder, ty: Type, line: Pos, v: usize) -> Value {
+        let place = line.times(b, self.line);
+        b.load(ty, at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32)
+    }
+
+    fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
+        let place = line.times(b, self.line);
+        b.store(at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32, value);
+    }
+}
+
+/// Decodes every quad into scratch. The state of a segment holds its scales, zeros and offsets, by vector.
+struct Decode<'a> {
+    weights: &'a Weights<'a>,
+    how: Option<&'a Integers>,
+    vectors: usize,
+    scratch: &'a Scratch,
+    group: usize,
+}
+
+impl Visit for Decode<'_> {
+    fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
+        if self.how.is_some() {
+            return Vec::new();
+        }
+        let column = segment.times(b, self.group);
+        let group = column.divide(b, self.weights.layout.group);
+        (0..self.vectors)
+            .flat_map(|v| {
+                let scale = self.weights.scale(b, group, v);
+                let other = self.weights.float_zero(b, group, v).or_else(|| self.weights.offset(b, group, v));
+                std::iter::once(scale).chain(other)
+            })
+            .collect()
+    }
+
+    fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, state: Vec<Value>) -> Vec<Value> {
+        let per_vector = state.len() / self.vectors;
+        let has_zero =
+            matches!(self.weights.layout.format.zero, crate::format::Zero::Int(_) | crate::format::Zero::Float(_));
+        for (i, &valid) in step.quads.iter().enumerate() {
+            for v in 0..self.vectors {
+                let words = self.weights.words(b, step.unit, step.first + i, v);
+                if let Some(how) = self.how {
+                    let bytes = self.weights.bytes(b, how, &words);
+                    let line = step.unit.times(b, self.weights.layout.unit / 4).plus(step.first + i);
+                    self.scratch.store(b, bytes, line, v);
+                    continue;
+                }
+                for byte in 0..valid {
+                    let code = self.weights.floats(b, &words, byte);
+                    let w = match state[v * per_vector..][..per_vector] {
+                        [scale] => b.mul(code, scale),
+                        [scale, zero] if has_zero => {
+                            let centred = b.bin(crate::ir::BinOp::Sub, code, zero);
+                            b.mul(centred, scale)
+                        }
+                        [scale, offset] => b.fma(code, scale, offset),
+                        _ => unreachable!("begin makes one or two values per vector"),
+                    };
+                    self.scratch.store(b, w, step.column.plus(4 * i + byte), v);
+                }
+            }
+        }
+        state
+    }
+
+    fn end(&mut self, _b: &mut Builder, _segment: Pos, _inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value> {
+        outer
+    }
+}
+
+/// `f32` multiply-adds over finished weights, four columns at a time.
+fn float_sums(
+    b: &mut Builder,
+    plan: &Plan,
+    tile: &Tile<'_>,
+    scratch: &Scratch,
+    unroll: usize,
+    outer: Vec<Value>,
+) -> Vec<Value> {
+    let k = plan.op.k;
+    let ty = Type::vector(Scalar::F32, plan.lanes);
+    let quad = |b: &mut Builder, column: Pos, valid: usize, mut state: Vec<Value>| {
+        let x: Vec<Vec<Value>> = (0..tile.rows.count())
+            .map(|row| {
+                let numbers = tile.rows.quad_floats(b, row, column, valid);
+                match tile.rows.group_scale(b, row, column) {
+                    Some(scale) => numbers.into_iter().map(|x| b.mul(x, scale)).collect(),
+                    None => numbers,
+                }
+            })
+            .collect();
+        for byte in 0..valid {
+            for v in 0..tile.vectors {
+                let w = scratch.load(b, ty, column.plus(byte), v);
+                for (row, x) in x.iter().enumerate() {
+                    let sum = &mut state[row * tile.vectors + v];
+                    *sum = b.fma(w, x[byte], *sum);
+                }
+            }
+        }
+        state
+    };
+    let step = 4 * unroll;
+    let mut state = repeat(b, k / step, step, outer, |b, column, mut state| {
+        for i in 0..unroll {
+            state = quad(b, column.plus(4 * i), 4, state);
+        }
+        state
+    });
+    let mut column = k / step * step;
+    while column < k {
+        let valid = (k - column).min(4);
+        state = quad(b, Pos::fixed(column), valid, state);
+        column += valid;
+    }
+    state
+}

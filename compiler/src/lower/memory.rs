@@ -1,0 +1,179 @@
+//! What a kernel is passed: the names, types and sizes of an operation's buffers, in order.
+//!
+//! The runtime, the manifest and the C header all take the arguments from here.
+
+use crate::caps::Caps;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::format::n16::N16;
+use crate::ir::{Access, Address, Builder, Memory, Scalar, Value};
+use crate::op::{Activation, Op, Per};
+
+/// What a buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Activations or their codes `[m, k]`.
+    Activations,
+    /// Activation scales: `[m, per_row]`, or one.
+    ActivationScales,
+    /// Activation sums per segment `[m, segments]`, `i32`.
+    ActivationSums,
+    /// Packed weights.
+    Weights,
+    /// Bias `[n]`, `f32`.
+    Bias,
+    /// Multiplier of the gate `[m, n]`.
+    Mul,
+    /// Residual `[m, n]`.
+    Residual,
+    /// Gain of the norm `[k]`, `f32`.
+    Gain,
+    /// Reciprocal smoothing `[k]`, `f32`.
+    Smooth,
+    /// The result.
+    Output,
+}
+
+/// One buffer of an operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Signature {
+    /// What it holds.
+    pub role: Role,
+    /// Name in kernels, manifests and headers.
+    pub name: &'static str,
+    /// Type of an element; `U8` for packed weights.
+    pub dtype: DType,
+    /// Elements that do not depend on M.
+    pub fixed: usize,
+    /// Elements per row of M.
+    pub per_row: usize,
+    /// Whether the kernel writes it.
+    pub written: bool,
+}
+
+impl Signature {
+    /// Bytes for `m` rows.
+    pub fn bytes(&self, m: usize) -> usize {
+        (self.fixed + self.per_row * m) * self.dtype.bits() as usize / 8
+    }
+}
+
+/// The buffers of an operation in the order of the kernel's parameters; `m`, an `i32`, follows them.
+pub fn signature(op: &Op) -> Result<Vec<Signature>> {
+    let read = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: false };
+    let write = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: true };
+    let mut list = Vec::new();
+    match op {
+        Op::Matmul(op) => {
+            let (code, per) = match op.activation {
+                Activation::Float(dtype) => (dtype, None),
+                Activation::Int8(per) => (DType::I8, Some(per)),
+                Activation::Fp8(dtype, per) => (dtype, Some(per)),
+            };
+            list.push(read(Role::Activations, "x", code, 0, op.k));
+            if let Some(per) = per {
+                let fixed = if per == Per::Tensor { 1 } else { 0 };
+                list.push(read(Role::ActivationScales, "x_scale", DType::F32, fixed, per.per_row(op.k)));
+            }
+            if let Activation::Int8(_) = op.activation {
+                list.push(read(Role::ActivationSums, "x_sum", DType::I32, 0, op.k.div_ceil(op.segment())));
+            }
+            list.push(read(Role::Weights, "w", DType::U8, N16::of(&op.weight, op.k)?.bytes(op.n), 0));
+            if op.epilogue.bias {
+                list.push(read(Role::Bias, "bias", DType::F32, op.n, 0));
+            }
+            if op.epilogue.silu_mul {
+                list.push(read(Role::Mul, "mul", op.out, 0, op.n));
+            }
+            if op.epilogue.residual {
+                list.push(read(Role::Residual, "residual", op.out, 0, op.n));
+            }
+            list.push(write(Role::Output, "y", op.out, 0, op.n));
+        }
+        Op::Dequant(op) => {
+            list.push(read(Role::Weights, "w", DType::U8, N16::of(&op.weight, op.k)?.bytes(op.n), 0));
+            list.push(write(Role::Output, "y", op.out, op.n * op.k, 0));
+        }
+        Op::Quantize(op) => {
+            list.push(read(Role::Activations, "x", op.input, 0, op.k));
+            if op.norm.is_some() {
+                list.push(read(Role::Gain, "gain", DType::F32, op.k, 0));
+            }
+            if op.smooth {
+                list.push(read(Role::Smooth, "smooth", DType::F32, op.k, 0));
+            }
+            if op.per == Per::Tensor {
+                list.push(read(Role::ActivationScales, "scale", DType::F32, 1, 0));
+            }
+            list.push(write(Role::Output, "codes", op.code, 0, op.k));
+            if op.per != Per::Tensor {
+                list.push(write(Role::ActivationScales, "scale", DType::F32, 0, op.per.per_row(op.k)));
+            }
+            if op.sum_group != 0 {
+                list.push(write(Role::ActivationSums, "sum", DType::I32, 0, op.k.div_ceil(op.sum_group)));
+            }
+        }
+    }
+    Ok(list)
+}
+
+/// The parameters of a kernel under construction, by role.
+pub(super) struct Params {
+    buffers: Vec<(Role, Memory)>,
+    /// Rows of the launch, `i32`.
+    pub m: Value,
+}
+
+impl Params {
+    /// Declares an operation's parameters.
+    pub fn declare(b: &mut Builder, op: &Op, caps: &Caps) -> Result<Params> {
+        let mut buffers = Vec::new();
+        for s in signature(op)? {
+            let access = if s.written { Access::Write } else { Access::Read };
+            let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8) };
+            buffers.push((s.role, b.buffer(s.name, access, align)));
+        }
+        let m = b.scalar("m", Scalar::I32);
+        Ok(Params { buffers, m })
+    }
+
+    /// The buffer of a role.
+    pub fn get(&self, role: Role) -> Memory {
+        self.find(role).expect("the operation has this buffer")
+    }
+
+    /// The buffer of a role, if the operation has one.
+    pub fn find(&self, role: Role) -> Option<Memory> {
+        self.buffers.iter().find(|(r, _)| *r == role).map(|&(_, memory)| memory)
+    }
+}
+
+/// A place at `index` (a number of bytes, if any) plus a constant.
+pub(super) fn at(memory: Memory, index: Option<Value>, offset: usize) -> Address {
+    Address { memory, index, offset: offset as i64 }
+}
+
+/// An `i64` number of bytes: `value` (i32 or i64) times `scale`.
+pub(super) fn byte_index(b: &mut Builder, value: Value, scale: usize) -> Value {
+    let wide = match b.ty(value).scalar {
+        Scalar::I64 => value,
+        _ => b.cast(crate::ir::CastOp::ExtendS, value, Scalar::I64),
+    };
+    b.bin_imm(crate::ir::BinOp::Mul, wide, scale as i64)
+}
+
+/// The IR scalar that holds an element of memory.
+pub(super) fn scalar_of(dtype: DType) -> Scalar {
+    match dtype {
+        DType::F32 => Scalar::F32,
+        DType::F16 => Scalar::F16,
+        DType::Bf16 => Scalar::Bf16,
+        DType::E4m3fn => Scalar::E4m3fn,
+        DType::E4m3fnuz => Scalar::E4m3fnuz,
+        DType::E5m2 => Scalar::E5m2,
+        DType::E5m2fnuz => Scalar::E5m2fnuz,
+        DType::E8m0 => Scalar::E8m0,
+        DType::I32 => Scalar::I32,
+        _ => Scalar::I8,
+    }
+}

@@ -1,0 +1,98 @@
+//! Lowering: families turn (operation, schedule, caps) into kernel IR.
+//!
+//! Reads operations, formats, layouts and caps; makes kernels that know of none of them. `unpack` is the only place that
+//! decodes a format. Each family's file holds `applies`, `space` and `build` side by side.
+
+mod activation;
+mod dequant;
+mod matmul;
+mod memory;
+mod quantize;
+mod unpack;
+mod walk;
+
+pub use memory::{Role, Signature, signature};
+
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::ir::Kernel;
+use crate::op::Op;
+use crate::schedule::{Family, Schedule};
+
+/// A family of programs: one way to compute some operations on some devices.
+#[derive(Clone, Copy, Debug)]
+pub struct Implementation {
+    /// Which family.
+    pub family: Family,
+    /// What it is good for, in a sentence.
+    pub summary: &'static str,
+    /// Why it cannot serve this operation on this device; `None` if it can.
+    pub refuses: fn(&Op, &Caps) -> Option<String>,
+    /// Every schedule worth trying for `m` rows, the chooser's favourite first.
+    pub space: fn(&Op, &Caps, usize) -> Vec<Schedule>,
+    /// The kernel.
+    pub build: fn(&Op, &Schedule, &Caps) -> Result<Kernel>,
+}
+
+/// Every family.
+pub const FAMILIES: &[Implementation] = &[matmul::STREAM, matmul::TILE, dequant::DECODE, quantize::ROWS];
+
+/// The families that can serve an operation; if there is none, the error names what each one lacks.
+pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
+    let able: Vec<_> = FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none()).collect();
+    if able.is_empty() {
+        let why: Vec<String> = FAMILIES
+            .iter()
+            .filter_map(|f| (f.refuses)(op, caps).map(|why| format!("family {}: {why}", f.family.name())))
+            .collect();
+        return Err(Error::Unsupported(format!("{} on {}: {}", op.name(), caps.name, why.join("; "))));
+    }
+    Ok(able)
+}
+
+/// Every schedule worth trying for `m` rows.
+pub fn space(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
+    Ok(families(op, caps)?.into_iter().flat_map(|f| (f.space)(op, caps, m)).collect())
+}
+
+/// The schedule to take for `m` rows where nothing has been measured.
+pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
+    let able = families(op, caps)?;
+    let many_rows = m > 8;
+    let family = able
+        .iter()
+        .find(|f| f.family == if many_rows { Family::Tile } else { Family::Stream })
+        .or(able.first())
+        .expect("families returns at least one");
+    (family.space)(op, caps, m)
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::Unsupported(format!("{}: family {} has no schedule", op.name(), family.family.name())))
+}
+
+/// Turns an operation and a schedule into a kernel for devices of these caps.
+pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
+    let op = op.checked()?;
+    let family = FAMILIES.iter().find(|f| f.family == schedule.family).expect("every family is listed");
+    if let Some(why) = (family.refuses)(&op, caps) {
+        return Err(Error::Unsupported(format!(
+            "{} on {}: family {}: {why}",
+            op.name(),
+            caps.name,
+            family.family.name()
+        )));
+    }
+    (family.build)(&op, schedule, caps)
+}
+
+/// Workgroups of a launch for `m` rows.
+pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
+    match (op, schedule.family) {
+        (Op::Matmul(op), Family::Stream) => {
+            [m.div_ceil(schedule.tile_m as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
+        }
+        (Op::Matmul(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
+        (Op::Dequant(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
+        (Op::Quantize(_), _) => [m as u32, 1, 1],
+    }
+}

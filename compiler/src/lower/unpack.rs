@@ -1,0 +1,391 @@
+//! The only decoder: from packed words, scales and zeros to numbers in registers.
+//!
+//! A vector lane is a row of W; see `format::n16` for where things lie. Always holds: what it makes of a code is exactly
+//! `Code::decode`, up to the factors that [`Integers`] and [`Floats`] name.
+
+use super::memory::at;
+use super::walk::Pos;
+use crate::caps::{Caps, Feature};
+use crate::dtype::DType;
+use crate::format::n16::{N16, ROWS, Section};
+use crate::format::{Code, Zero};
+use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Memory, Scalar, Type, Value};
+
+/// Reads the packed weights of a strip of rows.
+pub(super) struct Weights<'a> {
+    /// Where things lie.
+    pub layout: &'a N16,
+    memory: Memory,
+    /// Rows per vector.
+    pub lanes: u8,
+    /// First row of the strip.
+    row: Value,
+    /// Whether the strip may start inside a block of 16 rows.
+    inside: bool,
+    /// The last block, where the strip may reach past it: what lies there is never stored, but must be readable.
+    last_block: Option<usize>,
+    f16_convert: bool,
+}
+
+/// How codes enter an integer dot product: `code = (factor · byte - offset) · scale`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Integers {
+    /// How the dot product reads the bytes of weights and activations.
+    pub signs: Dot4Signs,
+    /// Bits that the bytes use.
+    pub bits: u8,
+    /// 1 or 2.
+    pub factor: i32,
+    /// Taken off after multiplication.
+    pub offset: i32,
+    /// A power of two that goes into the scale.
+    pub scale: f32,
+    table: Option<[i8; 16]>,
+    /// Whether the top bit of a byte is flipped to make it signed.
+    flip: bool,
+}
+
+impl<'a> Weights<'a> {
+    /// Reads rows of a matrix of `n` from `row` (`i64`) on, `lanes` at a time; `tile` rows in all.
+    pub fn new(layout: &'a N16, memory: Memory, row: Value, n: usize, tile: usize, caps: &Caps) -> Weights<'a> {
+        let blocks = n.div_ceil(ROWS);
+        Weights {
+            layout,
+            memory,
+            lanes: (caps.vector_bytes / 4).min(ROWS as u32) as u8,
+            row,
+            inside: !tile.is_multiple_of(ROWS),
+            last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),
+            f16_convert: caps.features.has(Feature::F16Convert),
+        }
+    }
+
+    /// The start of vector `v` in a section whose rows are `size` bytes wide: an index and a constant.
+    fn base(&self, b: &mut Builder, v: usize, size: usize) -> Pos {
+        let first = v * self.lanes as usize;
+        let mut block = b.bin_imm(BinOp::DivS, self.row, ROWS as i64);
+        if let Some(last) = self.last_block {
+            block = b.bin_imm(BinOp::Add, block, (first / ROWS) as i64);
+            block = b.bin_imm(BinOp::MinS, block, last as i64);
+            let index = b.bin_imm(BinOp::Mul, block, self.layout.record as i64);
+            return Pos { index: Some(index), fixed: first % ROWS * size };
+        }
+        let mut index = b.bin_imm(BinOp::Mul, block, self.layout.record as i64);
+        if self.inside {
+            let within = b.bin_imm(BinOp::RemS, self.row, ROWS as i64);
+            let bytes = b.bin_imm(BinOp::Mul, within, size as i64);
+            index = b.add(index, bytes);
+        }
+        Pos { index: Some(index), fixed: first / ROWS * self.layout.record + first % ROWS * size }
+    }
+
+    /// The words of quad `quad` of a unit for vector `v`, one per plane, with the bit of the field in each byte.
+    pub fn words(&self, b: &mut Builder, unit: Pos, quad: usize, v: usize) -> Vec<(Value, u8)> {
+        let (_, places) = self.layout.quad(quad);
+        let base = self.base(b, v, 4);
+        let start = unit.times(b, self.layout.unit_bytes());
+        let start = start.add(b, base);
+        places
+            .into_iter()
+            .map(|(word, bit)| {
+                let address = at(self.memory, start.index, start.fixed + self.layout.codes + word);
+                (b.load(Type::vector(Scalar::I32, self.lanes), address, 4 * self.lanes as u32), bit)
+            })
+            .collect()
+    }
+
+    /// Codes of a quad as bytes of an integer dot product.
+    pub fn bytes(&self, b: &mut Builder, how: &Integers, words: &[(Value, u8)]) -> Value {
+        let ty = Type::vector(Scalar::I8, 4 * self.lanes);
+        let mut bytes = match *words {
+            [(word, bit)] => b.unpack(word, bit, self.layout.planes[0], false, ty),
+            _ => {
+                let joined = self.join(b, words, 0x0101_0101);
+                b.bitcast(joined, ty)
+            }
+        };
+        if let Some(table) = how.table {
+            let table: Vec<u64> = table.iter().map(|&v| v as u8 as u64).collect();
+            let table = b.lanes(Scalar::I8, &table);
+            bytes = b.push(ty, crate::ir::Inst::PermuteBytes { table, index: bytes });
+        }
+        if how.flip {
+            bytes = b.bin_imm(BinOp::Xor, bytes, 0x80);
+        }
+        bytes
+    }
+
+    /// Fields of all planes side by side from bit 0 of a byte; `ones` has a 1 at bit 0 of each byte that counts.
+    fn join(&self, b: &mut Builder, words: &[(Value, u8)], ones: i64) -> Value {
+        let mut joined: Option<Value> = None;
+        let mut low = 0u8;
+        for (&(word, bit), &width) in words.iter().zip(self.layout.planes) {
+            let moved = match bit.cmp(&low) {
+                std::cmp::Ordering::Greater => b.bin_imm(BinOp::ShrU, word, (bit - low) as i64),
+                std::cmp::Ordering::Less => b.bin_imm(BinOp::Shl, word, (low - bit) as i64),
+                std::cmp::Ordering::Equal => word,
+            };
+            let mask = ones * ((((1i64 << width) - 1) << low) & 0xff);
+            let field = b.bin_imm(BinOp::And, moved, mask);
+            joined = Some(joined.map_or(field, |j| b.bin(BinOp::Or, j, field)));
+            low += width;
+        }
+        joined.expect("every code has a plane")
+    }
+
+    /// Codes of column `byte` of a quad as exact `f32` numbers, before zero points and scales of the matrix.
+    pub fn floats(&self, b: &mut Builder, words: &[(Value, u8)], byte: usize) -> Value {
+        let lanes = self.lanes;
+        let int = Type::vector(Scalar::I32, lanes);
+        let float = Type::vector(Scalar::F32, lanes);
+        let shift = |bit: u8| 8 * byte as u8 + bit;
+        let code = self.layout.format.code;
+        let plain = |b: &mut Builder, ty: Type| match *words {
+            [(word, bit)] => b.unpack(word, shift(bit), self.layout.planes[0], false, ty),
+            _ => {
+                let shifted: Vec<(Value, u8)> =
+                    words.iter().map(|&(w, bit)| (b.bin_imm(BinOp::ShrU, w, 8 * byte as i64), bit)).collect();
+                let joined = self.join(b, &shifted, 1);
+                if ty.scalar == Scalar::F32 { b.cast(CastOp::IntToFloatS, joined, Scalar::F32) } else { joined }
+            }
+        };
+        match code {
+            Code::Int { .. } | Code::Ternary | Code::Binary => {
+                let raw = plain(b, float);
+                let (factor, offset) = integer_meaning(code, self.layout.format.zero);
+                let offset_value = b.f32(lanes, -offset as f32);
+                match (factor, offset) {
+                    (1, 0) => raw,
+                    (1, _) => b.add(raw, offset_value),
+                    _ => {
+                        let factor = b.f32(lanes, factor as f32);
+                        b.fma(raw, factor, offset_value)
+                    }
+                }
+            }
+            Code::Float(dtype) => {
+                let raw = plain(b, int);
+                small_float(b, raw, dtype)
+            }
+            Code::Log { bits } => {
+                let raw = plain(b, int);
+                let exponent = b.bin_imm(BinOp::And, raw, (1 << (bits - 1)) - 1);
+                let bias = b.int(int, 127);
+                let biased = b.bin(BinOp::Sub, bias, exponent);
+                let magnitude = b.bin_imm(BinOp::Shl, biased, 23);
+                with_sign(b, magnitude, raw, bits - 1)
+            }
+            Code::Table(table) => {
+                let raw = plain(b, int);
+                table_lookup(b, raw, &table.values)
+            }
+        }
+    }
+
+    /// Numbers of a section at `entry` for vector `v`, as `f32`.
+    fn section(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
+        let size = section.dtype.bits() as usize / 8;
+        let base = self.base(b, v, size);
+        let start = entry.times(b, section.stride());
+        let start = start.add(b, base);
+        let address = at(self.memory, start.index, start.fixed + section.offset);
+        let align = (self.lanes as u32 * size as u32).min(64);
+        let load = |b: &mut Builder, scalar: Scalar| b.load(Type::vector(scalar, self.lanes), address, align);
+        match section.dtype {
+            DType::F32 => load(b, Scalar::F32),
+            DType::F16 if self.f16_convert => {
+                let raw = load(b, Scalar::F16);
+                b.cast(CastOp::Float, raw, Scalar::F32)
+            }
+            DType::F16 => {
+                let raw = load(b, Scalar::I16);
+                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+                finite_f16(b, raw)
+            }
+            DType::Bf16 => {
+                let raw = load(b, Scalar::I16);
+                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+                let bits = b.bin_imm(BinOp::Shl, raw, 16);
+                b.bitcast(bits, Type::vector(Scalar::F32, self.lanes))
+            }
+            DType::E4m3fn => {
+                let raw = load(b, Scalar::I8);
+                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+                small_float(b, raw, DType::E4m3fn)
+            }
+            DType::E8m0 => {
+                let raw = load(b, Scalar::E8m0);
+                b.cast(CastOp::Float, raw, Scalar::F32)
+            }
+            DType::I8 => {
+                let raw = load(b, Scalar::I8);
+                b.cast(CastOp::IntToFloatS, raw, Scalar::F32)
+            }
+            _ => {
+                let raw = load(b, Scalar::I8);
+                b.cast(CastOp::IntToFloatU, raw, Scalar::F32)
+            }
+        }
+    }
+
+    fn two_level(&self, b: &mut Builder, inner: &Section, outer: Option<&Section>, group: Pos, v: usize) -> Value {
+        let number = self.section(b, inner, group, v);
+        let Some(outer) = outer else { return number };
+        let entry = if outer.entries == 1 { Pos::fixed(0) } else { group.divide(b, outer.span / self.layout.group) };
+        let factor = self.section(b, outer, entry, v);
+        b.mul(number, factor)
+    }
+
+    /// Scales of a group for vector `v`.
+    pub fn scale(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
+        self.two_level(b, &self.layout.scales, self.layout.outer.as_ref(), group, v)
+    }
+
+    /// Integer zero points of a group, as `i32`; `None` if the format has none.
+    pub fn integer_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
+        let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) else { return None };
+        let base = self.base(b, v, 1);
+        let start = group.times(b, section.stride());
+        let start = start.add(b, base);
+        let address = at(self.memory, start.index, start.fixed + section.offset);
+        let raw = b.load(Type::vector(Scalar::I8, self.lanes), address, self.lanes as u32);
+        Some(b.cast(CastOp::ExtendU, raw, Scalar::I32))
+    }
+
+    /// Zero points of a group as numbers, integer or float; `None` if the format has none.
+    pub fn float_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
+        match (self.layout.format.zero, &self.layout.zeros) {
+            (Zero::Int(_) | Zero::Float(_), Some(section)) => Some(self.section(b, section, group, v)),
+            _ => None,
+        }
+    }
+
+    /// Offsets of a group with their sign, to be added to `scale · code`; `None` if the format has none.
+    pub fn offset(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
+        let (Zero::Offset { sign, .. }, Some(section)) = (self.layout.format.zero, &self.layout.zeros) else {
+            return None;
+        };
+        let offset = self.two_level(b, section, self.layout.zeros_outer.as_ref(), group, v);
+        Some(if sign < 0 { b.un(crate::ir::UnOp::Neg, offset) } else { offset })
+    }
+}
+
+impl Integers {
+    /// How the codes of a layout enter a device's integer dot product; `None` if they are not integers.
+    pub fn of(layout: &N16, caps: &Caps) -> Option<Integers> {
+        let code = layout.format.code;
+        let unsigned = caps.features.has(Feature::Dot4UnsignedSigned) || !caps.features.has(Feature::Dot4SignedSigned);
+        let signs = if unsigned { Dot4Signs::UnsignedSigned } else { Dot4Signs::SignedSigned };
+        match code {
+            Code::Int { .. } | Code::Ternary | Code::Binary => {
+                let (factor, mut offset) = integer_meaning(code, layout.format.zero);
+                let bits = code.bits();
+                // Bytes of 8 bits do not fit a signed operand: shift them by half their range.
+                let flip = bits == 8 && !unsigned;
+                if flip {
+                    offset -= 128;
+                }
+                Some(Integers { signs, bits, factor, offset, scale: 1.0, table: None, flip })
+            }
+            Code::Log { .. } | Code::Float(DType::E2m1) | Code::Table(_) if layout.format.integer_code() => {
+                let values: Vec<f64> =
+                    (0..16u8).map(|c| if c < 1 << code.bits() { code.decode(c) } else { 0.0 }).collect();
+                // The smallest power of two that makes every value an integer.
+                let up = (0..7).map(|e| (1 << e) as f64).find(|f| values.iter().all(|v| (v * f).fract() == 0.0))?;
+                let low = values.iter().fold(0.0f64, |a, &v| a.min(v * up));
+                let offset = if unsigned { -low as i32 } else { 0 };
+                let mut table = [0i8; 16];
+                let mut top = 0;
+                for (entry, value) in table.iter_mut().zip(&values) {
+                    let byte = (value * up) as i32 + offset;
+                    top = top.max(byte);
+                    *entry = byte as u8 as i8;
+                }
+                let bits = 32 - (top as u32).leading_zeros() as u8;
+                Some(Integers {
+                    signs,
+                    bits,
+                    factor: 1,
+                    offset,
+                    scale: 1.0 / up as f32,
+                    table: Some(table),
+                    flip: false,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// `code - bias = factor · stored - offset` for integer codes as N16 stores them.
+fn integer_meaning(code: Code, zero: Zero) -> (i32, i32) {
+    let bias = match zero {
+        Zero::Bias(bias) => bias as i32,
+        _ => 0,
+    };
+    match code {
+        Code::Int { bits, signed: true } => (1, (1 << (bits - 1)) + bias),
+        Code::Ternary => (1, 1 + bias),
+        Code::Binary => (2, 1 + bias),
+        _ => (1, bias),
+    }
+}
+
+/// The sign bit `bit` of `raw` set on a non-negative float's bits.
+fn with_sign(b: &mut Builder, magnitude: Value, raw: Value, bit: u8) -> Value {
+    let sign = b.bin_imm(BinOp::And, raw, 1 << bit);
+    let sign = b.bin_imm(BinOp::Shl, sign, 31 - bit as i64);
+    let bits = b.bin(BinOp::Or, magnitude, sign);
+    let ty = b.ty(bits).with_scalar(Scalar::F32);
+    b.bitcast(bits, ty)
+}
+
+/// A finite 8- or 4-bit float in the low bits of `i32` lanes, as `f32`: its exponent and mantissa are placed in those of
+/// an `f32` and a product with a power of two moves the exponent's bias, subnormals included. Exact.
+fn small_float(b: &mut Builder, raw: Value, dtype: DType) -> Value {
+    let (bits, mantissa, bias) = match dtype {
+        DType::E4m3fn => (8, 3, 7),
+        DType::E4m3fnuz => (8, 3, 8),
+        DType::E5m2 => (8, 2, 15),
+        DType::E5m2fnuz => (8, 2, 16),
+        _ => (4, 1, 1),
+    };
+    let magnitude = b.bin_imm(BinOp::And, raw, (1 << (bits - 1)) - 1);
+    let placed = b.bin_imm(BinOp::Shl, magnitude, 23 - mantissa);
+    rebias(b, placed, raw, bits as u8 - 1, 127 - bias)
+}
+
+/// A finite binary16 in the low bits of `i32` lanes, as `f32`. Exact.
+fn finite_f16(b: &mut Builder, raw: Value) -> Value {
+    let magnitude = b.bin_imm(BinOp::And, raw, 0x7fff);
+    let placed = b.bin_imm(BinOp::Shl, magnitude, 13);
+    rebias(b, placed, raw, 15, 112)
+}
+
+fn rebias(b: &mut Builder, placed: Value, raw: Value, sign_bit: u8, exponent: i32) -> Value {
+    let ty = b.ty(placed).with_scalar(Scalar::F32);
+    let float = b.bitcast(placed, ty);
+    let factor = b.f32(ty.lanes, (exponent as f32).exp2());
+    let scaled = b.mul(float, factor);
+    let bits = b.bitcast(scaled, ty.with_scalar(Scalar::I32));
+    with_sign(b, bits, raw, sign_bit)
+}
+
+/// `values[raw]` for `i32` lanes below 16: each byte of the float comes from its own byte table.
+fn table_lookup(b: &mut Builder, raw: Value, values: &[f32; 16]) -> Value {
+    let lanes = b.ty(raw).lanes;
+    let bytes = Type::vector(Scalar::I8, 4 * lanes);
+    let repeated = b.bin_imm(BinOp::Mul, raw, 0x0101_0101);
+    let index = b.bitcast(repeated, bytes);
+    let mut joined: Option<Value> = None;
+    for plane in 0..4 {
+        let entries: Vec<u64> = values.iter().map(|v| (v.to_bits() >> (8 * plane) & 0xff) as u64).collect();
+        let table = b.lanes(Scalar::I8, &entries);
+        let found = b.push(bytes, crate::ir::Inst::PermuteBytes { table, index });
+        let words = b.bitcast(found, Type::vector(Scalar::I32, lanes));
+        let part = b.bin_imm(BinOp::And, words, 0xff << (8 * plane));
+        joined = Some(joined.map_or(part, |j| b.bin(BinOp::Or, j, part)));
+    }
+    let bits = joined.expect("a float has four bytes");
+    b.bitcast(bits, Type::vector(Scalar::F32, lanes))
+}

@@ -1,0 +1,164 @@
+//! Quantized matrix multiplication with an epilogue, and its meaning.
+//!
+//! `Y[m, n] = epilogue(Σ_k X[m, k] · W[n, k])`, `epilogue(y) = act(y + bias[n]) + residual[m, n]`, where `act` is the
+//! identity or `silu(y) · mul[m, n]` (the gate of a SwiGLU block, `mul` being the up projection's result).
+
+use super::{Activation, Expected, Per, dim_fault, float_fault, gamma, rounding};
+use crate::dtype::DType;
+use crate::format::{Format, Granularity, Quantized, Zero};
+
+/// A matmul with weights in a format. M is known at launch only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matmul {
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// Format of W.
+    pub weight: Format,
+    /// How X comes.
+    pub activation: Activation,
+    /// Type of Y, residual and mul: `F32`, `F16` or `Bf16`.
+    pub out: DType,
+    /// What is done to a sum before it is stored.
+    pub epilogue: Epilogue,
+}
+
+/// What is done to a sum before it is stored, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub struct Epilogue {
+    /// Adds `bias[n]`, `f32`.
+    pub bias: bool,
+    /// Multiplies `silu(y)` by `mul[m, n]`.
+    pub silu_mul: bool,
+    /// Adds `residual[m, n]`.
+    pub residual: bool,
+}
+
+/// Inputs of a matmul in numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct MatmulInputs<'a> {
+    /// Rows of X.
+    pub m: usize,
+    /// X `[m, k]`: the numbers, or the codes where the activation is quantized (then `scales` applies).
+    pub x: &'a [f64],
+    /// Activation scales: `[m, per_row]`, one for `Per::Tensor`, empty for floats.
+    pub scales: &'a [f32],
+    /// W.
+    pub weights: &'a Quantized,
+    /// `[n]` if the epilogue adds it.
+    pub bias: &'a [f32],
+    /// `[m, n]` if the epilogue multiplies by it.
+    pub mul: &'a [f64],
+    /// `[m, n]` if the epilogue adds it.
+    pub residual: &'a [f64],
+}
+
+impl Matmul {
+    /// Every fault of the description.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        dim_fault("N", self.n, &mut faults);
+        dim_fault("K", self.k, &mut faults);
+        float_fault("output type", self.out, &mut faults);
+        match self.activation {
+            Activation::Float(dtype) => float_fault("activation type", dtype, &mut faults),
+            Activation::Int8(Per::Tensor) => faults.push("int8 activations take a scale per token or group".into()),
+            Activation::Fp8(_, Per::Group(_)) => faults.push("fp8 activations take a scale per token or tensor".into()),
+            _ => {}
+        }
+        if faults.is_empty() {
+            faults.extend((self.weight.container.check)(&self.weight, self.n, self.k));
+        }
+        faults
+    }
+
+    /// Neighbours along K that share a weight scale and an activation scale: integer sums are exact inside one.
+    /// Activation sums come per segment.
+    pub fn segment(&self) -> usize {
+        let group = match self.weight.granularity {
+            Granularity::Tensor | Granularity::Channel => self.k,
+            Granularity::Group(g) => g as usize,
+            Granularity::Block { k, .. } => k as usize,
+        };
+        match self.activation {
+            Activation::Int8(Per::Group(g)) => group.min(g as usize).min(self.k),
+            _ => group.min(self.k),
+        }
+    }
+
+    /// What the outputs of the given rows of X and rows of W should be, `[rows, columns]`.
+    pub fn reference(&self, inputs: &MatmulInputs<'_>, rows: &[usize], columns: &[usize]) -> Vec<Expected> {
+        let k = self.k;
+        let (mut values, mut sizes) = (vec![0.0; columns.len() * k], vec![0.0; columns.len() * k]);
+        for (i, &n) in columns.iter().enumerate() {
+            for c in 0..k {
+                values[i * k + c] = inputs.weights.value(n, c);
+                sizes[i * k + c] = magnitude(inputs.weights, n, c);
+            }
+        }
+        let mut expected = Vec::with_capacity(rows.len() * columns.len());
+        for &m in rows {
+            let x: Vec<f64> = (0..k).map(|c| inputs.x[m * k + c] * self.activation_scale(inputs, m, c)).collect();
+            for (i, &n) in columns.iter().enumerate() {
+                let (w, size) = (&values[i * k..][..k], &sizes[i * k..][..k]);
+                let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                let total: f64 = x.iter().zip(size).map(|(x, s)| x.abs() * s).sum();
+                expected.push(self.finish(inputs, m, n, sum, total));
+            }
+        }
+        expected
+    }
+
+    fn activation_scale(&self, inputs: &MatmulInputs<'_>, m: usize, column: usize) -> f64 {
+        match self.activation {
+            Activation::Float(_) => 1.0,
+            Activation::Int8(per) | Activation::Fp8(_, per) => match per {
+                Per::Tensor => inputs.scales[0] as f64,
+                Per::Token => inputs.scales[m] as f64,
+                Per::Group(g) => inputs.scales[m * per.per_row(self.k) + column / g as usize] as f64,
+            },
+        }
+    }
+
+    /// Any schedule makes at most K additions, and fewer than 16 further roundings, on the way of a product to its sum:
+    /// scale of two levels, zero, activation scale, conversions.
+    fn finish(&self, inputs: &MatmulInputs<'_>, m: usize, n: usize, sum: f64, total: f64) -> Expected {
+        let mut value = sum;
+        let mut bound = gamma(self.k + 16) * total;
+        if self.epilogue.bias {
+            value += inputs.bias[n] as f64;
+            bound += gamma(2) * (value.abs() + bound);
+        }
+        if self.epilogue.silu_mul {
+            let mul = inputs.mul[m * self.n + n];
+            let sigmoid = 1.0 / (1.0 + (-value).exp());
+            // |silu'| < 1.1. exp2 is off by at most 4 units, its argument by 2 relative, which moves exp2 by 2·|y|.
+            let silu = value * sigmoid;
+            bound = mul.abs() * (1.1 * bound + gamma(16 + 4 * value.abs().min(1e4) as usize) * silu.abs());
+            value = silu * mul;
+        }
+        if self.epilogue.residual {
+            value += inputs.residual[m * self.n + n];
+            bound += gamma(2) * (value.abs() + bound);
+        }
+        rounding(value, bound, self.out)
+    }
+}
+
+/// |scale| · (|code| + |zero|) + |offset|: what bounds every intermediate of a weight's way into a sum.
+/// Codes are counted as offset binary at most, which is how some kernels carry them.
+fn magnitude(w: &Quantized, row: usize, column: usize) -> f64 {
+    let granule = w.granule(row, column);
+    let code = w.format.code.decode(w.codes[row * w.k + column]).abs();
+    let zero = match w.format.zero {
+        Zero::None => 0.0,
+        Zero::Bias(bias) => bias.unsigned_abs() as f64,
+        Zero::Int(_) => w.zeros[granule] as f64,
+        Zero::Float(dtype) => dtype.decode(w.zeros[granule]).abs(),
+        Zero::Offset { .. } => {
+            return w.scale(granule, row, column).abs() * code + w.offset(granule, row, column).abs();
+        }
+    };
+    w.scale(granule, row, column).abs() * (code + zero)
+}

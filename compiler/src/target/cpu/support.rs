@@ -1,0 +1,71 @@
+//! What this target cannot emit, found before it starts, so that the emitter has no error path.
+
+use crate::caps::Caps;
+use crate::error::{Error, Result};
+use crate::ir::{self, Inst, Scalar};
+
+/// Refuses a kernel that needs what the CPU lacks, naming all of it.
+pub(super) fn check(kernel: &ir::Kernel, caps: &Caps) -> Result<()> {
+    let mut lacks = Vec::new();
+    if kernel.threads() != 1 {
+        lacks.push(format!("a workgroup of {} threads (1 is the most)", kernel.threads()));
+    }
+    if kernel.shared_bytes() > u64::from(caps.max_shared_bytes) {
+        lacks.push(format!("{} bytes of shared memory ({} at most)", kernel.shared_bytes(), caps.max_shared_bytes));
+    }
+    if let Some(shared) = kernel.shared.iter().find(|shared| shared.align > 64) {
+        lacks.push(format!("shared array `{}` aligned to {} (64 is the most)", shared.name, shared.align));
+    }
+    block(kernel, &kernel.body, &mut lacks);
+    lacks.dedup();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
+}
+
+fn block(kernel: &ir::Kernel, block_: &ir::Block, lacks: &mut Vec<String>) {
+    for statement in &block_.statements {
+        match &statement.inst {
+            Inst::For(for_) => block(kernel, &for_.body, lacks),
+            Inst::If(if_) => {
+                block(kernel, &if_.then, lacks);
+                block(kernel, &if_.otherwise, lacks);
+            }
+            Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
+                arithmetic(kernel.ty(*a).scalar, lacks);
+            }
+            Inst::Un(op, a) => {
+                arithmetic(kernel.ty(*a).scalar, lacks);
+                if *op == ir::UnOp::Exp2 {
+                    lacks.push("exp2, which is to be expanded before".to_string());
+                }
+            }
+            Inst::Const(_)
+            | Inst::Arg(_)
+            | Inst::Builtin(_)
+            | Inst::Select { .. }
+            | Inst::Cast(..)
+            | Inst::Bitcast(_)
+            | Inst::Vector(_)
+            | Inst::Splat(_)
+            | Inst::Extract { .. }
+            | Inst::Swizzle { .. }
+            | Inst::Load { .. }
+            | Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::Unpack { .. }
+            | Inst::Dot4 { .. }
+            | Inst::PermuteBytes { .. }
+            | Inst::Shuffle { .. }
+            | Inst::AtomicAdd { .. } => {}
+        }
+    }
+}
+
+fn arithmetic(scalar: Scalar, lacks: &mut Vec<String>) {
+    if matches!(scalar, Scalar::F16 | Scalar::Bf16) || scalar.is_storage() {
+        lacks.push(format!("arithmetic on {scalar}"));
+    }
+}

@@ -1,0 +1,153 @@
+//! The CPU as a device: machine code in this process, workgroups spread over a pool of threads.
+
+mod code;
+mod memory;
+mod pool;
+
+use self::code::Code;
+use self::memory::Memory;
+pub use self::pool::Pool;
+use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
+use bitsmith_compiler::artifact::Artifact;
+use bitsmith_compiler::target::Target;
+use bitsmith_compiler::target::cpu::CpuTarget;
+use bitsmith_compiler::{Error, Result};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// This machine's CPU.
+pub struct CpuDevice {
+    target: CpuTarget,
+    pool: Pool,
+    /// Held by whoever touches device memory: launches and copies never overlap. Holds the scratch of each thread.
+    scratch: Mutex<Vec<Memory>>,
+}
+
+/// Threads that this process may use.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+impl CpuDevice {
+    /// The host with its best target, on this many threads (the caller's included).
+    pub fn new(threads: usize) -> Result<CpuDevice> {
+        CpuDevice::with_target(CpuTarget::host()?, threads)
+    }
+
+    /// The host with a given target, which it must be able to run.
+    pub fn with_target(target: CpuTarget, threads: usize) -> Result<CpuDevice> {
+        if !target.runs_here() {
+            return Err(Error::Unsupported(format!("running {} code on this machine", target.caps().name)));
+        }
+        Ok(CpuDevice { target, pool: Pool::new(threads), scratch: Mutex::new(Vec::new()) })
+    }
+
+    /// The pool, for measurements of its own cost.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Memory>> {
+        // A panic under the lock leaves numbers half-computed, not memory in disorder.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn own(buffer: &Buffer) -> Result<&Memory> {
+    buffer.memory.downcast_ref::<Memory>().ok_or_else(|| Error::invalid("the buffer belongs to another device"))
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "cpu".into(),
+            model: model(),
+            target: self.target.caps().name.into(),
+            threads: self.pool.threads(),
+            features: self.target.caps().features.iter().map(|f| f.name().to_string()).collect(),
+        }
+    }
+
+    fn target(&self) -> &dyn Target {
+        &self.target
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        Ok(Buffer::new(Arc::new(Memory::new(bytes)?), bytes))
+    }
+
+    fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
+        buffer.check(offset, bytes.len())?;
+        let memory = own(buffer)?;
+        let _lock = self.lock();
+        memory.write(offset, bytes);
+        Ok(())
+    }
+
+    fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        buffer.check(offset, bytes.len())?;
+        let memory = own(buffer)?;
+        let _lock = self.lock();
+        memory.read(offset, bytes);
+        Ok(())
+    }
+
+    fn load(&self, artifact: &Artifact) -> Result<Program> {
+        let made_for = CpuTarget::named(&artifact.target)?;
+        if !made_for.runs_here() {
+            return Err(Error::Unsupported(format!(
+                "{} is code for {}, which this machine ({}) cannot run",
+                artifact.entry,
+                artifact.target,
+                self.target.caps().name
+            )));
+        }
+        let code = Code::load(artifact)?;
+        Ok(Program { code: Arc::new(code), artifact: Arc::new(artifact.clone()) })
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        check_launch(launch)?;
+        let code = launch
+            .program
+            .code
+            .downcast_ref::<Code>()
+            .ok_or_else(|| Error::invalid("the program belongs to another device"))?;
+        let mut args = Vec::with_capacity(launch.args.len() + 3);
+        for arg in &launch.args {
+            args.push(match arg {
+                LaunchArg::Buffer(view) => own(view.buffer)?.address(view.offset),
+                LaunchArg::I32(x) => *x as u32 as u64,
+                LaunchArg::I64(x) => *x as u64,
+                LaunchArg::F32(x) => x.to_bits() as u64,
+            });
+        }
+        args.extend(launch.grid.map(u64::from));
+        let total = launch.grid.iter().map(|&n| n as u64).product();
+        let mut scratch = self.lock();
+        let shared = launch.program.artifact.shared_bytes as usize;
+        while scratch.len() < self.pool.threads() {
+            scratch.push(Memory::new(0)?);
+        }
+        for memory in scratch.iter_mut().filter(|memory| memory.bytes() < shared) {
+            *memory = Memory::new(shared)?;
+        }
+        let scratch = &*scratch;
+        self.pool.run(total, &|thread, begin, end| {
+            // SAFETY: `check_launch` matched the arguments to the artifact, every buffer outlives this call and is not
+            // touched by others while the lock is held, and each thread has scratch of its own of the artifact's size.
+            unsafe { code.call(&args, scratch[thread].address(0), begin, end) };
+        });
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What the processor calls itself, where the system tells.
+fn model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    name.unwrap_or(std::env::consts::ARCH).to_string()
+}

@@ -1,0 +1,240 @@
+//! Threads that share the workgroups of a launch.
+//!
+//! The caller is one of the threads. The others spin for a short while after a launch, since in inference the next one
+//! follows at once, then sleep until they are woken. Workgroups are handed out in contiguous runs from one counter: each
+//! thread streams through neighbours, and a thread that was held up costs at most one run.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a thread looks out for the next launch before it sleeps.
+const SPIN: Duration = Duration::from_micros(60);
+/// Runs per thread: what limits the cost of a thread that is held up.
+const RUNS: u64 = 8;
+
+type Work<'a> = dyn Fn(usize, u64, u64) + Sync + 'a;
+
+/// A pool of threads.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One launch at a time.
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    /// Number of launches so far; workers wait for it to change.
+    launches: AtomicU64,
+    /// The work of the present launch.
+    job: Mutex<Option<Job>>,
+    wake: Condvar,
+    sleepers: AtomicUsize,
+    next: AtomicU64,
+    /// Workers that have not finished the present launch.
+    busy: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    work: *const Work<'static>,
+    total: u64,
+    run: u64,
+}
+
+// SAFETY: the pointer is only followed between `run`'s start and its end, while the closure behind it lives, and the
+// closure is `Sync`.
+unsafe impl Send for Job {}
+
+impl Pool {
+    /// A pool of this many threads, the caller's included.
+    pub fn new(threads: usize) -> Pool {
+        let shared = Arc::new(Shared {
+            launches: AtomicU64::new(0),
+            job: Mutex::new(None),
+            wake: Condvar::new(),
+            sleepers: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
+            busy: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let workers = (1..threads.max(1))
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || shared.serve(index))
+            })
+            .collect();
+        Pool { shared, workers, turn: Mutex::new(()) }
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `work(thread, begin, end)` so that the ranges cover `0..total` once; returns when all are done.
+    ///
+    /// # Panics
+    /// If `work` panicked on any thread.
+    pub fn run(&self, total: u64, work: &Work<'_>) {
+        let threads = self.threads() as u64;
+        if threads == 1 || total <= 1 {
+            if total > 0 {
+                work(0, 0, total);
+            }
+            return;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; nobody follows the pointer after this function has returned.
+        let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
+        let job = Job { work, total, run: (total / (threads * RUNS)).max(1) };
+        shared.next.store(0, Ordering::Relaxed);
+        shared.busy.store(self.workers.len(), Ordering::Relaxed);
+        *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        shared.launches.fetch_add(1, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _job = shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.wake.notify_all();
+        }
+        shared.work(job, 0);
+        let mut spins = 0u32;
+        while shared.busy.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins.is_multiple_of(4096) {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a workgroup panicked");
+    }
+}
+
+impl Shared {
+    /// Takes runs until none is left.
+    fn work(&self, job: Job, thread: usize) {
+        // SAFETY: `run` does not return before `busy` is 0, so the closure lives.
+        let work = unsafe { &*job.work };
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let begin = self.next.fetch_add(job.run, Ordering::Relaxed);
+                if begin >= job.total {
+                    break;
+                }
+                work(thread, begin, (begin + job.run).min(job.total));
+            }
+        }));
+        if done.is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn serve(&self, thread: usize) {
+        let mut seen = 0;
+        loop {
+            self.await_launch(seen);
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            seen += 1;
+            let job = *self.job.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(job) = job {
+                self.work(job, thread);
+            }
+            self.busy.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Returns when there is a launch past `seen`, or the pool stops.
+    fn await_launch(&self, seen: u64) {
+        let ready = || self.launches.load(Ordering::SeqCst) != seen || self.stop.load(Ordering::SeqCst);
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            for _ in 0..64 {
+                if ready() {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        let mut job = self.job.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !ready() {
+            job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            let _job = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has been reported by `run`.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workgroup_runs_once() {
+        for threads in [1, 2, 3, 5] {
+            let pool = Pool::new(threads);
+            for total in [0u64, 1, 2, 3, 7, 64, 1000, 4099] {
+                let hits: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(total, &|thread, begin, end| {
+                    assert!(thread < threads);
+                    (begin..end).for_each(|i| {
+                        hits[i as usize].fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {total} workgroups");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_is_reported_and_the_pool_lives_on() {
+        let pool = Pool::new(2);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(100, &|_, begin, _| assert!(begin < 50, "planted"));
+        }));
+        assert!(panicked.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(100, &|_, begin, end| {
+            count.fetch_add((end - begin) as usize, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 100);
+    }
+
+    #[test]
+    fn launches_from_several_threads_take_turns() {
+        let pool = Pool::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let count = AtomicUsize::new(0);
+                        pool.run(37, &|_, begin, end| {
+                            count.fetch_add((end - begin) as usize, Ordering::Relaxed);
+                        });
+                        assert_eq!(count.into_inner(), 37);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,147 @@
+//! Cases of the differential suite, drawn from a seed: format × activation × operation × ragged shape × schedule.
+
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::dtype::DType;
+use bitsmith_compiler::format::Format;
+use bitsmith_compiler::lower;
+use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
+use bitsmith_compiler::schedule::Schedule;
+
+/// One case.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Seed of its inputs.
+    pub seed: u64,
+    /// What to compute.
+    pub op: Op,
+    /// Rows of activations.
+    pub m: usize,
+    /// How.
+    pub schedule: Schedule,
+}
+
+/// The case of a seed for devices of these caps.
+///
+/// # Panics
+/// If the suite draws an operation that no family serves: each combination drawn here is promised to work.
+pub fn case(seed: u64, caps: &Caps) -> Case {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let (op, m) = match rng.u32(..10) {
+        0 => (Op::Quantize(quantize(&mut rng)), 1 + rng.usize(..9)),
+        1 => {
+            let weight = format(&mut rng);
+            let (n, k) = (1 + rng.usize(..40), columns(&mut rng, &weight));
+            (Op::Dequant(Dequant { n, k, weight, out: float(&mut rng) }), 1)
+        }
+        _ => matmul(&mut rng),
+    };
+    let space = lower::space(&op, caps, m).unwrap_or_else(|error| panic!("seed {seed}: {op:?}: {error}"));
+    Case { seed, op, m, schedule: space[rng.usize(..space.len())] }
+}
+
+fn pick<T: Copy>(rng: &mut fastrand::Rng, list: &[T]) -> T {
+    list[rng.usize(..list.len())]
+}
+
+fn float(rng: &mut fastrand::Rng) -> DType {
+    pick(rng, &[DType::F32, DType::F16, DType::Bf16])
+}
+
+fn matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
+    let weight = format(rng);
+    let m = match rng.u32(..8) {
+        0 => 1,
+        1..5 => 1 + rng.usize(..8),
+        5 | 6 => 1 + rng.usize(..33),
+        _ => 1 + rng.usize(..130),
+    };
+    // Many rows of few columns: the product stays small enough for the interpreter.
+    let n = if m > 33 { 1 + rng.usize(..20) } else { 1 + rng.usize(..70) };
+    let k = columns(rng, &weight);
+    let mut op =
+        Matmul { n, k, weight, activation: Activation::Float(DType::F32), out: float(rng), epilogue: epilogue(rng) };
+    op.activation = match rng.u32(..9) {
+        0..3 => Activation::Float(float(rng)),
+        3..6 => Activation::Int8(Per::Token),
+        6 | 7 => {
+            // A group that fits: the weights' own, or any multiple of 4 where a row is one group.
+            let segment = op.segment();
+            let g = if segment >= k { pick(rng, &[32, 64, 16, 20]) } else { segment };
+            Activation::Int8(Per::Group(g as u32))
+        }
+        _ => {
+            let dtype = pick(rng, &[DType::E4m3fn, DType::E4m3fnuz, DType::E5m2, DType::E5m2fnuz]);
+            Activation::Fp8(dtype, pick(rng, &[Per::Token, Per::Tensor]))
+        }
+    };
+    (Op::Matmul(op), m)
+}
+
+fn epilogue(rng: &mut fastrand::Rng) -> Epilogue {
+    match rng.u32(..4) {
+        0 => Epilogue { bias: rng.bool(), silu_mul: rng.bool(), residual: rng.bool() },
+        _ => Epilogue::default(),
+    }
+}
+
+/// K: what the format needs, and otherwise ragged.
+fn columns(rng: &mut fastrand::Rng, format: &Format) -> usize {
+    let ragged = 1 + rng.usize(..300);
+    for step in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        let k = ragged.next_multiple_of(step);
+        if (format.container.check)(format, 16, k).is_empty() {
+            return k;
+        }
+    }
+    512
+}
+
+/// A format: a named one, or one of the grammar.
+pub fn format(rng: &mut fastrand::Rng) -> Format {
+    if rng.u32(..3) == 0 {
+        return Format::ALL[rng.usize(..Format::ALL.len())].format;
+    }
+    loop {
+        let group = pick(rng, &[16, 20, 32, 48, 50, 64, 100, 128, 150]);
+        let granularity = match rng.u32(..8) {
+            0 => "tensor".to_string(),
+            1 | 2 => "channel".to_string(),
+            _ => format!("g{group}"),
+        };
+        let scale = pick(rng, &["", "-f32", "-bf16", "-fp8"]);
+        let text = match rng.u32(..10) {
+            0..5 => {
+                let bits = pick(rng, &[2, 3, 4, 5, 6, 8]);
+                let zero = pick(rng, &["", "-asym", "-fzero", "-bias"]);
+                format!("int{bits}-{granularity}{zero}{scale}")
+            }
+            5 => format!("ternary-{granularity}{scale}"),
+            6 => format!("binary-{granularity}{scale}"),
+            7 => format!("log{}-{granularity}{scale}", 2 + rng.u32(..3)),
+            8 => format!("{}-{granularity}{scale}", pick(rng, &["fp8e4m3", "fp8e4m3fnuz", "fp8e5m2", "fp8e5m2fnuz"])),
+            _ => pick(rng, &["fp4-g32-e8m0", "fp8e4m3-block128", "nf4", "mxfp4"]).to_string(),
+        };
+        if let Ok(format) = text.parse() {
+            return format;
+        }
+    }
+}
+
+fn quantize(rng: &mut fastrand::Rng) -> Quantize {
+    let k = 1 + rng.usize(..300);
+    let code = pick(rng, &[DType::I8, DType::I8, DType::E4m3fn, DType::E5m2]);
+    let (per, sum_group) = if code == DType::I8 {
+        match rng.u32(..3) {
+            0 => (Per::Token, 0),
+            1 => (Per::Token, pick(rng, &[32, 20, k])),
+            _ => {
+                let g = pick(rng, &[16, 32, 60]);
+                (Per::Group(g), g as usize / pick(rng, &[1, 2]))
+            }
+        }
+    } else {
+        (pick(rng, &[Per::Token, Per::Tensor]), 0)
+    };
+    let norm = rng.bool().then_some(Norm { eps: 1e-5 });
+    Quantize { k, input: float(rng), code, per, sum_group, norm, smooth: rng.bool() }
+}
