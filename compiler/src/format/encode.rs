@@ -192,8 +192,9 @@ fn with_shrink(
             Zero::Float(dtype) => (dtype.decode(q.zeros[granule]), 0.0),
             Zero::Offset { sign, .. } => (0.0, sign as f64 * q.offset(granule, row, start)),
         };
-        for at in row * k + start..row * k + end {
-            q.codes[at] = coder.code(inverse(w[at] as f64 - offset) + zero);
+        let run = row * k + start..row * k + end;
+        for (code, x) in q.codes[run.clone()].iter_mut().zip(&w[run]) {
+            *code = coder.code(inverse(*x as f64 - offset) + zero);
         }
     }
     q

@@ -6,21 +6,29 @@
 //!
 //! W is `[N, K]`: N output features (rows), K input features; groups run along K.
 
+mod awq;
 mod bits;
 pub mod canonical;
+mod ct;
 mod encode;
+mod fp4;
 mod gguf;
+pub mod gptq;
 mod grammar;
 mod levels;
 pub mod n16;
 mod named;
+mod nf4;
 mod part;
 mod plain;
 mod quantized;
 pub mod tables;
 mod valid;
 
+pub use awq::AWQ;
+pub use ct::{CT_PACK, CT_PLAIN, HF_FP8};
 pub use encode::Encoder;
+pub use gptq::{GPTQ_V1, GPTQ_V2};
 pub use named::Named;
 pub use plain::PLAIN;
 pub use quantized::Quantized;

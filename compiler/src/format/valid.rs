@@ -43,7 +43,10 @@ impl Format {
         match self.zero {
             Zero::None => {}
             Zero::Bias(_) | Zero::Int(_) | Zero::Float(_) if !unsigned => {
-                faults.push(format!("a zero point beside the code {:?}; only unsigned integers have one", self.code));
+                faults.push(format!(
+                    "a zero point beside the code {:?}; accepted beside unsigned integers only",
+                    self.code
+                ));
             }
             Zero::Int(bits) if !(1..=8).contains(&bits) => {
                 faults.push(format!("a zero point of {bits} bits; accepted are 1 to 8"));

@@ -148,7 +148,7 @@ fn pack<T: Block>(q: &Quantized) -> Result<Vec<Part>> {
     }
     let wide = |raw: &[u32], signed: bool| {
         raw.iter().copied().find(|raw| {
-            let value = if signed { (*raw as u8 as i8 + 0) as i32 + (1 << (T::SCALE_BITS - 1)) } else { *raw as i32 };
+            let value = if signed { *raw as u8 as i8 as i32 + (1 << (T::SCALE_BITS - 1)) } else { *raw as i32 };
             !(0..1i64 << T::SCALE_BITS).contains(&(value as i64))
         })
     };

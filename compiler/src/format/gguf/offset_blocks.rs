@@ -76,8 +76,9 @@ pub(super) fn quantize(rule: &Rule, weights: &Weights<'_>, fields: &mut Fields) 
         let offset = half_value(fields.offsets_outer) * fields.offsets[j] as f32;
         // Under a scale of 0 the search's codes stay.
         if scale != 0.0 {
-            for i in j * rule.group..(j + 1) * rule.group {
-                fields.codes[i] = search::nearest((x[i] + offset) / scale).clamp(0, rule.most) as u8;
+            let at = j * rule.group..(j + 1) * rule.group;
+            for (code, x) in fields.codes[at.clone()].iter_mut().zip(&x[at]) {
+                *code = search::nearest((x + offset) / scale).clamp(0, rule.most) as u8;
             }
         }
     }

@@ -99,8 +99,8 @@ impl Block for Q3K {
             fields.scales[j] = *level as i8 as u8 as u32;
             let scale = half_value(fields.outer) * *level as f32;
             if scale != 0.0 {
-                for i in 16 * j..16 * j + 16 {
-                    fields.codes[i] = (search::nearest(x[i] / scale).clamp(-4, 3) + 4) as u8;
+                for (code, x) in fields.codes[16 * j..][..16].iter_mut().zip(&x[16 * j..][..16]) {
+                    *code = (search::nearest(x / scale).clamp(-4, 3) + 4) as u8;
                 }
             }
         }

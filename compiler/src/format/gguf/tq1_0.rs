@@ -47,7 +47,7 @@ impl Block for Tq1_0 {
             let (first, stride, count) = digits(j);
             let mut fraction = *byte;
             for i in 0..count {
-                fields.codes[first + i * stride] = (fraction as u16 * 3 >> 8) as u8;
+                fields.codes[first + i * stride] = ((fraction as u16 * 3) >> 8) as u8;
                 fraction = fraction.wrapping_mul(3);
             }
         }
