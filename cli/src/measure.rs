@@ -7,7 +7,6 @@ use crate::table::{Table, time};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report, Sample};
 use bitsmith_compiler::artifact::Artifact;
-use bitsmith_compiler::format::Quantized;
 use bitsmith_compiler::format::n16::N16;
 use bitsmith_compiler::op::{Activation, Op};
 use bitsmith_compiler::schedule::Schedule;
@@ -86,19 +85,20 @@ pub(crate) struct Subject<'a> {
     pub seed: u64,
 }
 
-/// Checks and times one kernel; random weights where none are given. `before` is launched ahead of each run.
+/// Checks and times one kernel with random weights. `last` is the problem measured before, whose weights are used again
+/// where the operation is the same. `before` is launched ahead of each run.
 pub(crate) fn measure(
     device: &dyn Device,
     roofs: &Roofs,
     subject: &Subject<'_>,
-    weights: Option<Quantized>,
+    last: &mut Option<Problem>,
     before: Option<&Prepared<'_>>,
     effort: Effort,
 ) -> Result<Row, Failure> {
     let Subject { op, schedule, artifact, m, seed, .. } = *subject;
-    let problem = match weights {
-        Some(weights) => Problem::with_weights(op, m, Some(weights), seed)?,
-        None => Problem::random(op, m, seed)?,
+    let problem = match last.take() {
+        Some(last) if last.op == *op => last.with_rows(m, seed)?,
+        _ => Problem::random(op, m, seed)?,
     };
     let (phase, n, k) = match op {
         Op::Matmul(op) => (if m > DECODE_ROWS { Phase::Prefill } else { Phase::Decode }, Some(op.n), op.k),
@@ -108,12 +108,16 @@ pub(crate) fn measure(
     let traffic = problem.traffic();
     let copies = if phase == Phase::Decode { effort.cycle.div_ceil(traffic.max(1)).clamp(1, 4096) } else { 1 };
     let prepared = Prepared::new(device, &problem, artifact, schedule, copies)?;
-    let check = checked(&prepared, &problem)?;
-    let seconds = sample(&prepared, before, effort.budget)?;
+    let start = Instant::now();
+    prepared.launch(0)?;
+    let first = start.elapsed().as_secs_f64();
+    let check = compared(&prepared, &problem)?;
+    let seconds = sample(&prepared, before, first, effort.budget)?;
     let operations = problem.operations();
     let (gbs, gops) = (traffic as f64 / seconds.median / 1e9, operations / seconds.median / 1e9);
     let (roof, roof_value) = roof(op, phase, roofs);
     let reached = if phase == Phase::Prefill { gops } else { gbs };
+    *last = Some(problem);
     Ok(Row {
         phase,
         layers: subject.layers.to_string(),
@@ -139,13 +143,25 @@ pub(crate) fn measure(
 /// Launches once and compares.
 pub(crate) fn checked(prepared: &Prepared<'_>, problem: &Problem) -> Result<Report, Failure> {
     prepared.launch(0)?;
+    compared(prepared, problem)
+}
+
+fn compared(prepared: &Prepared<'_>, problem: &Problem) -> Result<Report, Failure> {
     let outputs = prepared.outputs()?;
     let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
     Ok(problem.check(&outputs, Sample::Lines(16)))
 }
 
-/// Times launches until the budget is used up; a launch that takes long on its own is timed twice.
-fn sample(prepared: &Prepared<'_>, before: Option<&Prepared<'_>>, budget: Duration) -> Result<Measurement, Failure> {
+/// A launch that takes longer than this is timed once more, one that takes four times as long not again.
+const LONG: f64 = 0.5;
+
+/// Times launches until the budget is used up; `first` is how long the launch took that was compared.
+fn sample(
+    prepared: &Prepared<'_>,
+    before: Option<&Prepared<'_>>,
+    first: f64,
+    budget: Duration,
+) -> Result<Measurement, Failure> {
     let mut turn = 0;
     let mut run = |runs: usize| -> Result<f64, Failure> {
         let start = Instant::now();
@@ -156,18 +172,19 @@ fn sample(prepared: &Prepared<'_>, before: Option<&Prepared<'_>>, budget: Durati
             prepared.launch(turn)?;
             turn += 1;
         }
-        let total = start.elapsed().as_secs_f64();
-        Ok(total / runs as f64)
+        Ok(start.elapsed().as_secs_f64() / runs as f64)
     };
-    let once = run(1)?.max(1e-9);
-    let runs = ((2e-3 / once).ceil() as usize).clamp(1, 100_000);
-    let least = if once > 0.5 { 1 } else { 3 };
-    let (start, mut samples) = (Instant::now(), Vec::new());
-    while samples.len() < least || (start.elapsed() < budget && least > 1) {
-        samples.push(run(runs)?);
+    if first > 4.0 * LONG && before.is_none() {
+        return Ok(Measurement::of(vec![first]));
     }
-    if least == 1 {
-        samples.push(once);
+    let once = run(1)?.max(1e-9);
+    if once > LONG {
+        return Ok(Measurement::of(vec![once]));
+    }
+    let runs = ((2e-3 / once).ceil() as usize).clamp(1, 100_000);
+    let (start, mut samples) = (Instant::now(), Vec::new());
+    while samples.len() < 3 || start.elapsed() < budget {
+        samples.push(run(runs)?);
     }
     Ok(Measurement::of(samples))
 }

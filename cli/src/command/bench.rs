@@ -101,6 +101,7 @@ impl Bench {
             stages: Map::new(),
         };
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
+        let mut last = None;
         for device in &devices {
             let roofs = roofs::measure(device.info().threads, cycle.max(256 << 20));
             summary.roofs.push(roofs);
@@ -127,7 +128,7 @@ impl Bench {
                 let layers = if before.is_some() { "quantize+matmul" } else { "matmul" };
                 let artifact = &made.artifact;
                 let subject = Subject { op: &op, schedule: &schedule, artifact, layers, m, seed: self.seed };
-                let row = measure::measure(&**device, &roofs, &subject, None, before.as_ref(), effort)?;
+                let row = measure::measure(&**device, &roofs, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
         }

@@ -9,6 +9,7 @@ use crate::stages::{self, Emit};
 use crate::table::bytes;
 use crate::{Io, Outcome, memory, shapes};
 use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
 use bitsmith_runtime::{Device, roofs};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -96,7 +97,7 @@ impl Generate {
         let mut plan = Plan::new(&request, place.target().caps())?;
         let device = if self.no_measure { None } else { place.device.clone() };
         if device.is_some() {
-            for kernel in &plan.kernels {
+            for kernel in plan.kernels.iter().filter(|kernel| worth_measuring(kernel, &plan)) {
                 let needed = kernel.rows.iter().map(|&m| measure::memory(&kernel.op, m, CYCLE)).fold(0.0, f64::max);
                 let what = format!("measuring {} of {}", stages::describe(&kernel.op), kernel.layers);
                 memory::check(&what, needed, "take smaller --shapes or --m, or pass --no-measure")?;
@@ -130,7 +131,7 @@ impl Generate {
             )));
         }
         let measured = match &device {
-            Some(device) => Some(measure_all(&**device, &plan, &compiled, &model.layers)?),
+            Some(device) => Some(measure_all(&**device, &plan, &compiled)?),
             None => None,
         };
         bundle::write(&self.out, &files)?;
@@ -176,29 +177,26 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
     }
 }
 
-/// Measures every kernel with every number of rows that it was chosen for. The decoding of whole matrices is measured once
-/// per format, on its smallest matrix: it is for checks and conversions, not for inference.
-fn measure_all(
-    device: &dyn Device,
-    plan: &Plan,
-    compiled: &[Compiled],
-    layers: &[shapes::Layers],
-) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
+/// Measures every kernel with every number of rows that it was chosen for, kernels of the same operation one after the
+/// other, since they share the weights.
+fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
     let roofs = roofs::measure(device.info().threads, CYCLE);
-    let mut jobs = Vec::new();
-    for (kernel, made) in plan.kernels.iter().zip(compiled) {
-        if kernel.phase == Phase::Dequant && !smallest(kernel, plan) {
-            continue;
-        }
-        jobs.extend(kernel.rows.iter().map(|&m| (kernel, made, m)));
-    }
+    let mut jobs: Vec<(&Planned, &Compiled, usize)> = plan
+        .kernels
+        .iter()
+        .zip(compiled)
+        .filter(|(kernel, _)| worth_measuring(kernel, plan))
+        .flat_map(|(kernel, made)| kernel.rows.iter().map(move |&m| (kernel, made, m)))
+        .collect();
+    let first = |op: &Op| plan.kernels.iter().position(|kernel| kernel.op == *op);
+    jobs.sort_by_key(|(kernel, ..)| first(&kernel.op));
     let bar = ProgressBar::new(jobs.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         bar.set_style(style);
     }
-    let mut rows = Vec::new();
-    // What two layers share is measured once; the budget keeps a model of few sizes within seconds.
-    let budget = Duration::from_millis(if layers.len() > 8 { 100 } else { 250 });
+    let (mut rows, mut last) = (Vec::new(), None);
+    // A model of many sizes should not take minutes.
+    let budget = Duration::from_millis(if jobs.len() > 20 { 100 } else { 250 });
     for (seed, (kernel, made, m)) in jobs.into_iter().enumerate() {
         bar.set_message(format!("{} m={m}", kernel.layers));
         let subject = Subject {
@@ -209,21 +207,26 @@ fn measure_all(
             m,
             seed: seed as u64,
         };
-        rows.push(measure::measure(device, &roofs, &subject, None, None, Effort { budget, cycle: CYCLE })?);
+        rows.push(measure::measure(device, &roofs, &subject, &mut last, None, Effort { budget, cycle: CYCLE })?);
         bar.inc(1);
     }
     bar.finish_and_clear();
+    rows.sort_by_key(|row| row.phase);
     Ok((roofs, rows))
 }
 
-/// Whether no other decoding kernel of the same format has a smaller matrix.
-fn smallest(kernel: &Planned, plan: &Plan) -> bool {
-    use bitsmith_compiler::op::Op;
+/// Largest matrix whose decoding is measured.
+const DEQUANT_MOST: usize = 1 << 27;
+
+/// The decoding of whole matrices is for checks and conversions, not for inference: it is measured on the smallest matrix
+/// of each format, and on none that takes gigabytes.
+fn worth_measuring(kernel: &Planned, plan: &Plan) -> bool {
     let Op::Dequant(own) = &kernel.op else { return true };
-    plan.kernels.iter().all(|other| match &other.op {
+    let smallest = plan.kernels.iter().all(|other| match &other.op {
         Op::Dequant(other) => other.weight != own.weight || other.n * other.k >= own.n * own.k,
         _ => true,
-    })
+    });
+    smallest && own.n * own.k <= DEQUANT_MOST
 }
 
 fn write_report(path: &Path, summary: &Summary<'_>) -> Outcome {
@@ -236,7 +239,7 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
         (Phase::Prefill, "Prefill (many rows; roof: arithmetic on 128-bit registers)"),
         (Phase::Decode, "Decode (few rows, cold weights; roof: memory reads)"),
         (Phase::Quantize, "Quantization of activations"),
-        (Phase::Dequant, "Decoding of weights (one size per format)"),
+        (Phase::Dequant, "Decoding of weights (smallest matrix of a format)"),
     ] {
         let table = measure::table(summary.measurements.iter(), phase);
         if !table.is_empty() {
