@@ -85,11 +85,10 @@ pub(crate) struct Subject<'a> {
     pub seed: u64,
 }
 
-/// Checks and times one kernel with random weights. `last` is the problem measured before, whose weights are used again
+/// Checks and times one kernel with random weights; [`set_roofs`] completes the row. `last` is the problem measured before, whose weights are used again
 /// where the operation is the same. `before` is launched ahead of each run.
 pub(crate) fn measure(
     device: &dyn Device,
-    roofs: &Roofs,
     subject: &Subject<'_>,
     last: &mut Option<Problem>,
     before: Option<&Prepared<'_>>,
@@ -115,8 +114,6 @@ pub(crate) fn measure(
     let seconds = sample(&prepared, before, first, effort.budget)?;
     let operations = problem.operations();
     let (gbs, gops) = (traffic as f64 / seconds.median / 1e9, operations / seconds.median / 1e9);
-    let (roof, roof_value) = roof(op, phase, roofs);
-    let reached = if phase == Phase::Prefill { gops } else { gbs };
     *last = Some(problem);
     Ok(Row {
         phase,
@@ -133,11 +130,21 @@ pub(crate) fn measure(
         operations,
         gbs,
         gops,
-        roof,
-        roof_value,
-        fraction: (roof_value > 0.0).then(|| reached / roof_value),
+        roof: "",
+        roof_value: 0.0,
+        fraction: None,
         check,
     })
+}
+
+/// Sets rows against the roofs of the same run.
+pub(crate) fn set_roofs(rows: &mut [Row], op: impl Fn(&Row) -> Option<Op>, roofs: &Roofs) {
+    for row in rows {
+        let Some(op) = op(row) else { continue };
+        (row.roof, row.roof_value) = roof(&op, row.phase, roofs);
+        let reached = if row.phase == Phase::Prefill { row.gops } else { row.gbs };
+        row.fraction = (row.roof_value > 0.0).then(|| reached / row.roof_value);
+    }
 }
 
 /// Launches once and compares.
@@ -187,6 +194,22 @@ fn sample(
         samples.push(run(runs)?);
     }
     Ok(Measurement::of(samples))
+}
+
+/// The higher of each roof: measured before and after the kernels, so that a neighbour's burst does not lower them.
+pub(crate) fn higher(a: &Roofs, b: &Roofs) -> Roofs {
+    Roofs {
+        threads: a.threads,
+        footprint: a.footprint,
+        read_gbs: a.read_gbs.max(b.read_gbs),
+        dot128_gops: a.dot128_gops.max(b.dot128_gops),
+        dot256_gops: a.dot256_gops.max(b.dot256_gops),
+        dot512_gops: a.dot512_gops.max(b.dot512_gops),
+        maddubs128_gops: a.maddubs128_gops.max(b.maddubs128_gops),
+        fma128_gflops: a.fma128_gflops.max(b.fma128_gflops),
+        fma256_gflops: a.fma256_gflops.max(b.fma256_gflops),
+        fma512_gflops: a.fma512_gflops.max(b.fma512_gflops),
+    }
 }
 
 /// The roof over a kernel: name and height. Everything but prefill is bound by memory.

@@ -103,8 +103,9 @@ impl Bench {
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
         for device in &devices {
-            let roofs = roofs::measure(device.info().threads, cycle.max(256 << 20));
-            summary.roofs.push(roofs);
+            let threads = device.info().threads;
+            let footprint = cycle.max(256 << 20);
+            let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
             for &m in &self.m {
                 let schedule = lower::choose(&op, device.caps(), m)?;
                 let made = compile(&op, &schedule, device.target())?;
@@ -128,9 +129,12 @@ impl Bench {
                 let layers = if before.is_some() { "quantize+matmul" } else { "matmul" };
                 let artifact = &made.artifact;
                 let subject = Subject { op: &op, schedule: &schedule, artifact, layers, m, seed: self.seed };
-                let row = measure::measure(&**device, &roofs, &subject, &mut last, before.as_ref(), effort)?;
+                let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
+            let roofs = measure::higher(&roofs_before, &roofs::measure(threads, footprint));
+            measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
+            summary.roofs.push(roofs);
         }
         if self.json {
             io.json(&summary)?

@@ -65,7 +65,12 @@ impl Check {
             checked.iter().try_for_each(|file| print(io, file))?;
         }
         let faults: usize = checked.iter().map(|file| file.faults.len()).sum();
-        if faults == 0 { Ok(()) } else { Err(Failure::Found(format!("{faults} faults in {} files", checked.len()))) }
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        if faults == 0 {
+            Ok(())
+        } else {
+            Err(Failure::Found(format!("{} in {}", count(faults, "fault"), count(checked.len(), "file"))))
+        }
     }
 }
 

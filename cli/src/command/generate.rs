@@ -180,7 +180,8 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
 /// Measures every kernel with every number of rows that it was chosen for, kernels of the same operation one after the
 /// other, since they share the weights.
 fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
-    let roofs = roofs::measure(device.info().threads, CYCLE);
+    let threads = device.info().threads;
+    let before = roofs::measure(threads, CYCLE);
     let mut jobs: Vec<(&Planned, &Compiled, usize)> = plan
         .kernels
         .iter()
@@ -207,11 +208,17 @@ fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Resul
             m,
             seed: seed as u64,
         };
-        rows.push(measure::measure(device, &roofs, &subject, &mut last, None, Effort { budget, cycle: CYCLE })?);
+        rows.push(measure::measure(device, &subject, &mut last, None, Effort { budget, cycle: CYCLE })?);
         bar.inc(1);
     }
     bar.finish_and_clear();
     rows.sort_by_key(|row| row.phase);
+    let roofs = measure::higher(&before, &roofs::measure(threads, CYCLE));
+    let op = |row: &Row| {
+        let at = compiled.iter().position(|made| made.artifact.entry == row.entry)?;
+        plan.kernels.get(at).map(|kernel| kernel.op)
+    };
+    measure::set_roofs(&mut rows, op, &roofs);
     Ok((roofs, rows))
 }
 
