@@ -16,6 +16,7 @@ mod plan;
 mod shapes;
 mod stages;
 mod table;
+mod weights;
 
 pub use failure::Failure;
 

@@ -1,5 +1,7 @@
 //! The command line as a user meets it: arguments in; text, files and an exit code out.
 
+use bitsmith_compiler::format::Format;
+use bitsmith_compiler::format::n16::N16;
 use bitsmith_tests::{data, skip};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -153,6 +155,7 @@ fn requests_that_cannot_be_served_say_what_would_be() {
     fails(2, &["run", "matmul", "--weights", "/nowhere.gguf", "--tensor", "w"], &["/nowhere.gguf"]);
     fails(2, &["inspect", "/nowhere"], &["/nowhere"]);
     fails(2, &["check", "/nowhere.kir"], &["/nowhere.kir", "check the path"]);
+    fails(2, &["pack", "--weights", "/nowhere.gguf", "--tensor", "w", "--out", &out], &["/nowhere.gguf"]);
     fails(2, &["list", "colours"], &["colours", "recipes"]);
     fails(2, &["frobnicate"], &["frobnicate"]);
 }
@@ -242,6 +245,40 @@ fn every_gguf_type_with_a_format_runs() {
     let seen = ok_json(&["inspect", &path, "--json"]);
     assert_eq!(seen["kind"], "gguf");
     assert!(ok(&["inspect", &path]).contains("Q4_K"));
+}
+
+#[test]
+fn a_packed_tensor_is_what_the_kernels_of_a_bundle_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = gguf::write_every_type(folder.path()).display().to_string();
+    let bundle = folder.path().join("bundle");
+    ok(&[
+        "generate",
+        "--recipe",
+        "W4A16",
+        "--shapes",
+        "24x64",
+        "--no-measure",
+        "--m",
+        "1",
+        "--out",
+        &bundle.display().to_string(),
+    ]);
+    let manifest: Value = serde_json::from_slice(&fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
+    let out = folder.path().join("floats.n16");
+    let to = out.display().to_string();
+    let base = ["pack", "--weights", &path, "--tensor"];
+    let json = ok_json(&[&base[..], &["floats", "--format", "int4-g128", "--out", &to, "--json"]].concat());
+    let packed = fs::read(&out).unwrap();
+    assert_eq!(manifest["kernels"][0]["packed_bytes"], packed.len());
+    assert_eq!(manifest["kernels"][0]["format"], json["format"]);
+    assert_eq!(json["sha256"], bitsmith::bundle::sha256(&packed));
+    let floats = bitsmith_calibrate::file::ModelFile::open(&path).unwrap().tensor_f32("floats").unwrap();
+    let format: Format = "int4-g128".parse().unwrap();
+    assert_eq!(packed, N16::pack(&format.encode(&floats, 24, 64, None).unwrap()).unwrap().1);
+    ok(&[&base[..], &["Q6_K", "--out", &to]].concat());
+    fails(2, &[&base[..], &["floats", "--out", &to]].concat(), &["floats", "--format"]);
+    fails(2, &[&base[..], &["Q6_K", "--out", "/nowhere/w.n16"]].concat(), &["/nowhere/w.n16", "check the path"]);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use crate::table::Table;
 use crate::{Io, Outcome};
-use bitsmith_calibrate::recipe::RECIPES;
+use bitsmith_calibrate::recipe::{RECIPES, Recipe};
 use bitsmith_calibrate::shapes::MODELS;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::lower::FAMILIES;
+use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 
@@ -49,14 +50,26 @@ const ACTIVATIONS: [(&str, &str); 8] = [
 ];
 
 /// Names with parameters, beside the named formats.
-const GRAMMAR: [(&str, &str); 6] = [
-    ("int<B>-<per>[-asym|-fzero|-bias][-<scale>]", "integers of B bits: 2 to 6, 8"),
-    ("fp8e4m3|fp8e4m3fnuz|fp8e5m2|fp8e5m2fnuz|fp4-<per>[-<scale>]", "small floats"),
-    ("ternary-<per>, binary-<per>", "one of three or two numbers"),
-    ("log<B>-<per>", "powers of two, B bits: 2 to 4"),
-    ("<per>", "tensor, channel, g<N> (N at least 16), block<N> or block<N>x<K>"),
-    ("<scale>", "f32, f16 (the default), bf16, fp8, e8m0"),
+const GRAMMAR: [(&str, &str); 4] = [
+    ("<code>-<per>[-<modifier>...]", "any other format, such as int4-g64-asym"),
+    (
+        "<code>",
+        "int2 to int8, uint1 to uint8, ternary, binary, log2 to log4, nf4, iq4nl, fp4, fp8e4m3, fp8e5m2, fp8e4m3fnuz, \
+         fp8e5m2fnuz",
+    ),
+    ("<per>", "what shares a scale: tensor, channel, g<N>, block<N>, block<N>x<K>"),
+    ("<modifier>", "asym, fzero, bias, offset; scales as f32, f16, bf16, fp8, e8m0; dq"),
 ];
+
+/// What keeps a recipe from being served; `yes` where nothing does.
+fn served(recipe: &Recipe) -> String {
+    let weight = recipe.weight.parse::<Format>().map(|_| ());
+    match weight.and(recipe.activation.parse::<Activation>().map(|_| ())) {
+        Ok(()) => "yes".into(),
+        Err(_) if recipe.weight.parse::<Format>().is_err() => "not yet: weights".into(),
+        Err(_) => "not yet: activations".into(),
+    }
+}
 
 impl List {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
@@ -84,8 +97,8 @@ impl List {
                 (vec!["format", "what it is"], rows)
             }
             What::Recipes => {
-                let rows = RECIPES.iter().map(|r| vec![r.name.into(), r.weight.into(), r.activation.into()]);
-                (vec!["recipe", "weights", "activations"], rows.collect())
+                let rows = RECIPES.iter().map(|r| vec![r.name.into(), r.weight.into(), r.activation.into(), served(r)]);
+                (vec!["recipe", "weights", "activations", "served"], rows.collect())
             }
             What::Shapes => {
                 let row = |m: &bitsmith_calibrate::shapes::ModelShape| {

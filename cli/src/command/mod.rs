@@ -7,6 +7,7 @@ mod doctor;
 mod generate;
 mod inspect;
 mod list;
+mod pack;
 mod run;
 
 use crate::{Io, Outcome};
@@ -18,6 +19,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Run one operation on a tensor of a model file and compare it with the reference
     Run(run::Run),
+    /// Pack a tensor of a model file as the kernels of a bundle take it
+    Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
     /// Parse and verify kernel IR files
@@ -38,6 +41,7 @@ impl Command {
         match self {
             Command::Generate(command) => command.run(io),
             Command::Run(command) => command.run(io),
+            Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),

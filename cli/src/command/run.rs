@@ -6,14 +6,13 @@ use crate::place::Place;
 use crate::plan::quantize_for;
 use crate::stages::{self, Emit};
 use crate::table::Table;
-use crate::{Io, Outcome, memory};
+use crate::{Io, Outcome, memory, weights};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report};
-use bitsmith_calibrate::file::{FileType, GgufType, ModelFile, Tensor};
-use bitsmith_compiler::dtype::DType;
-use bitsmith_compiler::format::{Format, Part, PartType, Quantized, Scale, Zero};
+use bitsmith_calibrate::file::ModelFile;
+use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Op};
-use bitsmith_compiler::{Error, compile, lower};
+use bitsmith_compiler::{compile, lower};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -92,15 +91,15 @@ impl Run {
         let device = Place::running(&self.device)?;
         let file = ModelFile::open(&self.weights)?;
         let tensor = file.tensor(&self.tensor)?;
-        let (n, k) = matrix(&tensor)?;
-        let plan = self.operation(n, k, weight(&tensor, format)?, activation)?;
+        let (n, k) = weights::matrix(&tensor)?;
+        let plan = self.operation(n, k, weights::format(&tensor, format)?, activation)?;
         for &m in &self.m {
             let needed = measure::memory(&plan, m, 0) + 8.0 * n as f64 * k as f64;
             memory::check(&stages::describe(&plan), needed, "take a smaller tensor or --m")?;
         }
-        let weights = if self.op == Which::Quantize { None } else { Some(load(&tensor, n, k, format)?) };
+        let weights = if self.op == Which::Quantize { None } else { Some(weights::load(&tensor, n, k, format)?) };
         let stored_as = tensor.dtype.name().into_owned();
-        let format = weight(&tensor, format)?.to_string();
+        let format = weights::format(&tensor, format)?.to_string();
         let mut summary = Summary {
             op: stages::describe(&plan),
             tensor: self.tensor.clone(),
@@ -162,90 +161,6 @@ impl Run {
         };
         Ok(op.checked()?)
     }
-}
-
-/// The sizes of a tensor, which must be a matrix.
-fn matrix(tensor: &Tensor<'_>) -> Result<(usize, usize), Failure> {
-    match tensor.shape {
-        &[n, k] => Ok((n, k)),
-        shape => Err(Failure::invalid(format!("tensor `{}` has the shape {shape:?}; accepted: [N, K]", tensor.name))),
-    }
-}
-
-/// The GGUF type of a tensor that is quantized in its file.
-fn blocks(tensor: &Tensor<'_>) -> Option<GgufType> {
-    match tensor.dtype {
-        FileType::Gguf(GgufType::F32 | GgufType::F16 | GgufType::BF16 | GgufType::F64) => None,
-        FileType::Gguf(kind) => Some(kind),
-        FileType::SafeTensors(_) => None,
-    }
-}
-
-/// The format of a tensor: its own, or the one to quantize it to.
-fn weight(tensor: &Tensor<'_>, format: Option<Format>) -> Result<Format, Failure> {
-    let Some(kind) = blocks(tensor) else {
-        return format.ok_or_else(|| {
-            Failure::invalid(format!(
-                "tensor `{}` is {}; --format says what to quantize it to, int4-g32 for instance",
-                tensor.name,
-                tensor.dtype.name()
-            ))
-        });
-    };
-    let own = Format::ALL.iter().find(|named| named.name.eq_ignore_ascii_case(kind.name())).ok_or_else(|| {
-        let known = |kind: &&GgufType| Format::ALL.iter().any(|named| named.name.eq_ignore_ascii_case(kind.name()));
-        let names: Vec<&str> = GgufType::ALL.iter().filter(known).map(|kind| kind.name()).collect();
-        Error::Unsupported(format!(
-            "tensor `{}` is {kind}; accepted: F32, F16, BF16, {}",
-            tensor.name,
-            names.join(", ")
-        ))
-    })?;
-    match format {
-        Some(format) if format != own.format => Err(Failure::invalid(format!(
-            "tensor `{}` is {kind} already; --format {format} is for float tensors",
-            tensor.name
-        ))),
-        _ => Ok(own.format),
-    }
-}
-
-/// The weights of a tensor, quantized now if its file has floats.
-fn load(tensor: &Tensor<'_>, n: usize, k: usize, format: Option<Format>) -> Result<Quantized, Failure> {
-    let format = weight(tensor, format)?;
-    let named = |error: Error| match error {
-        Error::Invalid(faults) => {
-            Error::Invalid(faults.iter().map(|fault| format!("tensor `{}`: {fault}", tensor.name)).collect())
-        }
-        other => other,
-    };
-    if blocks(tensor).is_none() {
-        return Ok(format.encode(&tensor.to_f32()?, n, k, None).map_err(named)?);
-    }
-    let part = Part {
-        name: "blocks",
-        dtype: PartType::U8,
-        shape: vec![n, tensor.data.len() / n],
-        bytes: tensor.data.to_vec(),
-    };
-    let weights = (format.container.unpack)(&format, n, k, &[part]).map_err(named)?;
-    finite(&weights)
-        .then_some(weights)
-        .ok_or_else(|| Failure::invalid(format!("tensor `{}`: a scale is not a finite number", tensor.name)))
-}
-
-/// Whether every scale is a number that a sum can take.
-fn finite(weights: &Quantized) -> bool {
-    let all = |dtype: DType, raw: &[u32]| raw.iter().all(|&raw| dtype.decode(raw).is_finite());
-    let level = |scale: &Scale, inner: &[u32], outer: &[u32]| {
-        all(scale.dtype, inner) && scale.outer.is_none_or(|level| all(level.dtype, outer))
-    };
-    let zeros = match &weights.format.zero {
-        Zero::Offset { scale, .. } => level(scale, &weights.zeros, &weights.zeros_outer),
-        Zero::Float(dtype) => all(*dtype, &weights.zeros),
-        Zero::None | Zero::Bias(_) | Zero::Int(_) => true,
-    };
-    zeros && level(&weights.format.scale, &weights.scales, &weights.outer)
 }
 
 fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
