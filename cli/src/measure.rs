@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::plan::{DECODE_ROWS, Phase};
 use crate::stages::describe_schedule;
-use crate::table::{Table, time};
+use crate::table::{Table, ratio, time};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report, Sample};
 use bitsmith_compiler::artifact::Artifact;
@@ -255,7 +255,7 @@ pub(crate) fn table<'r>(rows: impl Iterator<Item = &'r Row>, phase: Phase) -> Ta
             row.roof.into(),
             format!("{:.2e}", row.check.max_error),
             format!("{:.2e}", row.check.bound),
-            format!("{:.3}", row.check.worst_ratio),
+            ratio(row.check.worst_ratio),
             if row.check.passed() { "ok".into() } else { "WRONG".into() },
         ]);
     }

@@ -54,6 +54,11 @@ pub(crate) fn time(seconds: f64) -> String {
     }
 }
 
+/// A ratio of an error to its bound: small ones keep their order of magnitude.
+pub(crate) fn ratio(ratio: f64) -> String {
+    if ratio == 0.0 || ratio >= 0.001 { format!("{ratio:.3}") } else { format!("{ratio:.0e}") }
+}
+
 /// A number of bytes in the unit that suits it.
 pub(crate) fn bytes(count: f64) -> String {
     match count {
@@ -81,5 +86,6 @@ mod tests {
         assert_eq!(time(0.0000012), "1.2 us");
         assert_eq!(time(0.5), "500.00 ms");
         assert_eq!(bytes(1.5e9), "1.50 GB");
+        assert_eq!((ratio(0.0), ratio(0.25), ratio(3e-5)), ("0.000".into(), "0.250".into(), "3e-5".into()));
     }
 }

@@ -1,7 +1,7 @@
 //! Weights from a tensor of a model file: in their own format, or quantized now.
 
 use crate::failure::Failure;
-use bitsmith_calibrate::file::{FileType, GgufType, Tensor};
+use bitsmith_calibrate::file::{FileType, GgufType, SafeTensorsType as Plain, Tensor};
 use bitsmith_compiler::Error;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::{Format, Part, PartType, Quantized, Scale, Zero};
@@ -26,6 +26,14 @@ fn blocks(tensor: &Tensor<'_>) -> Option<GgufType> {
 /// The format of a tensor: its own, or the one to quantize it to.
 pub(crate) fn format(tensor: &Tensor<'_>, wanted: Option<Format>) -> Result<Format, Failure> {
     let Some(kind) = blocks(tensor) else {
+        if let FileType::SafeTensors(kind) = tensor.dtype
+            && !matches!(kind, Plain::F32 | Plain::F16 | Plain::BF16 | Plain::F64)
+        {
+            return Err(Failure::Request(Error::Unsupported(format!(
+                "tensor `{}` is {kind}; accepted: F32, F16, BF16, F64",
+                tensor.name
+            ))));
+        }
         return wanted.ok_or_else(|| {
             Failure::invalid(format!(
                 "tensor `{}` is {}; --format says what to quantize it to, int4-g32 for instance",

@@ -180,6 +180,12 @@ fn what_is_no_bundle_is_not_overwritten() {
     fails(2, &[&base[..], &["/proc/bitsmith/kernels"]].concat(), &["/proc"]);
     assert_eq!(fs::read_to_string(out.join("chapter1.txt")).unwrap(), "years of work");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // Nor is a bundle to which somebody added something.
+    let bundle = folder.path().join("bundle");
+    generate(&bundle, &[]);
+    fs::write(bundle.join("notes.txt"), "mine").unwrap();
+    fails(2, &[&base[..], &[&bundle.display().to_string()]].concat(), &["notes.txt", "manifest"]);
+    assert_eq!(fs::read_to_string(bundle.join("notes.txt")).unwrap(), "mine");
 }
 
 #[test]
@@ -286,6 +292,11 @@ fn real_models_run() {
     if let Some(path) = data("models/tinystories-656k-gguf/q4_0.gguf", "real_models_run") {
         let path = path.display().to_string();
         ok(&["run", "matmul", "--weights", &path, "--tensor", "blk.0.attn_q.weight", "--m", "1,7"]);
+    }
+    if let Some(path) = data("models/tinystories-656k-quant/gptq-w4-g32-sym", "real_models_run") {
+        let path = path.display().to_string();
+        let tensor = "model.layers.0.self_attn.q_proj.qweight";
+        fails(2, &["run", "matmul", "--weights", &path, "--tensor", tensor, "--format", "int4-g32"], &["I32", "F16"]);
     }
     if let Some(path) = data("models/tinystories-656k", "real_models_run") {
         let path = path.display().to_string();

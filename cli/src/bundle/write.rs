@@ -84,14 +84,27 @@ fn occupied(out: &Path) -> Result<bool, Failure> {
     if !meta.is_dir() {
         return Err(Failure::invalid(format!("{}: is a file; choose another --out", out.display())));
     }
-    let mut entries = fs::read_dir(out).map_err(|error| Failure::file(out, "read", &error))?;
-    if entries.next().is_none() {
+    let unreadable = |error: std::io::Error| Failure::file(out, "read", &error);
+    let names = fs::read_dir(out).map_err(unreadable)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let names = names.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    if names.is_empty() {
         return Ok(true);
     }
     let foreign = |why: &str| {
         Failure::invalid(format!("{}: holds files and is no bundle ({why}); choose another --out", out.display()))
     };
     let text = fs::read_to_string(out.join(MANIFEST)).map_err(|_| foreign("it has no manifest.json"))?;
-    Manifest::parse(&text, MANIFEST).map_err(|_| foreign("its manifest.json is of another kind"))?;
-    Ok(true)
+    let manifest = Manifest::parse(&text, MANIFEST).map_err(|_| foreign("its manifest.json is of another kind"))?;
+    let listed = |name: &std::ffi::OsStr| {
+        let files = std::iter::once(&manifest.header).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        name == MANIFEST || files.into_iter().any(|file| name == file.file.as_str())
+    };
+    match names.iter().find(|name| !listed(name)) {
+        None => Ok(true),
+        Some(name) => Err(Failure::invalid(format!(
+            "{}: the bundle there also holds `{}`, which its manifest does not list; move it or choose another --out",
+            out.display(),
+            name.display()
+        ))),
+    }
 }

@@ -5,7 +5,7 @@ use crate::measure;
 use crate::place::Place;
 use crate::plan::quantize_for;
 use crate::stages::{self, Emit};
-use crate::table::Table;
+use crate::table::{Table, ratio};
 use crate::{Io, Outcome, memory, weights};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report};
@@ -172,7 +172,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
             result.check.compared.to_string(),
             format!("{:.2e}", result.check.max_error),
             format!("{:.2e}", result.check.bound),
-            format!("{:.3}", result.check.worst_ratio),
+            ratio(result.check.worst_ratio),
             if result.passed { "ok".into() } else { "WRONG".into() },
             result.entry.clone(),
         ]);
