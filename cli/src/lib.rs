@@ -9,6 +9,7 @@
 pub mod bundle;
 pub mod command;
 mod failure;
+mod launch;
 mod measure;
 mod memory;
 mod place;

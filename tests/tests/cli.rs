@@ -327,6 +327,16 @@ fn check_names_the_line_and_column() {
     let (code, out, _) = run(&["check", &unsound, "--json"]);
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &json[0]["faults"][0]["line"]), (1, &Value::from(3)));
+    let launch =
+        write("launch.json", r#"{ "grid": [1, 1, 1], "args": [{ "f32s": [1, 2, 3, 4] }, { "unwritten": 16 }] }"#);
+    let json = ok_json(&["check", &sound, "--launch", &launch, "--json"]);
+    let after: Vec<Vec<u8>> = serde_json::from_value(json[0]["kernels"][0]["buffers_after"].clone()).unwrap();
+    assert_eq!(after[1], [1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat());
+    assert!(ok(&["check", &sound, "--launch", &launch]).contains("argument 1: 3f800000 40000000 40400000 40800000"));
+    let short = write("short.json", r#"{ "grid": [1, 1, 1], "args": [{ "f32s": [1, 2] }, { "unwritten": 16 }] }"#);
+    fails(1, &["check", &sound, "--launch", &short], &["good.kir:1:1", "@good"]);
+    let wrong = write("wrong.json", r#"{ "grid": [1, 1], "args": [] }"#);
+    fails(2, &["check", &sound, "--launch", &wrong], &["wrong.json"]);
     fails(2, &["check", &sound, "--caps", "z80"], &["z80", "x86-64-v3"]);
 }
 

@@ -1,6 +1,7 @@
 //! `check`: parses and verifies kernel IR files, and says where each fault is.
 
 use crate::failure::Failure;
+use crate::launch::LaunchFile;
 use crate::{Io, Outcome};
 use bitsmith_compiler::caps::{CPU_LEVELS, Caps};
 use bitsmith_compiler::ir::{self, Kernel, ParamKind};
@@ -17,6 +18,9 @@ pub struct Check {
     /// The device to verify for: `any`, or a CPU level
     #[arg(long, default_value = "any")]
     caps: String,
+    /// Run each kernel on the interpreter with the grid and arguments of a JSON file
+    #[arg(long, value_name = "LAUNCH.json")]
+    launch: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -49,15 +53,19 @@ struct Statistics {
     shared_bytes: u64,
     /// Values by type.
     values: BTreeMap<String, usize>,
+    /// The bytes of each argument after a launch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buffers_after: Option<Vec<Vec<u8>>>,
 }
 
 impl Check {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
         let caps = caps(&self.caps)?;
+        let launch = self.launch.as_deref().map(LaunchFile::read).transpose()?;
         let mut checked = Vec::new();
         for file in &self.files {
             let text = std::fs::read_to_string(file).map_err(|error| Failure::file(file, "read", &error))?;
-            checked.push(check(file, &text, &caps));
+            checked.push(check(file, &text, &caps, launch.as_ref()));
         }
         if self.json {
             io.json(&checked)?;
@@ -84,7 +92,7 @@ fn caps(name: &str) -> Result<Caps, Failure> {
     })
 }
 
-fn check(file: &Path, text: &str, caps: &Caps) -> Checked {
+fn check(file: &Path, text: &str, caps: &Caps, launch: Option<&LaunchFile>) -> Checked {
     let mut checked = Checked { file: file.display().to_string(), kernels: Vec::new(), faults: Vec::new() };
     for section in sections(text) {
         let (kernel, lines) = match ir::parse_with_lines(&section) {
@@ -96,7 +104,18 @@ fn check(file: &Path, text: &str, caps: &Caps) -> Checked {
             }
         };
         match ir::verify(&kernel, caps) {
-            Ok(_) => checked.kernels.push(statistics(&kernel)),
+            Ok(verified) => {
+                let mut statistics = statistics(&kernel);
+                match launch.map(|launch| launch.run(&verified, caps.subgroup)).transpose() {
+                    Ok(buffers) => statistics.buffers_after = buffers,
+                    Err(trap) => {
+                        let line = lines.of("kernel").unwrap_or(1);
+                        let (column, message) = (column(&section, line), format!("@{}: {trap}", kernel.name));
+                        checked.faults.push(Fault { line, column, message });
+                    }
+                }
+                checked.kernels.push(statistics);
+            }
             Err(faults) => checked.faults.extend(faults.into_iter().map(|fault| {
                 let line = lines.of(&fault.place).or_else(|| lines.of("kernel")).unwrap_or(1);
                 let column = column(&section, line);
@@ -151,7 +170,13 @@ fn statistics(kernel: &Kernel) -> Statistics {
         workgroup: kernel.workgroup,
         shared_bytes: kernel.shared_bytes(),
         values,
+        buffers_after: None,
     }
+}
+
+/// A little-endian word of up to four bytes.
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn print(io: &mut Io<'_>, checked: &Checked) -> Outcome {
@@ -168,6 +193,11 @@ fn print(io: &mut Io<'_>, checked: &Checked) -> Outcome {
             kernel.shared_bytes,
             if values.is_empty() { "none".into() } else { values.join(", ") }
         )?;
+        for (index, bytes) in kernel.buffers_after.iter().flatten().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+            let words: Vec<String> = bytes.chunks(4).take(16).map(hexadecimal).collect();
+            let more = if bytes.len() > 64 { " ..." } else { "" };
+            writeln!(io.out, "  argument {index}: {}{more}", words.join(" "))?;
+        }
     }
     for fault in &checked.faults {
         let place = match fault.column {
