@@ -19,6 +19,9 @@ const TYPES: [(&str, DType); 11] = [
     ("float6_e3m2fn", DType::E3m2),
 ];
 
+/// One of a type's two ways to encode.
+type Encode = fn(DType, f64) -> u32;
+
 fn folder(test: &str) -> Option<PathBuf> {
     data("golden/fp8", test)
 }
@@ -90,7 +93,7 @@ fn facts_agree() {
 fn encode_agrees_for_every_f16_and_bf16() {
     let Some(folder) = folder("encode_agrees_for_every_f16_and_bf16") else { return };
     for (name, dtype) in TYPES {
-        let files: [(&str, DType, fn(DType, f64) -> u32); 3] = [
+        let files: [(&str, DType, Encode); 3] = [
             ("from_f16_all.bin", DType::F16, DType::encode_nonsaturating),
             ("from_bf16_all.bin", DType::Bf16, DType::encode_nonsaturating),
             ("from_f16_all.sat.bin", DType::F16, DType::encode),
