@@ -3,7 +3,8 @@
 //! The builder asserts only what its callers in `lower` and `pass` promise; the verifier checks the whole kernel later.
 
 use super::kernel::{
-    Access, Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement, UnOp,
+    Access, Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, Param,
+    ParamKind, Shared, Statement, UnOp,
 };
 use super::types::{Memory, Scalar, Type, Value};
 
