@@ -1,1 +1,1 @@
-//! Benches.
+//! Criterion benches: `cargo bench -p bitsmith-benches`.

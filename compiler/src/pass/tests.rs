@@ -1,3 +1,5 @@
+//! Every pass on kernels that show what it does and what it must not do.
+
 use super::expand::{Choice, expand_chosen};
 use super::*;
 use crate::ir::interp::{ArgValue, Launch, run_kernel};
