@@ -42,6 +42,7 @@ impl Format {
         gguf::named::<gguf::Iq4Nl>(),
         gguf::named::<gguf::Tq1_0>(),
         gguf::named::<gguf::Tq2_0>(),
+        gguf::named::<gguf::Q2_0>(),
         gguf::named::<gguf::Mxfp4>(),
         fp4::NVFP4_NAMED,
         fp4::MXFP4_NAMED,

@@ -7,6 +7,7 @@
 mod iq4_nl;
 mod mxfp4;
 mod offset_blocks;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -31,6 +32,7 @@ use half::f16;
 
 pub(super) use iq4_nl::Iq4Nl;
 pub(super) use mxfp4::Mxfp4;
+pub(super) use q2_0::Q2_0;
 pub(super) use q2_k::Q2K;
 pub(super) use q3_k::Q3K;
 pub(super) use q4_0::Q4_0;
