@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod format;
 pub mod ir;
+pub mod layout;
 pub mod lower;
 pub mod op;
 pub mod pass;

@@ -30,7 +30,8 @@ pub fn case(seed: u64, caps: &Caps) -> Case {
         0 => (Op::Quantize(quantize(&mut rng)), 1 + rng.usize(..9)),
         1 => {
             let weight = format(&mut rng);
-            let (n, k) = (1 + rng.usize(..40), columns(&mut rng, &weight));
+            let k = columns(&mut rng, &weight);
+            let n = rows(&mut rng, &weight, k, 40);
             (Op::Dequant(Dequant { n, k, weight, out: float(&mut rng) }), 1)
         }
         _ => matmul(&mut rng),
@@ -56,8 +57,8 @@ fn matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
         _ => 1 + rng.usize(..130),
     };
     // Many rows of few columns: the product stays small enough for the interpreter.
-    let n = if m > 33 { 1 + rng.usize(..20) } else { 1 + rng.usize(..70) };
     let k = columns(rng, &weight);
+    let n = rows(rng, &weight, k, if m > 33 { 20 } else { 70 });
     let mut op =
         Matmul { n, k, weight, activation: Activation::Float(DType::F32), out: float(rng), epilogue: epilogue(rng) };
     op.activation = match rng.u32(..9) {
@@ -89,13 +90,16 @@ fn epilogue(rng: &mut fastrand::Rng) -> Epilogue {
 /// K: what the format needs, and otherwise ragged.
 fn columns(rng: &mut fastrand::Rng, format: &Format) -> usize {
     let ragged = 1 + rng.usize(..300);
-    for step in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
-        let k = ragged.next_multiple_of(step);
-        if (format.container.check)(format, 16, k).is_empty() {
-            return k;
-        }
-    }
-    512
+    let steps = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+    let fits = |k: &usize| (format.container.check)(format, 32, *k).is_empty();
+    steps.into_iter().map(|step| ragged.next_multiple_of(step)).find(fits).unwrap_or(512)
+}
+
+/// N: what the format needs (GPTQ packs zeros in words along N), and otherwise ragged, about `most` at most.
+fn rows(rng: &mut fastrand::Rng, format: &Format, k: usize, most: usize) -> usize {
+    let ragged = 1 + rng.usize(..most);
+    let fits = |n: &usize| (format.container.check)(format, *n, k).is_empty();
+    [1, 8, 16, 32].into_iter().map(|step| ragged.next_multiple_of(step)).find(fits).unwrap_or(32)
 }
 
 /// A format: a named one, or one of the grammar.

@@ -62,6 +62,16 @@ impl Problem {
 
     /// A problem with given weights (with columns in group order) and random activations.
     pub fn with_weights(op: &Op, m: usize, weights: Option<Quantized>, seed: u64) -> Result<Problem> {
+        Problem::build(op, m, weights, None, seed)
+    }
+
+    /// The same operation and weights with another number of rows and other activations. Saves packing them again.
+    pub fn with_rows(self, m: usize, seed: u64) -> Result<Problem> {
+        let packed = self.buffers.into_iter().find(|b| b.signature.role == Role::Weights).map(|b| b.bytes);
+        Problem::build(&self.op, m, self.weights, packed, seed)
+    }
+
+    fn build(op: &Op, m: usize, weights: Option<Quantized>, mut packed: Option<Vec<u8>>, seed: u64) -> Result<Problem> {
         let op = op.checked()?;
         if m == 0 {
             return Err(Error::invalid("M is 0; accepted: at least 1"));
@@ -87,7 +97,10 @@ impl Problem {
             sums = problem.quantized_activations(matmul, &mut rng)?;
         }
         for signature in signature(&op)? {
-            let bytes = problem.fill(&signature, &mut rng, &sums)?;
+            let bytes = match packed.take_if(|_| signature.role == Role::Weights) {
+                Some(packed) => packed,
+                None => problem.fill(&signature, &mut rng, &sums)?,
+            };
             problem.buffers.push(Buffer { signature, bytes });
         }
         Ok(problem)

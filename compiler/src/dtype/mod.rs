@@ -234,14 +234,18 @@ impl DType {
     }
 
     /// Like [`DType::encode`], but an overflow goes to infinity or NaN where the type has one, and `E8m0` rounds to the
-    /// nearest power of two, half way up: the conversions of `ml_dtypes` and torch.
+    /// nearest power of two, half way up, and between its two least numbers always up: the conversions of `ml_dtypes` and
+    /// torch.
     pub fn encode_nonsaturating(self, x: f64) -> u32 {
         match self.kind() {
             Kind::Float(float) => float.encode(x, false),
             Kind::Exponent if x.is_nan() || x <= 0.0 || x.is_infinite() => 0xff,
             Kind::Exponent => {
                 let down = float::exponent_of(x);
-                let nearest = if x / 2f64.powi(down) >= 1.5 { down + 1 } else { down };
+                // Between 2^-127 and 2^-126 a binary32 is subnormal, and what is above 2^-127 goes up there: a rule of
+                // the conversions that we follow, not what is nearest.
+                let up = if down == -127 { x > 2f64.powi(-127) } else { x / 2f64.powi(down) >= 1.5 };
+                let nearest = if up { down + 1 } else { down };
                 // Below 2^-127 everything is nearest to the least power, and past 2^127 there is only NaN.
                 (nearest + 127).clamp(0, 255) as u32
             }

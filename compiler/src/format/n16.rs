@@ -25,6 +25,7 @@ use super::canonical::{canonical, canonical_format};
 use super::{Code, Format, Granularity, Outer, Quantized, Scale, Span, Zero};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::layout::{Bit, Dim, Layout};
 
 /// Rows per block.
 pub const ROWS: usize = 16;
@@ -100,6 +101,29 @@ fn planes(bits: u8) -> Option<&'static [u8]> {
     })
 }
 
+/// The places of a word per row of a plane whose fields have `width` bits. An address counts bits; coordinates are bit,
+/// column and row:
+///
+/// ```text
+/// 8 bits   b0 b1 b2 k0 k1 n0 n1 n2 n3            2 bits   b0 k2 k3 k0 k1 n0 n1 n2 n3
+/// 4 bits   b0 b1 k2 k0 k1 n0 n1 n2 n3            1 bit    k2 k3 k4 k0 k1 n0 n1 n2 n3
+/// ```
+///
+/// # Panics
+/// If no plane has that width: planes have 1, 2, 4 or 8 bits.
+pub fn plane_layout(width: u8) -> Layout {
+    assert!(matches!(width, 1 | 2 | 4 | 8), "a plane has 1, 2, 4 or 8 bits, not {width}");
+    let code_bits = width.trailing_zeros() as u8;
+    let bit = |dim| move |index| Bit::new(dim, index);
+    let bits: Vec<Bit> = (0..code_bits)
+        .map(bit(Dim::B))
+        .chain((2..5 - code_bits).map(bit(Dim::K)))
+        .chain((0..2).map(bit(Dim::K)))
+        .chain((0..4).map(bit(Dim::N)))
+        .collect();
+    Layout::constant(&bits)
+}
+
 impl N16 {
     /// The layout of a format for rows of `k` columns.
     pub fn of(format: &Format, k: usize) -> Result<N16> {
@@ -169,6 +193,16 @@ impl N16 {
     /// Bytes of one unit of a block.
     pub fn unit_bytes(&self) -> usize {
         unit_bytes(self.planes)
+    }
+
+    /// The planes of one unit of a block, in the order in which they lie there: [`plane_layout`], with the index of the word
+    /// as the high column bits.
+    pub fn plane_layouts(&self) -> Result<Vec<Layout>> {
+        let plane = |&width: &u8| {
+            let words = self.unit * width as usize / 32;
+            Layout::product(&Layout::row_major(&[(Dim::K, words.trailing_zeros())])?, &plane_layout(width))
+        };
+        self.planes.iter().map(plane).collect()
     }
 
     /// Where four neighbouring columns (quad `quad` of the padded row) lie: the unit, and for each plane the byte offset

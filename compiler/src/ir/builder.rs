@@ -2,7 +2,10 @@
 //!
 //! The builder asserts only what its callers in `lower` and `pass` promise; the verifier checks the whole kernel later.
 
-use super::kernel::*;
+use super::kernel::{
+    Access, Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, Param,
+    ParamKind, Shared, Statement, UnOp,
+};
 use super::types::{Memory, Scalar, Type, Value};
 
 /// Builds one kernel. Statements go to the innermost open block.

@@ -211,7 +211,8 @@ pub enum CastOp {
     /// `f32` to signed integer, rounded to zero, saturating, NaN to 0. To I8, I16, I32.
     FloatToIntS,
     /// Between floats (F32, F16, Bf16 and the storage floats): exact when widening; nearest even when narrowing;
-    /// to fp8 it saturates to the largest finite number and keeps NaN; to E8m0 it rounds the binary exponent down.
+    /// to fp8 it saturates to the largest finite number and keeps NaN;
+    /// to E8m0 it takes the binary exponent of the magnitude, rounded down and clamped (zero gives the least).
     Float,
 }
 

@@ -195,7 +195,7 @@ impl Rows<'_> {
             self.store_sum(b, at, sum);
             Vec::new()
         });
-        if len % segment != 0 {
+        if !len.is_multiple_of(segment) {
             let sum = self.codes(b, start.plus(full * segment), len % segment, inverse);
             self.store_sum(b, first.plus(full), sum);
         }

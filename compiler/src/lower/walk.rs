@@ -98,7 +98,7 @@ impl Walk {
         let (group, padded) = (layout.group, layout.padded_group);
         let stride = if segment == group || segment >= layout.k {
             padded
-        } else if segment % 4 == 0 && (layout.groups == 1 || (group % segment == 0 && padded == group)) {
+        } else if segment.is_multiple_of(4) && (layout.groups == 1 || (group % segment == 0 && padded == group)) {
             segment
         } else {
             return Err(Error::Unsupported(format!(
@@ -114,7 +114,7 @@ impl Walk {
         let rest = self.k % self.segment;
         // Segments until the next one that starts with a unit.
         let per_unit = self.unit / 4;
-        let period = (1..=per_unit).find(|p| p * self.stride % per_unit == 0).expect("p = per_unit divides");
+        let period = (1..=per_unit).find(|p| (p * self.stride).is_multiple_of(per_unit)).expect("p = per_unit divides");
         let loops = full / period;
         let mut outer = repeat(b, loops, 1, outer, |b, turn, mut outer| {
             let base = turn.times(b, period);
@@ -149,7 +149,7 @@ impl Walk {
         let column = segment.times(b, self.segment);
         let mut inner = visit.begin(b, segment);
         let mut done = 0;
-        if quad % per_unit == 0 {
+        if quad.is_multiple_of(per_unit) {
             let base = unit.plus(quad / per_unit);
             let units = len / self.unit;
             let turns = units / self.unroll;

@@ -140,7 +140,8 @@ fn integers() {
                 let (and, xor) = (b.bin(BinOp::And, p, q), b.bin(BinOp::Xor, q, r));
                 let or = b.bin(BinOp::Or, and, xor);
                 let not = b.un(UnOp::Not, or);
-                b.cmp(CmpOp::Eq, not, p)
+                let differs = b.bin(BinOp::Xor, not, p);
+                b.un(UnOp::Not, differs)
             },
             move |o| {
                 each(o, |a, b, c| {
@@ -424,6 +425,8 @@ fn dots() {
         for (signs, a_bits) in [Dot4Signs::SignedSigned, Dot4Signs::UnsignedSigned]
             .into_iter()
             .flat_map(|s| [4u8, 7, 8].map(|bits| (s, bits)))
+            // A signed factor promises nothing.
+            .filter(|&(signs, bits)| signs == Dot4Signs::UnsignedSigned || bits == 8)
         {
             let unsigned = signs == Dot4Signs::UnsignedSigned;
             let keep = if unsigned { (1u64 << a_bits) - 1 } else { 0xff };

@@ -4,7 +4,7 @@ use super::Tile;
 use crate::ir::{BinOp, Builder, Scalar, Type, Value};
 use crate::lower::walk::{Pos, Step, Visit};
 
-/// Visits a walk. Inner state: `f32` sums `[row][vector]`, then zero points `[vector]` where the format has them, then
+/// Visits a walk. Inner state: `f32` sums `[chain][row][vector]`, then zero points `[vector]` where the format has them, then
 /// sums of activations `[row]` where it has offsets; outer state: results `[row][vector]`.
 pub(super) struct FloatSums<'a> {
     /// The tile.
@@ -28,7 +28,7 @@ impl Visit for FloatSums<'_> {
         let Tile { weights, rows, vectors } = self.tile;
         let nothing =
             b.push(Type::vector(Scalar::F32, weights.lanes), crate::ir::Inst::Const(crate::ir::Constant::Splat(0)));
-        let mut state = vec![nothing; rows.count() * vectors];
+        let mut state = vec![nothing; self.tile.chains() * self.tile.sums()];
         if self.has_zero() {
             let column = segment.times(b, self.segment);
             let group = column.divide(b, weights.layout.group);
@@ -45,7 +45,8 @@ impl Visit for FloatSums<'_> {
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, mut state: Vec<Value>) -> Vec<Value> {
         let Tile { weights, rows, vectors } = self.tile;
         let (count, vectors) = (rows.count(), *vectors);
-        let extra = count * vectors;
+        let (chains, sums) = (self.tile.chains(), self.tile.sums());
+        let extra = chains * sums;
         for (i, &valid) in step.quads.iter().enumerate() {
             let column = step.column.plus(4 * i);
             let x: Vec<Vec<Value>> = (0..count).map(|row| rows.quad_floats(b, row, column, valid)).collect();
@@ -57,7 +58,7 @@ impl Visit for FloatSums<'_> {
                         w = b.bin(BinOp::Sub, w, state[extra + v]);
                     }
                     for (row, x) in x.iter().enumerate() {
-                        let sum = &mut state[row * vectors + v];
+                        let sum = &mut state[byte % chains * sums + row * vectors + v];
                         *sum = b.fma(w, x[byte], *sum);
                     }
                 }
@@ -82,9 +83,13 @@ impl Visit for FloatSums<'_> {
             for (v, &(scale, offset)) in factors.iter().enumerate() {
                 let result = &mut outer[row * vectors + v];
                 let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                *result = b.fma(state[row * vectors + v], factor, *result);
+                let mut sum = state[row * vectors + v];
+                for chain in 1..self.tile.chains() {
+                    sum = b.add(sum, state[chain * self.tile.sums() + row * vectors + v]);
+                }
+                *result = b.fma(sum, factor, *result);
                 if let Some(offset) = offset {
-                    let x = state[count * vectors + row];
+                    let x = state[self.tile.chains() * self.tile.sums() + row];
                     let x = scale_x.map_or(x, |scale| b.mul(x, scale));
                     *result = b.fma(offset, x, *result);
                 }

@@ -8,7 +8,7 @@ use crate::lower::walk::{Pos, Step, Visit};
 /// Where the bytes of a quad come from: unpacked from the words, or decoded before into scratch.
 pub(super) type Bytes<'a> = dyn FnMut(&mut Builder, &Step, usize, usize) -> Value + 'a;
 
-/// Visits a walk. Inner state: `i32` sums `[row][vector]`; outer state: `f32` results `[row][vector]`.
+/// Visits a walk. Inner state: `i32` sums `[chain][row][vector]`; outer state: `f32` results `[row][vector]`.
 pub(super) struct IntegerSums<'a, 'b> {
     /// The tile.
     pub tile: &'a Tile<'a>,
@@ -33,6 +33,8 @@ impl Visit for IntegerSums<'_, '_> {
             };
             sums.extend(std::iter::repeat_n(start, self.tile.vectors));
         }
+        let nothing = b.int(Type::vector(Scalar::I32, lanes), 0);
+        sums.resize(self.tile.chains() * self.tile.sums(), nothing);
         sums
     }
 
@@ -40,11 +42,12 @@ impl Visit for IntegerSums<'_, '_> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
         for (i, &valid) in step.quads.iter().enumerate() {
             let column = step.column.plus(4 * i);
+            let chain = (step.first + i) % self.tile.chains() * self.tile.sums();
             let x: Vec<Value> = (0..rows).map(|row| self.tile.rows.quad_bytes(b, row, column, valid)).collect();
             for v in 0..vectors {
                 let w = (self.bytes)(b, step, i, v);
                 for (row, &x) in x.iter().enumerate() {
-                    let sum = &mut inner[row * vectors + v];
+                    let sum = &mut inner[chain + row * vectors + v];
                     *sum = b.dot4(self.how.signs, self.how.bits, w, x, *sum);
                 }
             }
@@ -81,6 +84,9 @@ impl Visit for IntegerSums<'_, '_> {
             let scale_x = self.tile.rows.group_scale(b, row, column);
             for (v, &(scale, zero, offset)) in factors.iter().enumerate() {
                 let mut sum = inner[row * vectors + v];
+                for chain in 1..self.tile.chains() {
+                    sum = b.add(sum, inner[chain * self.tile.sums() + row * vectors + v]);
+                }
                 if self.how.factor == 2 {
                     sum = b.add(sum, sum);
                     let x = self.tile.rows.sum(b, row, segment);

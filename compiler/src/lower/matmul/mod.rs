@@ -26,6 +26,19 @@ pub(super) struct Tile<'a> {
     vectors: usize,
 }
 
+impl Tile<'_> {
+    /// Sums in a tile.
+    fn sums(&self) -> usize {
+        self.rows.count() * self.vectors
+    }
+
+    /// Partial sums per sum, added up at the end of a segment. A multiply-add takes about four cycles and two start per
+    /// cycle, so eight must be under way: small tiles take two partial sums each.
+    fn chains(&self) -> usize {
+        if self.sums() <= 4 { 2 } else { 1 }
+    }
+}
+
 /// What of a matmul does not change while its kernel is built.
 struct Plan {
     op: Matmul,

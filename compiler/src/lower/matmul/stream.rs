@@ -25,8 +25,8 @@ pub(in crate::lower) const STREAM: Implementation = Implementation {
     build,
 };
 
-/// Register tiles that hold their sums in about three quarters of the registers, the most columns first for one row,
-/// the squarest first for more.
+/// Register tiles that hold their sums in about three quarters of the registers, those with the fewest instructions per
+/// product first.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let lanes = (caps.vector_bytes / 4).min(16);
@@ -40,15 +40,17 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             if sums > budget || waste >= tile_m.max(2) / 2 && m as u32 > tile_m || tile_m as usize > m {
                 continue;
             }
-            for unroll in [1, 2, 4] {
-                list.push((cost(tile_m, tile_n / lanes, m as u32, op.activation), unroll, tile_m, tile_n));
+            // Results and partial sums live side by side; what does not fit is spilled inside the loop.
+            let partial = if sums <= 4 { 2 * sums } else { sums };
+            let spilled = (partial + sums + tile_m + 3).saturating_sub(caps.vector_registers);
+            let cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
+            for (rank, unroll) in [4, 2, 1].into_iter().enumerate() {
+                list.push((cost, rank, Schedule { family: Family::Stream, tile_m, tile_n, unroll }));
             }
         }
     }
     list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    list.into_iter()
-        .map(|(_, unroll, tile_m, tile_n)| Schedule { family: Family::Stream, tile_m, tile_n, unroll })
-        .collect()
+    list.into_iter().map(|(_, _, schedule)| schedule).collect()
 }
 
 /// Instructions per product, counted: each vector of weights is loaded and unpacked once per tile of rows, each

@@ -42,7 +42,8 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     }
 }
 
-/// Register tiles that fit with their operands: sums, one vector of weights, one broadcast per row.
+/// Register tiles that fit with their operands: sums, one broadcast per row, a vector of weights, one to spare. One
+/// register too many halves the speed, since a sum then goes through memory in every turn.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let lanes = (caps.vector_bytes / 4).min(16);
@@ -54,18 +55,18 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             continue;
         }
         for tile_m in 1..=12u32 {
-            if tile_m * vectors + tile_m + 1 > caps.vector_registers {
+            if tile_m * vectors + tile_m + 2 > caps.vector_registers {
                 continue;
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
-            for unroll in [1, 2, 4] {
-                list.push((cost, Schedule { family: Family::Tile, tile_m, tile_n, unroll }));
+            for (rank, unroll) in [2, 4, 1].into_iter().enumerate() {
+                list.push((cost, rank, Schedule { family: Family::Tile, tile_m, tile_n, unroll }));
             }
         }
     }
-    list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.unroll.cmp(&b.1.unroll)));
-    list.into_iter().map(|(_, schedule)| schedule).collect()
+    list.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.2.tile_n.cmp(&a.2.tile_n)).then(a.1.cmp(&b.1)));
+    list.into_iter().map(|(_, _, schedule)| schedule).collect()
 }
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {

@@ -30,6 +30,8 @@ pub(super) struct Emitter<'a> {
     /// Counters of 32-bit loops as the 64-bit numbers that they are kept in.
     pub wide_counters: HashMap<ir::Value, clif::Value>,
     constants: HashMap<ir::Value, Repr>,
+    /// Vectors of constants of the present CLIF block, by type and bytes: loads of them cost a port that weights need.
+    pub vectors: HashMap<(clif::Type, Vec<u8>), clif::Value>,
     values: Vec<Option<Repr>>,
     args: Vec<Option<clif::Value>>,
     grid: [clif::Value; 3],
@@ -57,6 +59,7 @@ pub(super) fn function(kernel: &ir::Kernel, level: &Level) -> clif::Function {
         addresses: vec![HashMap::new()],
         wide_counters: HashMap::new(),
         constants: HashMap::new(),
+        vectors: HashMap::new(),
         values: vec![None; kernel.types.len()],
         args: vec![None; kernel.params.len()],
         grid: [nothing; 3],
@@ -277,6 +280,7 @@ impl<'a> Emitter<'a> {
     fn enter(&mut self, block: clif::Block) {
         self.b.switch_to_block(block);
         self.constants.clear();
+        self.vectors.clear();
     }
 
     /// Emits statements; returns what the last one yields.

@@ -58,6 +58,9 @@ const EXPAND: Pass = Pass {
     },
 };
 
+/// The version of the code generator behind this target, for manifests.
+pub const CRANELIFT_VERSION: &str = cranelift_codegen::VERSION;
+
 /// The CPU target of one level.
 pub struct CpuTarget {
     level: level::Level,

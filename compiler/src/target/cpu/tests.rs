@@ -154,7 +154,11 @@ fn small_floats(lanes: u8) -> Vec<Kernel> {
     [Scalar::F16, Scalar::Bf16, Scalar::E4m3fn, Scalar::E4m3fnuz, Scalar::E5m2, Scalar::E5m2fnuz, Scalar::E8m0]
         .map(|from| {
             lanewise("small_floats", Type::vector(from, lanes), |b, [x, ..]| {
-                vec![b.cast(CastOp::Float, x, Scalar::F32), b.cast(CastOp::Float, x, Scalar::Bf16)]
+                let mut out = vec![b.cast(CastOp::Float, x, Scalar::F32)];
+                if from != Scalar::Bf16 {
+                    out.push(b.cast(CastOp::Float, x, Scalar::Bf16));
+                }
+                out
             })
         })
         .into()
@@ -166,7 +170,8 @@ fn dots(lanes: u8) -> Vec<Kernel> {
     }
     let mut all = Vec::new();
     for signs in [Dot4Signs::SignedSigned, Dot4Signs::UnsignedSigned] {
-        for a_bits in [4, 8] {
+        // A signed factor promises nothing.
+        for a_bits in if signs == Dot4Signs::SignedSigned { [8, 8] } else { [4, 8] } {
             all.push(lanewise("dots", Type::vector(Scalar::I8, 4 * lanes), |b, [x, y, z]| {
                 let acc = b.bitcast(z, Type::vector(Scalar::I32, lanes));
                 vec![b.dot4(signs, a_bits, x, y, acc)]

@@ -120,8 +120,14 @@ impl Emitter<'_> {
     }
 
     pub(super) fn vconst(&mut self, ty: clif::Type, bytes: Vec<u8>) -> clif::Value {
-        let handle = self.b.func.dfg.constants.insert(ConstantData::from(bytes));
-        self.b.ins().vconst(ty, handle)
+        let key = (ty, bytes);
+        if let Some(&value) = self.vectors.get(&key) {
+            return value;
+        }
+        let handle = self.b.func.dfg.constants.insert(ConstantData::from(key.1.as_slice()));
+        let value = self.b.ins().vconst(ty, handle);
+        self.vectors.insert(key, value);
+        value
     }
 
     /// The same bits as another type of the same width.

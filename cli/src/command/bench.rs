@@ -1,0 +1,197 @@
+//! `bench`: one matmul, timed for every number of rows and threads, against roofs measured in the same run.
+
+use crate::failure::Failure;
+use crate::measure::{self, Effort, Row, Subject};
+use crate::place::Place;
+use crate::plan::{Phase, quantize_for};
+use crate::stages::{self, Emit};
+use crate::{Io, Outcome, memory};
+use bitsmith_autotune::execute::Prepared;
+use bitsmith_autotune::problem::Problem;
+use bitsmith_compiler::format::Format;
+use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
+use bitsmith_compiler::{compile, lower};
+use bitsmith_runtime::{DeviceInfo, roofs};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::time::Duration;
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// Format of the weights; `bitsmith list formats`
+    #[arg(long, default_value = "int4-g32")]
+    format: String,
+    /// How activations come; `bitsmith list activations`
+    #[arg(long, default_value = "int8-token")]
+    activation: String,
+    /// Type of results
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    result: super::Float,
+    /// Output features
+    #[arg(short, long, default_value_t = 4096)]
+    n: usize,
+    /// Input features
+    #[arg(short, long, default_value_t = 4096)]
+    k: usize,
+    /// Numbers of rows (tokens)
+    #[arg(short, long, value_delimiter = ',', default_values_t = [1, 128], value_parser = super::rows)]
+    m: Vec<usize>,
+    /// Numbers of threads [default: those of the device]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Vec<u32>,
+    /// Where it runs
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Megabytes of weights to cycle through while decoding; 0 keeps them in the caches
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    cycle_mb: u64,
+    /// Count the quantization of the activations into the time
+    #[arg(long)]
+    activation_quantization: bool,
+    /// Milliseconds to sample each kernel for
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    budget_ms: u64,
+    /// Seed of the random numbers
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    emit: Emit,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    op: String,
+    activation_quantization: bool,
+    device: DeviceInfo,
+    roofs: Vec<roofs::Roofs>,
+    measurements: Vec<Row>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    stages: Map<String, Value>,
+}
+
+impl Bench {
+    pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        let weight: Format = self.format.parse()?;
+        let activation: Activation = self.activation.parse()?;
+        let result = self.result.dtype();
+        let matmul = Matmul { n: self.n, k: self.k, weight, activation, out: result, epilogue: Epilogue::default() };
+        let op = Op::Matmul(matmul).checked()?;
+        let cycle = (self.cycle_mb as usize) << 20;
+        for &m in &self.m {
+            let what = format!("{} with {m} rows", stages::describe(&op));
+            memory::check(&what, measure::memory(&op, m, cycle), "take smaller sizes or --cycle-mb")?;
+        }
+        let quantize = quantize_for(&matmul, result).map(Op::Quantize);
+        if self.activation_quantization && quantize.is_none() {
+            return Err(Failure::invalid(format!(
+                "--activation-quantization: activations are {activation}; accepted: int8 and fp8 activations"
+            )));
+        }
+        let devices = self.devices()?;
+        let mut summary = Summary {
+            op: stages::describe(&op),
+            activation_quantization: self.activation_quantization,
+            device: devices[0].info(),
+            roofs: Vec::new(),
+            measurements: Vec::new(),
+            stages: Map::new(),
+        };
+        let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
+        let mut last = None;
+        for device in &devices {
+            let threads = device.info().threads;
+            let footprint = cycle.max(256 << 20);
+            let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
+            for &m in &self.m {
+                let schedule = lower::choose(&op, device.caps(), m)?;
+                let made = compile(&op, &schedule, device.target())?;
+                if let Some(emitted) = self.emit.of(&op, &schedule, &made, device.target())?
+                    && !summary.stages.contains_key(&made.artifact.entry)
+                {
+                    if !self.json {
+                        stages::print(io, &made.artifact.entry, &emitted)?;
+                    }
+                    summary.stages.insert(made.artifact.entry.clone(), Value::Object(emitted));
+                }
+                let before = match &quantize {
+                    Some(op) if self.activation_quantization => {
+                        let schedule = lower::choose(op, device.caps(), m)?;
+                        let made = compile(op, &schedule, device.target())?;
+                        let problem = Problem::random(op, m, self.seed)?;
+                        Some(Prepared::new(&**device, &problem, &made.artifact, &schedule, 1)?)
+                    }
+                    _ => None,
+                };
+                let layers = if before.is_some() { "quantize+matmul" } else { "matmul" };
+                let artifact = &made.artifact;
+                let subject = Subject { op: &op, schedule: &schedule, artifact, layers, m, seed: self.seed };
+                let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
+                summary.measurements.push(row);
+            }
+            let roofs = measure::higher(&roofs_before, &roofs::measure(threads, footprint));
+            measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
+            summary.roofs.push(roofs);
+        }
+        if self.json {
+            io.json(&summary)?
+        } else {
+            print(io, &summary)?
+        }
+        match summary.measurements.iter().find(|row| !row.check.passed()) {
+            None => Ok(()),
+            Some(row) => Err(Failure::Found(format!(
+                "{} with {} rows is out of bounds: {}",
+                row.entry,
+                row.m,
+                row.check.first_wrong.as_deref().unwrap_or("nothing was compared")
+            ))),
+        }
+    }
+
+    fn devices(&self) -> Result<Vec<std::sync::Arc<dyn bitsmith_runtime::Device>>, Failure> {
+        if self.threads.is_empty() {
+            return Ok(vec![Place::running(&self.device)?]);
+        }
+        if self.device != "cpu" {
+            return Err(Failure::invalid(format!("--threads with device `{}`; accepted: cpu", self.device)));
+        }
+        self.threads.iter().map(|threads| Place::running(&format!("cpu:{threads}"))).collect()
+    }
+}
+
+/// Roofs in a line; what this processor lacks is left out.
+pub(super) fn describe_roofs(roofs: &roofs::Roofs) -> String {
+    let mut text = format!("roofs with {} threads: read {:.1} GB/s", roofs.threads, roofs.read_gbs);
+    for (name, value) in [
+        ("dot128", roofs.dot128_gops),
+        ("dot256", roofs.dot256_gops),
+        ("dot512", roofs.dot512_gops),
+        ("maddubs128", roofs.maddubs128_gops),
+        ("fma128", roofs.fma128_gflops),
+        ("fma256", roofs.fma256_gflops),
+        ("fma512", roofs.fma512_gflops),
+    ] {
+        if value > 0.0 {
+            text += &format!(", {name} {value:.0}");
+        }
+    }
+    text + " GOP/s"
+}
+
+fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
+    writeln!(io.out, "{}\n{} ({})", summary.op, summary.device.model, summary.device.target)?;
+    for roofs in &summary.roofs {
+        writeln!(io.out, "{}", describe_roofs(roofs))?;
+    }
+    for (phase, title) in [(Phase::Prefill, "Prefill"), (Phase::Decode, "Decode")] {
+        let table = measure::table(summary.measurements.iter(), phase);
+        if !table.is_empty() {
+            writeln!(io.out, "\n{title}\n{}", table.to_string().trim_end())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! `generate`: the kernels that a model needs under a recipe, as a bundle, each checked and timed on this machine.
+
+use crate::bundle::{self, MANIFEST, Piece};
+use crate::failure::Failure;
+use crate::measure::{self, Effort, Row, Subject};
+use crate::place::Place;
+use crate::plan::{Phase, Plan, Planned, Request};
+use crate::stages::{self, Emit};
+use crate::table::bytes;
+use crate::{Io, Outcome, memory, shapes};
+use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::op::Op;
+use bitsmith_compiler::{Compiled, compile};
+use bitsmith_runtime::{Device, roofs};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Bytes of weights that decoding cycles through: far above any cache.
+const CYCLE: usize = 256 << 20;
+
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct Generate {
+    /// What is done to the weights and activations; `bitsmith list recipes`
+    #[arg(long, value_name = "NAME")]
+    recipe: String,
+    /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
+    #[arg(long, value_name = "SHAPES")]
+    shapes: String,
+    /// Where the kernels run: cpu, cpu:<threads>, or a CPU level to make code for another machine
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+    /// Folder of the bundle; an old bundle there is replaced
+    #[arg(long, value_name = "FOLDER", default_value = "target/kernels")]
+    out: PathBuf,
+    /// Activations other than the recipe's: f16, f32, bf16, int8-token, int8-g128, fp8-token
+    #[arg(long, value_name = "ACTIVATION")]
+    activation: Option<String>,
+    /// Type of results [default: that of the activations, f16 where they are quantized]
+    #[arg(long, value_name = "TYPE")]
+    result: Option<super::Float>,
+    /// Numbers of rows (tokens) to choose schedules for and to measure
+    #[arg(long, value_name = "M", value_delimiter = ',', default_values_t = [1, 128], value_parser = super::rows)]
+    m: Vec<usize>,
+    /// Make the kernels, run nothing
+    #[arg(long)]
+    no_measure: bool,
+    /// Write what was measured to a JSON file
+    #[arg(long, value_name = "FILE", conflicts_with = "no_measure")]
+    report: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    emit: Emit,
+}
+
+/// What `--json` prints and `--report` writes.
+#[derive(Serialize)]
+struct Summary<'a> {
+    recipe: &'a str,
+    model: &'a str,
+    target: &'a str,
+    bundle: String,
+    files: usize,
+    bytes: usize,
+    kernels: Vec<&'a str>,
+    notes: &'a [String],
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    stages: Map<String, Value>,
+    device: Option<bitsmith_runtime::DeviceInfo>,
+    roofs: Option<roofs::Roofs>,
+    measurements: &'a [Row],
+    seconds: f64,
+}
+
+impl Generate {
+    pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        let start = Instant::now();
+        let recipe = Recipe::by_name(&self.recipe)?;
+        let model = shapes::resolve(&self.shapes)?;
+        let place = Place::open(&self.device)?;
+        bundle::check(&self.out)?;
+        let mut rows = self.m.clone();
+        rows.sort_unstable();
+        rows.dedup();
+        let request = Request {
+            recipe,
+            model: &model,
+            activation: self.activation.as_deref(),
+            result: self.result.map(super::Float::dtype),
+            rows: &rows,
+        };
+        let mut plan = Plan::new(&request, place.target().caps())?;
+        let device = if self.no_measure { None } else { place.device.clone() };
+        if device.is_some() {
+            for kernel in plan.kernels.iter().filter(|kernel| worth_measuring(kernel, &plan)) {
+                let needed = kernel.rows.iter().map(|&m| measure::memory(&kernel.op, m, CYCLE)).fold(0.0, f64::max);
+                let what = format!("measuring {} of {}", stages::describe(&kernel.op), kernel.layers);
+                memory::check(&what, needed, "take smaller --shapes or --m, or pass --no-measure")?;
+            }
+        } else if !self.no_measure {
+            let here = format!("{} is generated for, not run on: nothing is measured", self.device);
+            plan.notes.push(here);
+        }
+        let compiled = plan
+            .kernels
+            .iter()
+            .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
+            .collect::<Result<Vec<Compiled>, Failure>>()?;
+        let pieces: Vec<Piece<'_>> =
+            plan.kernels.iter().zip(&compiled).map(|(kernel, made)| piece(kernel, made)).collect();
+        let files = bundle::files(&pieces, &place.target, recipe.name, &model.name)?;
+        let mut emitted = Map::new();
+        for (kernel, made) in plan.kernels.iter().zip(&compiled) {
+            if let Some(stages) = self.emit.of(&kernel.op, &kernel.schedule, made, place.target())? {
+                if !self.json {
+                    stages::print(io, &made.artifact.entry, &stages)?;
+                }
+                emitted.insert(made.artifact.entry.clone(), Value::Object(stages));
+            }
+        }
+        if let (Some(only), true) = (&self.emit.only, emitted.is_empty()) {
+            let entries: Vec<&str> = compiled.iter().map(|made| made.artifact.entry.as_str()).collect();
+            return Err(Failure::invalid(format!(
+                "--only {only}: no kernel has it in its name; there are {}",
+                entries.join(", ")
+            )));
+        }
+        let measured = match &device {
+            Some(device) => Some(measure_all(&**device, &plan, &compiled)?),
+            None => None,
+        };
+        bundle::write(&self.out, &files)?;
+        let (roofs, rows) = match &measured {
+            Some((roofs, rows)) => (Some(*roofs), rows.as_slice()),
+            None => (None, [].as_slice()),
+        };
+        let summary = Summary {
+            recipe: recipe.name,
+            model: &model.name,
+            target: place.target.name(),
+            bundle: self.out.display().to_string(),
+            files: files.len(),
+            bytes: files.iter().map(|(_, bytes)| bytes.len()).sum(),
+            kernels: compiled.iter().map(|made| made.artifact.entry.as_str()).collect(),
+            notes: &plan.notes,
+            stages: emitted,
+            device: device.as_ref().map(|device| device.info()),
+            roofs,
+            measurements: rows,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        if let Some(path) = &self.report {
+            write_report(path, &summary)?;
+        }
+        if self.json {
+            io.json(&summary)?
+        } else {
+            print(io, &summary)?
+        }
+        let wrong: Vec<&str> = rows.iter().filter(|row| !row.check.passed()).map(|row| row.entry.as_str()).collect();
+        if wrong.is_empty() { Ok(()) } else { Err(Failure::Found(format!("out of bounds: {}", wrong.join(", ")))) }
+    }
+}
+
+fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
+    Piece {
+        op: &kernel.op,
+        schedule: &kernel.schedule,
+        artifact: &made.artifact,
+        layers: &kernel.layers,
+        rows: &kernel.rows,
+    }
+}
+
+/// Measures every kernel with every number of rows that it was chosen for, kernels of the same operation one after the
+/// other, since they share the weights.
+fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
+    let threads = device.info().threads;
+    let before = roofs::measure(threads, CYCLE);
+    let mut jobs: Vec<(&Planned, &Compiled, usize)> = plan
+        .kernels
+        .iter()
+        .zip(compiled)
+        .filter(|(kernel, _)| worth_measuring(kernel, plan))
+        .flat_map(|(kernel, made)| kernel.rows.iter().map(move |&m| (kernel, made, m)))
+        .collect();
+    let first = |op: &Op| plan.kernels.iter().position(|kernel| kernel.op == *op);
+    jobs.sort_by_key(|(kernel, ..)| first(&kernel.op));
+    let bar = ProgressBar::new(jobs.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    let (mut rows, mut last) = (Vec::new(), None);
+    // A model of many sizes should not take minutes.
+    let budget = Duration::from_millis(if jobs.len() > 20 { 100 } else { 250 });
+    for (seed, (kernel, made, m)) in jobs.into_iter().enumerate() {
+        bar.set_message(format!("{} m={m}", kernel.layers));
+        let subject = Subject {
+            op: &kernel.op,
+            schedule: &kernel.schedule,
+            artifact: &made.artifact,
+            layers: &kernel.layers,
+            m,
+            seed: seed as u64,
+        };
+        rows.push(measure::measure(device, &subject, &mut last, None, Effort { budget, cycle: CYCLE })?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    rows.sort_by_key(|row| row.phase);
+    let roofs = measure::higher(&before, &roofs::measure(threads, CYCLE));
+    let op = |row: &Row| {
+        let at = compiled.iter().position(|made| made.artifact.entry == row.entry)?;
+        plan.kernels.get(at).map(|kernel| kernel.op)
+    };
+    measure::set_roofs(&mut rows, op, &roofs);
+    Ok((roofs, rows))
+}
+
+/// Largest matrix whose decoding is measured.
+const DEQUANT_MOST: usize = 1 << 27;
+
+/// The decoding of whole matrices is for checks and conversions, not for inference: it is measured on the smallest matrix
+/// of each format, and on none that takes gigabytes.
+fn worth_measuring(kernel: &Planned, plan: &Plan) -> bool {
+    let Op::Dequant(own) = &kernel.op else { return true };
+    let smallest = plan.kernels.iter().all(|other| match &other.op {
+        Op::Dequant(other) => other.weight != own.weight || other.n * other.k >= own.n * own.k,
+        _ => true,
+    });
+    smallest && own.n * own.k <= DEQUANT_MOST
+}
+
+fn write_report(path: &Path, summary: &Summary<'_>) -> Outcome {
+    let text = serde_json::to_string_pretty(summary).map_err(|error| Failure::Output(error.into()))?;
+    std::fs::write(path, text + "\n").map_err(|error| Failure::file(path, "written", &error))
+}
+
+fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
+    for (phase, title) in [
+        (Phase::Prefill, "Prefill (many rows; roof: arithmetic on 128-bit registers)"),
+        (Phase::Decode, "Decode (few rows, cold weights; roof: memory reads)"),
+        (Phase::Quantize, "Quantization of activations"),
+        (Phase::Dequant, "Decoding of weights (smallest matrix of a format)"),
+    ] {
+        let table = measure::table(summary.measurements.iter(), phase);
+        if !table.is_empty() {
+            writeln!(io.out, "{title}\n{table}")?;
+        }
+    }
+    if let (Some(device), Some(roofs)) = (&summary.device, &summary.roofs) {
+        writeln!(io.out, "{}, {} threads; {}", device.model, device.threads, super::bench::describe_roofs(roofs))?;
+    }
+    for note in summary.notes {
+        writeln!(io.out, "note: {note}")?;
+    }
+    writeln!(
+        io.out,
+        "{} kernels for {} in {}: {} files, {}, described by {MANIFEST} and {}; {:.1} s",
+        summary.kernels.len(),
+        summary.target,
+        summary.bundle,
+        summary.files,
+        bytes(summary.bytes as f64),
+        bundle::HEADER,
+        summary.seconds
+    )?;
+    Ok(())
+}

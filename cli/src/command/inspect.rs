@@ -1,0 +1,164 @@
+//! `inspect`: what a model file or a bundle holds. The hashes of a bundle are computed again.
+
+use crate::bundle::{self, MANIFEST, Manifest};
+use crate::failure::Failure;
+use crate::stages::describe_schedule;
+use crate::table::{Table, bytes};
+use crate::{Io, Outcome};
+use bitsmith_calibrate::file::ModelFile;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// A GGUF or safetensors file, a folder of them, or a bundle
+    path: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        let manifest = self.path.join(MANIFEST);
+        if self.path.is_dir() && manifest.is_file() {
+            return self.bundle(io, &manifest);
+        }
+        self.model(io)
+    }
+
+    fn bundle(&self, io: &mut Io<'_>, path: &Path) -> Outcome {
+        let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, "read", &error))?;
+        let manifest = Manifest::parse(&text, &path.display().to_string())?;
+        let files = std::iter::once(&manifest.header).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        let faults: Vec<String> = files.filter_map(|file| fault(&self.path, &file.file, &file.sha256)).collect();
+        if self.json {
+            io.json(&serde_json::json!({ "kind": "bundle", "manifest": manifest, "faults": faults }))?;
+        } else {
+            let tool = &manifest.tool;
+            writeln!(
+                io.out,
+                "bundle of bitsmith {} (Cranelift {}), schema {}\nrecipe {}, shapes {}, target {} ({})",
+                tool.bitsmith,
+                tool.cranelift,
+                manifest.schema,
+                manifest.recipe,
+                manifest.model,
+                manifest.target,
+                manifest.triple
+            )?;
+            let mut table = Table::new(&[
+                "op",
+                "layers",
+                "NxK",
+                "weights",
+                "activations",
+                "schedule",
+                "packed",
+                "workgroups",
+                "entry",
+            ]);
+            for kernel in &manifest.kernels {
+                table.row(vec![
+                    kernel.op.clone(),
+                    kernel.layers.clone(),
+                    kernel.n.map_or(format!("K={}", kernel.k), |n| format!("{n}x{}", kernel.k)),
+                    kernel.format.clone().unwrap_or("-".into()),
+                    kernel.activation.clone().unwrap_or("-".into()),
+                    describe_schedule(&kernel.schedule),
+                    kernel.packed_bytes.map_or("-".into(), |count| bytes(count as f64)),
+                    kernel.grid.rule.clone(),
+                    kernel.entry.clone(),
+                ]);
+            }
+            write!(io.out, "{table}")?;
+            if faults.is_empty() {
+                writeln!(io.out, "every file has the hash that the manifest states")?;
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Failure::Found(faults.join("\nerror: "))) }
+    }
+
+    fn model(&self, io: &mut Io<'_>) -> Outcome {
+        let file = ModelFile::open(&self.path)?;
+        let tensors: Vec<TensorRow> = (file.tensors().iter())
+            .map(|tensor| TensorRow {
+                name: tensor.name.to_string(),
+                dtype: tensor.dtype.name().into_owned(),
+                shape: tensor.shape.to_vec(),
+                bytes: tensor.data.len(),
+            })
+            .collect();
+        let mut types: BTreeMap<&str, (usize, usize, u128)> = BTreeMap::new();
+        for tensor in &tensors {
+            let entry = types.entry(&tensor.dtype).or_default();
+            let elements = tensor.shape.iter().map(|&dim| dim as u128).product::<u128>();
+            *entry = (entry.0 + 1, entry.1 + tensor.bytes, entry.2 + elements);
+        }
+        let metadata = metadata(&file);
+        if self.json {
+            let kind = if matches!(file, ModelFile::Gguf(_)) { "gguf" } else { "safetensors" };
+            let metadata: serde_json::Map<String, serde_json::Value> =
+                metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
+            return io.json(&serde_json::json!({ "kind": kind, "metadata": metadata, "tensors": tensors }));
+        }
+        writeln!(io.out, "{}", file.name())?;
+        for (key, value) in metadata {
+            writeln!(io.out, "  {key} = {value}")?;
+        }
+        let mut table = Table::new(&["tensor", "type", "shape", "bytes"]);
+        for tensor in &tensors {
+            let shape: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
+            table.row(vec![tensor.name.clone(), tensor.dtype.clone(), shape.join("x"), tensor.bytes.to_string()]);
+        }
+        write!(io.out, "{table}")?;
+        for (dtype, (count, size, elements)) in types {
+            let bits = 8.0 * size as f64 / (elements.max(1)) as f64;
+            writeln!(
+                io.out,
+                "{count} tensors of {dtype}: {elements} weights, {}, {bits:.2} bits each",
+                bytes(size as f64)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct TensorRow {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: usize,
+}
+
+/// Metadata as text; long values are cut.
+fn metadata(file: &ModelFile) -> Vec<(String, String)> {
+    const LIMIT: usize = 100;
+    let ModelFile::Gguf(file) = file else { return Vec::new() };
+    let short = |text: String| -> String {
+        if text.chars().count() <= LIMIT { text } else { text.chars().take(LIMIT).chain(['…']).collect() }
+    };
+    let own = [("GGUF version".to_string(), file.version().to_string())];
+    let keys = file.metadata().iter().map(|(key, value)| (key.clone(), short(format!("{value:?}"))));
+    own.into_iter().chain(keys).collect()
+}
+
+/// What is wrong with a file of a bundle.
+fn fault(folder: &Path, name: &str, expected: &str) -> Option<String> {
+    let path = folder.join(name);
+    // A manifest is a file like any other: it may not send us elsewhere.
+    if Path::new(name).components().count() != 1 || Path::new(name).is_absolute() || name == ".." {
+        return Some(format!("{name}: the manifest names a file outside the bundle"));
+    }
+    match std::fs::read(&path) {
+        Err(error) => Some(format!("{}: cannot be read: {error}", path.display())),
+        Ok(content) => {
+            let found = bundle::sha256(&content);
+            (found != expected)
+                .then(|| format!("{}: SHA-256 is {found}, the manifest states {expected}", path.display()))
+        }
+    }
+}

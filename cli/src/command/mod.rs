@@ -1,0 +1,81 @@
+//! The subcommands, one file each.
+
+mod bench;
+mod check;
+mod completions;
+mod doctor;
+mod generate;
+mod inspect;
+mod list;
+mod pack;
+mod run;
+
+use crate::{Io, Outcome};
+
+/// A subcommand with its arguments.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make the kernels that a model needs under a recipe, as a bundle of object files
+    Generate(generate::Generate),
+    /// Run one operation on a tensor of a model file and compare it with the reference
+    Run(run::Run),
+    /// Pack a tensor of a model file as the kernels of a bundle take it
+    Pack(pack::Pack),
+    /// Time a matmul against this machine's roofs
+    Bench(bench::Bench),
+    /// Parse and verify kernel IR files
+    Check(check::Check),
+    /// Show what a model file or a bundle holds
+    Inspect(inspect::Inspect),
+    /// List what other commands accept
+    List(list::List),
+    /// Show what this machine has, and which outside tools are there
+    Doctor(doctor::Doctor),
+    /// Print a completion script for a shell
+    Completions(completions::Completions),
+}
+
+impl Command {
+    /// Does it.
+    pub fn run(&self, io: &mut Io<'_>) -> Outcome {
+        match self {
+            Command::Generate(command) => command.run(io),
+            Command::Run(command) => command.run(io),
+            Command::Pack(command) => command.run(io),
+            Command::Bench(command) => command.run(io),
+            Command::Check(command) => command.run(io),
+            Command::Inspect(command) => command.run(io),
+            Command::List(command) => command.run(io),
+            Command::Doctor(command) => command.run(io),
+            Command::Completions(command) => command.run(io),
+        }
+    }
+}
+
+/// A float type of activations or results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Float {
+    /// As the compiler knows it.
+    pub fn dtype(self) -> bitsmith_compiler::dtype::DType {
+        use bitsmith_compiler::dtype::DType;
+        match self {
+            Float::F32 => DType::F32,
+            Float::F16 => DType::F16,
+            Float::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// Rows as clap takes them: 1 to 2^20.
+pub(crate) fn rows(text: &str) -> Result<usize, String> {
+    match text.trim().parse::<usize>() {
+        Ok(m) if (1..=1 << 20).contains(&m) => Ok(m),
+        _ => Err("accepted: 1 to 1048576".into()),
+    }
+}

@@ -1,0 +1,66 @@
+//! `pack`: a tensor of a model file in the layout that the kernels of a bundle take, as one file of raw bytes.
+
+use crate::failure::Failure;
+use crate::table::bytes;
+use crate::{Io, Outcome, memory, weights};
+use bitsmith_calibrate::file::ModelFile;
+use bitsmith_compiler::format::Format;
+use bitsmith_compiler::format::n16::N16;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `pack`.
+#[derive(Debug, clap::Args)]
+pub struct Pack {
+    /// A GGUF or safetensors file, or a folder of them
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// Name of the tensor; `bitsmith inspect FILE` lists them
+    #[arg(long, value_name = "NAME")]
+    tensor: String,
+    /// Format to quantize a float tensor to; a quantized tensor has its own
+    #[arg(long)]
+    format: Option<String>,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Pack {
+    pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        let format: Option<Format> = self.format.as_deref().map(str::parse).transpose()?;
+        let file = ModelFile::open(&self.weights)?;
+        let tensor = file.tensor(&self.tensor)?;
+        let (n, k) = weights::matrix(&tensor)?;
+        // Floats, codes, packed bytes.
+        memory::check(&format!("packing `{}`", self.tensor), 8.0 * n as f64 * k as f64, "take a smaller tensor")?;
+        let quantized = weights::load(&tensor, n, k, format)?;
+        let (_, packed) = N16::pack(&quantized)?;
+        write(&self.out, &packed)?;
+        let format = quantized.format.to_string();
+        if self.json {
+            return io.json(&serde_json::json!({
+                "tensor": self.tensor, "n": n, "k": k, "format": format, "packing": "n16",
+                "bytes": packed.len(), "sha256": crate::bundle::sha256(&packed), "file": self.out,
+            }));
+        }
+        let size = bytes(packed.len() as f64);
+        writeln!(io.out, "{}: {n}x{k} in {format}, packed as n16: {size} in {}", self.tensor, self.out.display())?;
+        Ok(())
+    }
+}
+
+/// Writes a file beside its place first, so that no half file is ever found there.
+fn write(path: &Path, content: &[u8]) -> Outcome {
+    let failed = |error: &std::io::Error| Failure::file(path, "written", error);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A file created by name has the permissions that the user's mask asks for; a plain temporary file is private.
+    let create = |path: &Path| std::fs::File::create_new(path);
+    let mut file = tempfile::Builder::new().make_in(parent, create).map_err(|error| failed(&error))?;
+    file.write_all(content).map_err(|error| failed(&error))?;
+    file.persist(path).map_err(|error| failed(&error.error))?;
+    Ok(())
+}
