@@ -6,15 +6,17 @@
 use super::DType;
 use crate::error::{Error, Result};
 
-/// OCP codes as `fnuz` codes in place; the caller doubles the scale. Fails at the first NaN or infinity.
+/// OCP codes as `fnuz` codes in place; the caller doubles the scale. Fails at the first NaN or infinity, and then has
+/// changed nothing, so the caller still holds the tensor it started with.
 pub fn fn_to_fnuz(dtype: DType, codes: &mut [u8]) -> Result<()> {
-    for (i, code) in codes.iter_mut().enumerate() {
-        if !dtype.decode(*code as u32).is_finite() {
+    for (i, &code) in codes.iter().enumerate() {
+        if !dtype.decode(code as u32).is_finite() {
             return Err(Error::invalid(format!(
-                "code {i} is {:#04x}, not a finite {dtype}: it has no {dtype}uz counterpart",
-                *code
+                "code {i} is {code:#04x}, not a finite {dtype}: it has no {dtype}uz counterpart"
             )));
         }
+    }
+    for code in codes {
         if *code == 0x80 {
             *code = 0;
         }
@@ -54,5 +56,13 @@ mod tests {
             }
             assert!(fnuz_to_fn(ocp, &[0x80]).is_err());
         }
+    }
+
+    #[test]
+    fn a_refused_tensor_is_unchanged() {
+        let mut codes = [0x80, 0x01, 0x7f];
+        let message = fn_to_fnuz(DType::E4m3fn, &mut codes).unwrap_err().to_string();
+        assert!(message.contains("code 2 is 0x7f"), "{message}");
+        assert_eq!(codes, [0x80, 0x01, 0x7f]);
     }
 }
