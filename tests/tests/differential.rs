@@ -1,11 +1,12 @@
 //! Invariant 3: reference = interpreter = CPU over a seeded sample of formats, activations, operations and ragged shapes.
 //!
 //! The interpreter runs the kernel as lowered and as legalized; the CPU runs the legalized one. Legalized, the two agree bit
-//! for bit; with the reference they agree within the operation's bound.
+//! for bit; with the reference they agree within the operation's bound. Both forms print and parse to themselves.
 
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::compile;
+use bitsmith_compiler::ir::parse;
 use bitsmith_runtime::{Device, cpu::CpuDevice};
 use bitsmith_tests::{cases, run};
 
@@ -21,6 +22,12 @@ fn agree(device: &CpuDevice, seed: u64) -> Result<f64, String> {
     let at = |stage: &str, why: String| format!("seed {seed}, {stage}: {why}\n  {case:?}");
     let problem = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
     let compiled = compile(&case.op, &case.schedule, device.target()).map_err(|e| at("compile", e.to_string()))?;
+    for kernel in [&compiled.kernel, &compiled.legal] {
+        let again = parse(&kernel.to_string()).map_err(|e| at("parse", e.to_string()))?;
+        if again != *kernel {
+            return Err(at("parse", "what was printed parses to another kernel".into()));
+        }
+    }
     let check = |stage: &str, outputs: &[Vec<u8>]| {
         let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
         let report = problem.check(&outputs, Sample::Everything);
