@@ -73,26 +73,16 @@ impl Visit for Turn<'_> {
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
         let column = segment.times(b, self.group);
         let group = column.divide(b, self.weights.layout.group);
-        let scale = self.weights.scale(b, group, 0);
-        let other = self.weights.float_zero(b, group, 0).or_else(|| self.weights.offset(b, group, 0));
-        std::iter::once(scale).chain(other).collect()
+        self.weights.group(b, group, 0)
     }
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, state: Vec<Value>) -> Vec<Value> {
-        let has_offset = matches!(self.weights.layout.format.zero, crate::format::Zero::Offset { .. });
         for (i, &valid) in step.quads.iter().enumerate() {
             let words = self.weights.words(b, step.unit, step.first + i, 0);
             let columns: Vec<Value> = (0..valid)
                 .map(|byte| {
                     let code = self.weights.floats(b, &words, byte);
-                    match state[..] {
-                        [scale, offset] if has_offset => b.fma(code, scale, offset),
-                        [scale, zero] => {
-                            let centred = b.bin(BinOp::Sub, code, zero);
-                            b.mul(centred, scale)
-                        }
-                        _ => b.mul(code, state[0]),
-                    }
+                    self.weights.weight(b, code, &state)
                 })
                 .collect();
             self.store(b, &columns, step.column.plus(4 * i));

@@ -267,6 +267,26 @@ impl<'a> Weights<'a> {
         let offset = self.two_level(b, section, self.layout.zeros_outer.as_ref(), group, v);
         Some(if sign < 0 { b.un(crate::ir::UnOp::Neg, offset) } else { offset })
     }
+
+    /// What turns codes of a group into weights for vector `v`: the scale, then the zero point or the offset, if any.
+    pub fn group(&self, b: &mut Builder, group: Pos, v: usize) -> Vec<Value> {
+        let scale = self.scale(b, group, v);
+        let other = self.float_zero(b, group, v).or_else(|| self.offset(b, group, v));
+        std::iter::once(scale).chain(other).collect()
+    }
+
+    /// Weights from codes (of [`Weights::floats`]) and what [`Weights::group`] gave.
+    pub fn weight(&self, b: &mut Builder, code: Value, group: &[Value]) -> Value {
+        let has_offset = matches!(self.layout.format.zero, Zero::Offset { .. });
+        match *group {
+            [scale, offset] if has_offset => b.fma(code, scale, offset),
+            [scale, zero] => {
+                let centred = b.bin(BinOp::Sub, code, zero);
+                b.mul(centred, scale)
+            }
+            _ => b.mul(code, group[0]),
+        }
+    }
 }
 
 impl Integers {

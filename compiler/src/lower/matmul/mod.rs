@@ -15,7 +15,6 @@ use super::walk::Walk;
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
-use crate::ir::{Builder, Kernel};
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::Schedule;
 
@@ -110,10 +109,6 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
         Err(error) => return Some(error.to_string()),
     };
     Walk::new(&layout, op.segment(), 1).err().map(|error| error.to_string())
-}
-
-fn finish(b: Builder) -> Kernel {
-    b.finish()
 }
 
 /// Entry name of a kernel: it says what it computes, so that a profile or a symbol table can be read.

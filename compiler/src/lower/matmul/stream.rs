@@ -6,7 +6,7 @@
 use super::epilogue;
 use super::float::FloatSums;
 use super::integer::IntegerSums;
-use super::{Plan, Tile, as_matmul, entry, finish, refuses};
+use super::{Plan, Tile, as_matmul, entry, refuses};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar};
@@ -89,5 +89,5 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         None => plan.walk.emit(&mut b, &mut FloatSums { tile: &tile, segment: plan.walk.segment }, outer),
     };
     epilogue::store(&mut b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
-    Ok(finish(b))
+    Ok(b.finish())
 }

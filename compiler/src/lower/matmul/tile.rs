@@ -9,7 +9,7 @@
 
 use super::epilogue;
 use super::integer::IntegerSums;
-use super::{Plan, Tile, as_matmul, entry, finish};
+use super::{Plan, Tile, as_matmul, entry};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
@@ -127,7 +127,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         epilogue::store(b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
         Vec::new()
     });
-    Ok(finish(b))
+    Ok(b.finish())
 }
 
 /// Decoded weights of the workgroup.
@@ -165,19 +165,11 @@ impl Visit for Decode<'_> {
         }
         let column = segment.times(b, self.group);
         let group = column.divide(b, self.weights.layout.group);
-        (0..self.vectors)
-            .flat_map(|v| {
-                let scale = self.weights.scale(b, group, v);
-                let other = self.weights.float_zero(b, group, v).or_else(|| self.weights.offset(b, group, v));
-                std::iter::once(scale).chain(other)
-            })
-            .collect()
+        (0..self.vectors).flat_map(|v| self.weights.group(b, group, v)).collect()
     }
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, state: Vec<Value>) -> Vec<Value> {
         let per_vector = state.len() / self.vectors;
-        let has_zero =
-            matches!(self.weights.layout.format.zero, crate::format::Zero::Int(_) | crate::format::Zero::Float(_));
         for (i, &valid) in step.quads.iter().enumerate() {
             for v in 0..self.vectors {
                 let words = self.weights.words(b, step.unit, step.first + i, v);
@@ -189,15 +181,7 @@ impl Visit for Decode<'_> {
                 }
                 for byte in 0..valid {
                     let code = self.weights.floats(b, &words, byte);
-                    let w = match state[v * per_vector..][..per_vector] {
-                        [scale] => b.mul(code, scale),
-                        [scale, zero] if has_zero => {
-                            let centred = b.bin(crate::ir::BinOp::Sub, code, zero);
-                            b.mul(centred, scale)
-                        }
-                        [scale, offset] => b.fma(code, scale, offset),
-                        _ => unreachable!("begin makes one or two values per vector"),
-                    };
+                    let w = self.weights.weight(b, code, &state[v * per_vector..][..per_vector]);
                     self.scratch.store(b, w, step.column.plus(4 * i + byte), v);
                 }
             }
