@@ -6,6 +6,13 @@
 
 #![deny(unsafe_code)]
 
+pub mod engine;
+pub mod evaluate;
+pub mod export;
 pub mod file;
+pub mod import;
+pub mod model;
+pub mod quantize;
 pub mod recipe;
 pub mod shapes;
+pub mod text;

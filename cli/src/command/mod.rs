@@ -4,10 +4,13 @@ mod bench;
 mod check;
 mod completions;
 mod doctor;
+mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod list;
 mod pack;
+mod quantize;
 mod run;
 
 use crate::{Io, Outcome};
@@ -23,6 +26,12 @@ pub enum Command {
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
+    /// Take a model through a recipe and write it for other tools
+    Quantize(quantize::Quantize),
+    /// Write a model in the files of another tool, without rounding again
+    Export(export::Export),
+    /// Perplexity and task accuracy of a model, alone or beside a reference
+    Eval(eval::Eval),
     /// Parse and verify kernel IR files
     Check(check::Check),
     /// Show what a model file or a bundle holds
@@ -43,6 +52,9 @@ impl Command {
             Command::Run(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
+            Command::Quantize(command) => command.run(io),
+            Command::Export(command) => command.run(io),
+            Command::Eval(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),
             Command::List(command) => command.run(io),
