@@ -66,31 +66,31 @@ pub struct Block {
 }
 
 impl Block {
-    /// Makes a layer ready.
-    pub fn new(config: &Config, layer: &Layer, executor: &dyn Executor) -> Result<Block> {
-        let gated = |gated: &Gated| -> Result<Gate> {
+    /// Makes a layer ready; it is taken over matrix by matrix, so that no second copy of it stands in memory.
+    pub fn new(config: &Config, layer: Layer, executor: &dyn Executor) -> Result<Block> {
+        let gated = |gated: Gated| -> Result<Gate> {
             Ok(Gate {
-                gate: executor.prepare(&gated.gate)?,
-                up: executor.prepare(&gated.up)?,
-                down: executor.prepare(&gated.down)?,
+                gate: executor.take(gated.gate)?,
+                up: executor.take(gated.up)?,
+                down: executor.take(gated.down)?,
             })
         };
-        let a = &layer.attention;
+        let a = layer.attention;
         Ok(Block {
             config: config.clone(),
-            input_norm: layer.input_norm.values.clone(),
-            q: executor.prepare(&a.q)?,
-            k: executor.prepare(&a.k)?,
-            v: executor.prepare(&a.v)?,
-            o: executor.prepare(&a.o)?,
-            q_norm: a.q_norm.as_ref().map(|norm| norm.values.clone()),
-            k_norm: a.k_norm.as_ref().map(|norm| norm.values.clone()),
-            post_norm: layer.post_norm.values.clone(),
-            mlp: match &layer.mlp {
+            input_norm: layer.input_norm.values,
+            q: executor.take(a.q)?,
+            k: executor.take(a.k)?,
+            v: executor.take(a.v)?,
+            o: executor.take(a.o)?,
+            q_norm: a.q_norm.map(|norm| norm.values),
+            k_norm: a.k_norm.map(|norm| norm.values),
+            post_norm: layer.post_norm.values,
+            mlp: match layer.mlp {
                 Mlp::Dense(one) => Part::Dense(gated(one)?),
                 Mlp::Experts { router, experts } => Part::Experts {
                     router: router.weight.values().into_owned(),
-                    experts: experts.iter().map(gated).collect::<Result<_>>()?,
+                    experts: experts.into_iter().map(gated).collect::<Result<_>>()?,
                     per_token: config.shape.experts_per_token,
                     normalize: config.normalize_experts,
                 },
@@ -146,10 +146,14 @@ impl Block {
             }
             Part::Experts { router, experts, per_token, normalize } => {
                 let hidden = self.config.shape.hidden;
-                let chosen = route(&product(&normed, router, m, experts.len(), hidden), experts.len(), *per_token, *normalize);
+                let chosen =
+                    route(&product(&normed, router, m, experts.len(), hidden), experts.len(), *per_token, *normalize);
                 for (e, expert) in experts.iter().enumerate() {
-                    let mine: Vec<(usize, f32)> =
-                        chosen.iter().filter(|(_, index, _)| *index == e).map(|&(row, _, weight)| (row, weight)).collect();
+                    let mine: Vec<(usize, f32)> = chosen
+                        .iter()
+                        .filter(|(_, index, _)| *index == e)
+                        .map(|&(row, _, weight)| (row, weight))
+                        .collect();
                     if mine.is_empty() {
                         continue;
                     }

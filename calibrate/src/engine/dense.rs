@@ -2,7 +2,7 @@
 
 use super::math::product;
 use super::{Apply, Executor};
-use crate::model::Linear;
+use crate::model::{Linear, Weight, dequantize};
 use bitsmith_compiler::Result;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::op::{Activation, Per, Quantize, QuantizeInputs};
@@ -35,14 +35,21 @@ struct DenseLinear {
 
 impl Executor for Dense {
     fn prepare(&self, linear: &Linear) -> Result<Box<dyn Apply>> {
-        let quantized = self.activations == Activations::Quantized;
+        self.take(linear.clone())
+    }
+
+    fn take(&self, linear: Linear) -> Result<Box<dyn Apply>> {
+        let simulated = self.activations == Activations::Quantized && linear.weight.quantized().is_some();
         Ok(Box::new(DenseLinear {
             n: linear.n,
             k: linear.k,
-            weight: linear.weight.values().into_owned(),
-            bias: linear.bias.as_ref().map(|bias| bias.values.clone()),
-            gather: linear.gather.clone(),
-            activation: linear.activation.filter(|_| quantized && linear.weight.quantized().is_some()),
+            weight: match linear.weight {
+                Weight::Floats(floats) => floats.values,
+                Weight::Quantized(q) => dequantize(&q),
+            },
+            bias: linear.bias.map(|bias| bias.values),
+            gather: linear.gather,
+            activation: linear.activation.filter(|_| simulated),
             input_scale: linear.input_scale,
         }))
     }

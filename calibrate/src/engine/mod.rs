@@ -28,6 +28,11 @@ pub trait Apply: Send + Sync {
 pub trait Executor: Sync {
     /// Takes a copy of a matrix in the form in which it runs.
     fn prepare(&self, linear: &Linear) -> Result<Box<dyn Apply>>;
+
+    /// Takes a matrix over, without a copy where its form allows.
+    fn take(&self, linear: Linear) -> Result<Box<dyn Apply>> {
+        self.prepare(&linear)
+    }
 }
 
 /// A model that is ready to run.
@@ -51,7 +56,7 @@ impl Engine {
             blocks: model
                 .layers
                 .iter()
-                .map(|layer| Block::new(&model.config, layer, executor))
+                .map(|layer| Block::new(&model.config, layer.clone(), executor))
                 .collect::<Result<_>>()?,
             norm: model.norm.values.clone(),
             head: executor.prepare(model.head())?,

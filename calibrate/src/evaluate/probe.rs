@@ -63,9 +63,11 @@ fn read(file: &Path, limit: usize) -> Result<Probe> {
     let pair = |(number, line): (usize, &str)| -> Result<(String, String)> {
         let value = crate::file::safetensors::parse_json(line, &format!("{}:{}", file.display(), number + 1))?;
         let field = |name: &str| {
-            value.get(name).and_then(serde_json::Value::as_str).map(str::to_owned).ok_or_else(|| {
-                Error::invalid(format!("{}:{}: `{name}` is missing", file.display(), number + 1))
-            })
+            value
+                .get(name)
+                .and_then(serde_json::Value::as_str)
+                .map(str::to_owned)
+                .ok_or_else(|| Error::invalid(format!("{}:{}: `{name}` is missing", file.display(), number + 1)))
         };
         Ok((field("sentence_good")?, field("sentence_bad")?))
     };

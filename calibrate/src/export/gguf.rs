@@ -61,7 +61,8 @@ pub(super) fn write(model: &Model, out: &Path, side: Option<&Path>) -> Result<()
             Ok((kind, shape, bytes)) => {
                 writer.tensor(&name, kind, &shape, bytes)?;
                 if let Some(bias) = &linear.bias {
-                    let bias = Floats { values: ordered(&bias.values, order(model, &linear.name).as_deref()), ..bias.clone() };
+                    let bias =
+                        Floats { values: ordered(&bias.values, order(model, &linear.name).as_deref()), ..bias.clone() };
                     floats(&mut writer, name.replace(".weight", ".bias"), &bias)?;
                 }
             }
@@ -219,7 +220,8 @@ fn tokenizer(path: &Path, writer: &mut GgufWriter<'_>) -> Result<()> {
     let tokens: Vec<String> = tokens.into_iter().map(|(_, token)| token.clone()).collect();
     let special = |token: &String| {
         json.get("added_tokens").and_then(|a| a.as_array()).into_iter().flatten().any(|a| {
-            a.get("content").and_then(|c| c.as_str()) == Some(token) && a.get("special").and_then(|s| s.as_bool()) == Some(true)
+            a.get("content").and_then(|c| c.as_str()) == Some(token)
+                && a.get("special").and_then(|s| s.as_bool()) == Some(true)
         })
     };
     // 1 is a normal token, 3 a control token.

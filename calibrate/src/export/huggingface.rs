@@ -3,14 +3,12 @@
 //! Reads a model; makes `config.json` with its `quantization_config`, and safetensors. Always holds: layers of equal
 //! format stand in one group; where there is more than one, groups name their layers.
 
+use super::Target;
 use super::reframe::{needs_gptq_v2, reframe};
 use super::shards::Shards;
-use super::Target;
 use crate::model::{Floats, Layer, Linear, Mlp, Model, Weight};
 use bitsmith_compiler::dtype::DType;
-use bitsmith_compiler::format::{
-    AWQ, CT_PACK, CT_PLAIN, Code, Format, GPTQ_V1, GPTQ_V2, Granularity, Quantized, Zero,
-};
+use bitsmith_compiler::format::{AWQ, CT_PACK, CT_PLAIN, Code, Format, GPTQ_V1, GPTQ_V2, Granularity, Quantized, Zero};
 use bitsmith_compiler::op::{Activation, Per};
 use bitsmith_compiler::{Error, Result};
 use safetensors::Dtype;
@@ -25,8 +23,7 @@ struct Framed<'m> {
 
 pub(super) fn write(model: &Model, target: Target, folder: &Path) -> Result<u64> {
     let (mut framed, mut faults) = (Vec::new(), Vec::new());
-    let v2 = target == Target::Gptq
-        && model.linears().iter().filter_map(|l| l.weight.quantized()).any(needs_gptq_v2);
+    let v2 = target == Target::Gptq && model.linears().iter().filter_map(|l| l.weight.quantized()).any(needs_gptq_v2);
     for linear in model.linears() {
         let Some(q) = linear.weight.quantized() else { continue };
         let moved = if linear.gather.is_some() {
@@ -42,6 +39,12 @@ pub(super) fn write(model: &Model, target: Target, folder: &Path) -> Result<u64>
     }
     if model.embedding.weight.quantized().is_some() {
         faults.push(format!("{}: a quantized embedding has no place in this target", model.embedding.name));
+    }
+    if model.config.rope.factors.is_some() {
+        faults.push(
+            "rotary frequencies come as a tensor (`rope_freqs`), which config.json has no field for; `gguf` holds it"
+                .into(),
+        );
     }
     let config = match target {
         Target::Gptq => uniform(&framed, &mut faults).map(|f| gptq_config(&f, v2, &unquantized(model))),

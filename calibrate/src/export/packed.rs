@@ -108,6 +108,12 @@ pub(super) fn write(model: &Model, folder: &Path) -> Result<u64> {
     if let Some(head) = &model.head {
         linear(head, &mut shards)?;
     }
+    if model.config.rope.factors.is_some() {
+        faults.push(
+            "rotary frequencies come as a tensor (`rope_freqs`), which config.json has no field for; `gguf` holds it"
+                .into(),
+        );
+    }
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }

@@ -31,12 +31,16 @@ pub fn reframe(q: &Quantized, container: &'static Container) -> Result<Quantized
             faults = list;
         }
     }
-    Err(Error::Invalid(faults.into_iter().map(|fault| format!("{} as {}: {fault}", q.format, container.name)).collect()))
+    Err(Error::Invalid(
+        faults.into_iter().map(|fault| format!("{} as {}: {fault}", q.format, container.name)).collect(),
+    ))
 }
 
 /// The matrix in a format that has a name, GGUF's `q4_0` for instance.
 pub fn reframe_as(q: &Quantized, format: &Format) -> Result<Quantized> {
-    let found = candidates(q).into_iter().find(|candidate| Format { container: format.container, ..candidate.format } == *format);
+    let found = candidates(q)
+        .into_iter()
+        .find(|candidate| Format { container: format.container, ..candidate.format } == *format);
     match found {
         Some(candidate) if same(q, &candidate) => Ok(Quantized { format: *format, ..candidate }),
         _ => Err(Error::invalid(format!("{} cannot be written as {format} without rounding again", q.format))),

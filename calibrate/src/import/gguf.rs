@@ -56,7 +56,8 @@ pub(crate) fn file_name(name: &str) -> Option<(String, Option<usize>)> {
 
 /// A matrix; `order` puts its rows in another order.
 pub(super) fn linear(file: &Gguf, name: &str, n: usize, k: usize, order: &Option<Vec<usize>>) -> Result<Linear> {
-    let (own, expert) = file_name(name).ok_or_else(|| Error::invalid(format!("{}: no place for `{name}`", file.name())))?;
+    let (own, expert) =
+        file_name(name).ok_or_else(|| Error::invalid(format!("{}: no place for `{name}`", file.name())))?;
     let tensor = tensor(file, &own)?;
     let (shape, data) = match (tensor.shape, expert) {
         (&[experts, n, k], Some(expert)) if expert < experts => {
@@ -110,15 +111,18 @@ fn vector(file: &Gguf, own: &str, length: usize) -> Result<Floats> {
     let dtype = float_type(tensor.dtype).unwrap_or(DType::F32);
     let values = tensor.to_f32()?;
     if values.len() != length {
-        return Err(Error::invalid(format!("{}: `{own}` has {} numbers; accepted: {length}", file.name(), values.len())));
+        return Err(Error::invalid(format!(
+            "{}: `{own}` has {} numbers; accepted: {length}",
+            file.name(),
+            values.len()
+        )));
     }
     Ok(Floats { values, dtype })
 }
 
 fn tensor<'f>(file: &'f Gguf, name: &str) -> Result<Tensor<'f>> {
-    let info = file
-        .tensor(name)
-        .ok_or_else(|| Error::invalid(format!("{}: has no tensor `{}`", file.name(), clip(name))))?;
+    let info =
+        file.tensor(name).ok_or_else(|| Error::invalid(format!("{}: has no tensor `{}`", file.name(), clip(name))))?;
     Ok(Tensor {
         name: &info.name,
         dtype: FileType::Gguf(info.dtype),
@@ -137,12 +141,7 @@ fn float_type(dtype: FileType) -> Option<DType> {
     }
 }
 
-fn quantized(
-    file: &Gguf,
-    tensor: &Tensor<'_>,
-    n: usize,
-    k: usize,
-) -> Result<bitsmith_compiler::format::Quantized> {
+fn quantized(file: &Gguf, tensor: &Tensor<'_>, n: usize, k: usize) -> Result<bitsmith_compiler::format::Quantized> {
     let kind = tensor.dtype.name();
     let named = Format::ALL.iter().find(|named| named.name.eq_ignore_ascii_case(&kind)).ok_or_else(|| {
         let known: Vec<&str> = GgufType::ALL
@@ -150,10 +149,19 @@ fn quantized(
             .map(|kind| kind.name())
             .filter(|kind| Format::ALL.iter().any(|named| named.name.eq_ignore_ascii_case(kind)))
             .collect();
-        Error::Unsupported(format!("{}: tensor `{}` is {kind}; accepted: floats, {}", file.name(), tensor.name, known.join(", ")))
+        Error::Unsupported(format!(
+            "{}: tensor `{}` is {kind}; accepted: floats, {}",
+            file.name(),
+            tensor.name,
+            known.join(", ")
+        ))
     })?;
-    let part =
-        Part { name: "blocks", dtype: PartType::U8, shape: vec![n, tensor.data.len() / n], bytes: tensor.data.to_vec() };
+    let part = Part {
+        name: "blocks",
+        dtype: PartType::U8,
+        shape: vec![n, tensor.data.len() / n],
+        bytes: tensor.data.to_vec(),
+    };
     (named.format.container.unpack)(&named.format, n, k, &[part]).map_err(|error| match error {
         Error::Invalid(faults) => {
             Error::Invalid(faults.iter().map(|fault| format!("{}: `{}`: {fault}", file.name(), tensor.name)).collect())

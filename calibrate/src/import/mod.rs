@@ -45,9 +45,9 @@ impl Checkpoint {
         let (mut config, scheme) = match &file {
             ModelFile::Gguf(gguf) => (Config::from_gguf(gguf)?, Scheme::Gguf),
             ModelFile::SafeTensors(tensors) => {
-                let json = tensors.config().ok_or_else(|| {
-                    Error::invalid(format!("{}: config.json is missing beside it", tensors.name()))
-                })?;
+                let json = tensors
+                    .config()
+                    .ok_or_else(|| Error::invalid(format!("{}: config.json is missing beside it", tensors.name())))?;
                 let side = folder.join("quantize_config.json");
                 let side = if side.is_file() {
                     let text = crate::file::safetensors::read_text(&side)?;
@@ -227,7 +227,9 @@ impl Checkpoint {
         let both = scale("kv_scale")?;
         let (k, v) = (scale("k_scale")?.or(both), scale("v_scale")?.or(both));
         if self.scheme.kv_cache() && (k.is_none() || v.is_none()) {
-            self.note(format!("{attention}: the checkpoint asks for a quantized KV cache but has no scales; 1 is taken"));
+            self.note(format!(
+                "{attention}: the checkpoint asks for a quantized KV cache but has no scales; 1 is taken"
+            ));
         }
         Ok(match (k, v) {
             (None, None) => None,

@@ -102,7 +102,12 @@ pub(super) fn floats(file: &SafeTensorsFile, name: &str, shape: &[usize]) -> Res
         )));
     }
     let dtype = float_type(tensor.dtype).ok_or_else(|| {
-        Error::Unsupported(format!("{}: tensor `{}` is {}; accepted: F32, F16, BF16", file.name(), clip(name), tensor.dtype))
+        Error::Unsupported(format!(
+            "{}: tensor `{}` is {}; accepted: F32, F16, BF16",
+            file.name(),
+            clip(name),
+            tensor.dtype
+        ))
     })?;
     Ok(Floats { values: decode(file.data(tensor), dtype), dtype })
 }
@@ -210,13 +215,26 @@ impl Source<'_> {
     }
 
     /// Trusts the zeros of a symmetric matrix over what the checkpoint declares.
-    fn gptq(&self, bits: u8, group: Option<u32>, sym: bool, v2: bool, note: &mut dyn FnMut(String)) -> Result<Quantized> {
+    fn gptq(
+        &self,
+        bits: u8,
+        group: Option<u32>,
+        sym: bool,
+        v2: bool,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Quantized> {
         let zeros = self.part("qzeros")?.ok_or_else(|| self.fault("`qzeros` is missing"))?;
         let shown = gptq::version(&zeros.bytes, bits);
         let mut v2 = v2;
-        if sym && let Some(version) = shown && (version == 2) != v2 {
+        if sym
+            && let Some(version) = shown
+            && (version == 2) != v2
+        {
             v2 = version == 2;
-            note(format!("GPTQ: declared version {}, but the zeros are those of version {version}; taken as such", 3 - version));
+            note(format!(
+                "GPTQ: declared version {}, but the zeros are those of version {version}; taken as such",
+                3 - version
+            ));
         }
         if !v2 && !sym {
             let spoiled = gptq::spoiled_words(&zeros.bytes, bits);
@@ -254,10 +272,12 @@ impl Source<'_> {
             );
         }
         if self.tensor("weight_packed").is_some() {
-            let format = if self.tensor("weight_global_scale").is_some() { named("nvfp4")? } else { named("ct-mxfp4")? };
+            let format =
+                if self.tensor("weight_global_scale").is_some() { named("nvfp4")? } else { named("ct-mxfp4")? };
             return self.unpack(&format, &["weight_packed", "weight_scale", "weight_global_scale"]);
         }
-        let weight = self.tensor("weight").ok_or_else(|| self.fault("neither `weight` nor `weight_packed` is there"))?;
+        let weight =
+            self.tensor("weight").ok_or_else(|| self.fault("neither `weight` nor `weight_packed` is there"))?;
         let e8m0 = self.tensor("weight_scale").is_some_and(|t| matches!(t.dtype, T::U8 | T::F8_E8M0));
         let code = match weight.dtype {
             T::I8 => Code::Int { bits: 8, signed: true },
@@ -271,7 +291,8 @@ impl Source<'_> {
         if weight.dtype == T::I8 && self.tensor("weight_zero_point").is_some() && !group.symmetric {
             return self.bytes(code, grain, scale);
         }
-        let format = Format { code, granularity: grain, zero: Zero::None, scale: Scale::of(scale), container: &CT_PLAIN };
+        let format =
+            Format { code, granularity: grain, zero: Zero::None, scale: Scale::of(scale), container: &CT_PLAIN };
         self.unpack(&format, &["weight", "weight_scale"])
     }
 
@@ -290,7 +311,8 @@ impl Source<'_> {
         let mut codes = part("weight", n * k, 1)?;
         let size = if scale == DType::E8m0 { 1 } else { scale.bits() as usize / 8 };
         let raw = part("weight_scale", rows * columns, size)?;
-        let scales = raw.chunks_exact(size).map(|c| c.iter().rev().fold(0u32, |bits, b| bits << 8 | *b as u32)).collect();
+        let scales =
+            raw.chunks_exact(size).map(|c| c.iter().rev().fold(0u32, |bits, b| bits << 8 | *b as u32)).collect();
         let mut format =
             Format { code, granularity: grain, zero: Zero::None, scale: Scale::of(scale), container: &PLAIN };
         let mut zeros = Vec::new();
@@ -383,16 +405,16 @@ impl Source<'_> {
                 _ => return None,
             })
         };
-        let (bits, group, axis) = (int("nbits").unwrap_or(4), int("group_size").unwrap_or(64), int("axis").unwrap_or(1));
+        let (bits, group, axis) =
+            (int("nbits").unwrap_or(4), int("group_size").unwrap_or(64), int("axis").unwrap_or(1));
         if axis != 1 || !matches!(bits, 4 | 8) || group < 16 || !self.k.is_multiple_of(group) {
-            return Err(self.fault(format!("HQQ of {bits} bits, axis {axis}, groups of {group}; accepted: 4 or 8 bits, axis 1")));
+            return Err(self
+                .fault(format!("HQQ of {bits} bits, axis {axis}, groups of {group}; accepted: 4 or 8 bits, axis 1")));
         }
         let packed = self.part("W_q")?.ok_or_else(|| self.fault("`W_q` is missing"))?;
         let codes: Vec<u8> = match bits {
             8 => packed.bytes.clone(),
-            _ => {
-                packed.bytes.iter().map(|b| b >> 4).chain(packed.bytes.iter().map(|b| b & 15)).collect()
-            }
+            _ => packed.bytes.iter().map(|b| b >> 4).chain(packed.bytes.iter().map(|b| b & 15)).collect(),
         };
         let scale = self.float("scale")?;
         let zero = self.float("zero")?;

@@ -70,9 +70,10 @@ impl Config {
         let shape = ModelShape::parse_config(&json.to_string(), name)?;
         let fault = |field: &str, found: String| Error::invalid(format!("{name}: `{field}` {found}"));
         let number = |value: &Value, field: &str| {
-            value.as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-                fault(field, format!("is {}; accepted: a number above 0", clip(&value.to_string())))
-            })
+            value
+                .as_f64()
+                .filter(|x| x.is_finite() && *x > 0.0)
+                .ok_or_else(|| fault(field, format!("is {}; accepted: a number above 0", clip(&value.to_string()))))
         };
         let optional = |field: &str| json.get(field).filter(|value| !value.is_null());
         let kind = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
@@ -177,9 +178,7 @@ impl Config {
         let theta = key("rope.freq_base").and_then(GgufValue::as_f64).unwrap_or(10000.0);
         let scaling = match key("rope.scaling.type").and_then(GgufValue::as_str) {
             None | Some("none") => Scaling::None,
-            Some("linear") => {
-                Scaling::Linear(key("rope.scaling.factor").and_then(GgufValue::as_f64).unwrap_or(1.0))
-            }
+            Some("linear") => Scaling::Linear(key("rope.scaling.factor").and_then(GgufValue::as_f64).unwrap_or(1.0)),
             Some(other) => {
                 return Err(Error::Unsupported(format!(
                     "{name}: rotary scaling `{}`; accepted: none, linear, rope_freqs",

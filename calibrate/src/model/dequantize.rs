@@ -68,7 +68,8 @@ pub fn permute_rows(q: &Quantized, order: &[usize]) -> Result<Quantized> {
         let width = list.len() / q.n;
         order.iter().flat_map(|&row| list[row * width..][..width].iter().copied()).collect()
     };
-    let keep_tensor = |list: &[u32]| if q.format.granularity == Granularity::Tensor { list.to_vec() } else { rows(list) };
+    let keep_tensor =
+        |list: &[u32]| if q.format.granularity == Granularity::Tensor { list.to_vec() } else { rows(list) };
     let second = |span: Option<Span>, list: &[u32]| match span {
         Some(Span::Tensor) | None => list.to_vec(),
         Some(_) => rows(list),

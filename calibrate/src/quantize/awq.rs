@@ -50,7 +50,8 @@ pub fn search_rule(shared: Shared<'_>, stats: &Stats, duo: bool) -> Result<Scale
         let scales = scales(&x_mean, duo.then_some(&w_mean[..]), ratio);
         let mut loss = 0.0;
         for (w, n, format) in shared {
-            let scaled: Vec<f32> = w.chunks_exact(k).flat_map(|row| row.iter().zip(&scales).map(|(w, s)| w * s)).collect();
+            let scaled: Vec<f32> =
+                w.chunks_exact(k).flat_map(|row| row.iter().zip(&scales).map(|(w, s)| w * s)).collect();
             let q = format.encode_nearest(&scaled, *n, k, None)?;
             let mut difference = crate::model::dequantize(&q);
             difference.par_chunks_exact_mut(k).zip(w.par_chunks_exact(k)).for_each(|(d, w)| {
@@ -113,8 +114,10 @@ pub fn clip(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Re
     };
     let groups = k.div_ceil(group);
     let moments = stats.full_moments();
-    let most: Vec<f32> =
-        w.chunks_exact(k).flat_map(|row| row.chunks(group).map(|g| g.iter().fold(0.0f32, |a, w| a.max(w.abs())))).collect();
+    let most: Vec<f32> = w
+        .chunks_exact(k)
+        .flat_map(|row| row.chunks(group).map(|g| g.iter().fold(0.0f32, |a, w| a.max(w.abs()))))
+        .collect();
     let (mut best, mut least) = (most.clone(), vec![f64::INFINITY; n * groups]);
     for step in 0..10 {
         let share = 1.0 - step as f32 / 20.0;
@@ -147,8 +150,11 @@ pub fn clip(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Re
 /// Weights cut to a largest magnitude per group of a row.
 pub fn clamped(w: &[f32], k: usize, group: usize, most: &[f32]) -> Vec<f32> {
     let groups = k.div_ceil(group);
-    w.iter().enumerate().map(|(i, w)| {
-        let most = most[i / k * groups + i % k / group];
-        w.clamp(-most, most)
-    }).collect()
+    w.iter()
+        .enumerate()
+        .map(|(i, w)| {
+            let most = most[i / k * groups + i % k / group];
+            w.clamp(-most, most)
+        })
+        .collect()
 }

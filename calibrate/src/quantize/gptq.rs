@@ -52,7 +52,8 @@ impl Gptq {
         if stats.k != k {
             return Err(Error::invalid(format!("statistics of {} inputs for a matrix of {k}", stats.k)));
         }
-        let nearest = || if self.clip { super::clip::mse(format, w, n, k) } else { format.encode_nearest(w, n, k, None) };
+        let nearest =
+            || if self.clip { super::clip::mse(format, w, n, k) } else { format.encode_nearest(w, n, k, None) };
         let mut moments = stats.full_moments();
         let mut w = w.to_vec();
         for i in 0..k {
@@ -127,7 +128,15 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn run(&mut self, w: &mut [f32], factor: &[f32], order: &[usize], frame: &Quantized, fixed: bool, clip: bool) -> Result<()> {
+    fn run(
+        &mut self,
+        w: &mut [f32],
+        factor: &[f32],
+        order: &[usize],
+        frame: &Quantized,
+        fixed: bool,
+        clip: bool,
+    ) -> Result<()> {
         let (k, rows) = (self.k, self.rows);
         let rounder = Rounder::new(self.format.code);
         let decoded: Vec<f64> = (0..=255u8).map(|code| self.format.code.decode(code)).collect();
@@ -144,9 +153,8 @@ impl Task<'_> {
             Granularity::Tensor | Granularity::Channel => k,
         };
         let granules = k.div_ceil(span);
-        let mut table: Vec<(f64, f64, f64)> = (0..rows * granules)
-            .map(|i| meaning(frame, self.first + i / granules, i % granules * span))
-            .collect();
+        let mut table: Vec<(f64, f64, f64)> =
+            (0..rows * granules).map(|i| meaning(frame, self.first + i / granules, i % granules * span)).collect();
         let mut errors = vec![0.0f32; rows * BLOCK];
         for start in (0..k).step_by(BLOCK) {
             let end = (start + BLOCK).min(k);
@@ -187,12 +195,23 @@ impl Task<'_> {
     }
 
     /// Scales and zeros of the group that starts at a column, from the weights as they stand.
-    fn group(&mut self, w: &[f32], start: usize, group: usize, table: &mut [(f64, f64, f64)], clip: bool) -> Result<()> {
+    fn group(
+        &mut self,
+        w: &[f32],
+        start: usize,
+        group: usize,
+        table: &mut [(f64, f64, f64)],
+        clip: bool,
+    ) -> Result<()> {
         let (k, rows) = (self.k, self.rows);
         let width = group.min(k - start);
         let part: Vec<f32> = (0..rows).flat_map(|row| w[row * k + start..][..width].iter().copied()).collect();
         let one = Format { granularity: Granularity::Channel, container: &PLAIN, ..*self.format };
-        let found = if clip { super::clip::mse(&one, &part, rows, width)? } else { one.encode_nearest(&part, rows, width, None)? };
+        let found = if clip {
+            super::clip::mse(&one, &part, rows, width)?
+        } else {
+            one.encode_nearest(&part, rows, width, None)?
+        };
         let at = start / group;
         for row in 0..rows {
             let place = row * self.groups + at;

@@ -19,11 +19,11 @@ use crate::recipe::{LinearPlan, Method, Plan, RecipeFile, Smooth, preflight};
 use bitsmith_compiler::format::{Format, Granularity, Quantized};
 use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What happened to one matrix.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearReport {
     /// The layer.
     pub name: String,
@@ -65,6 +65,8 @@ pub struct LayerQuantizer<'a> {
     pub executor: &'a dyn Executor,
     /// What happened so far.
     pub reports: Vec<LinearReport>,
+    /// Matrices as they were before codes were found, where the recipe has a budget.
+    pub floats: BTreeMap<String, Linear>,
 }
 
 impl LayerQuantizer<'_> {
@@ -101,7 +103,7 @@ impl LayerQuantizer<'_> {
         // Site 2: what attention returns.
         let moments = wants(&[&layer.attention.o.name]);
         let mut stats = Stats::new(layer.attention.o.k, moments);
-        let block = Block::new(&self.config, layer, self.executor)?;
+        let block = Block::new(&self.config, layer.clone(), self.executor)?;
         for i in 0..streams.len() {
             let mut x = streams.get(i)?;
             let mut cache = FloatCache::new(&self.config);
@@ -115,7 +117,7 @@ impl LayerQuantizer<'_> {
         }
         self.linear(&mut layer.attention.o, Some(&stats))?;
         // Site 3: what the second norm makes; streams move past attention.
-        let block = Block::new(&self.config, layer, self.executor)?;
+        let block = Block::new(&self.config, layer.clone(), self.executor)?;
         let moments = wants(&gate_names(layer).iter().map(String::as_str).collect::<Vec<_>>());
         let mut stats = Stats::new(hidden, moments);
         for i in 0..streams.len() {
@@ -169,7 +171,7 @@ impl LayerQuantizer<'_> {
                 }
             }
         }
-        let block = Block::new(&self.config, layer, self.executor)?;
+        let block = Block::new(&self.config, layer.clone(), self.executor)?;
         for i in 0..streams.len() {
             let mut x = streams.get(i)?;
             let m = x.len() / hidden;
@@ -181,7 +183,7 @@ impl LayerQuantizer<'_> {
 
     /// Statistics per expert (or of the one block) of the inputs of `gate` and `up`, or of `down`.
     fn expert_stats(&self, layer: &Layer, streams: &mut Residuals, down: bool) -> Result<BTreeMap<usize, Stats>> {
-        let block = Block::new(&self.config, layer, self.executor)?;
+        let block = Block::new(&self.config, layer.clone(), self.executor)?;
         let (hidden, ffn) = (self.config.shape.hidden, self.config.shape.ffn);
         let linears = layer.linears();
         let moments = linears.iter().skip(4).any(|l| self.plan.of(&l.name).is_some_and(|p| p.method.calibrated()));
@@ -271,6 +273,9 @@ impl LayerQuantizer<'_> {
     }
 
     fn linear(&mut self, linear: &mut Linear, stats: Option<&Stats>) -> Result<()> {
+        if self.recipe.budget.is_some() && self.plan.of(&linear.name).is_some_and(|plan| plan.format.is_some()) {
+            self.floats.insert(linear.name.clone(), linear.clone());
+        }
         let report = quantize_linear(linear, self.recipe, self.plan.of(&linear.name), stats)?;
         self.reports.push(report);
         Ok(())

@@ -5,6 +5,7 @@
 //! codes; no more than one layer in floats is in memory.
 
 pub mod awq;
+mod budget;
 pub mod clip;
 pub mod gptq;
 mod layer;
@@ -13,6 +14,7 @@ pub mod rotate;
 pub mod smooth;
 mod stats;
 
+pub use budget::{FallBack, Judge, Sensitivity, fall_back};
 pub use layer::{LayerQuantizer, LinearReport};
 pub use prompts::{Prompts, Residuals};
 pub use stats::{Histogram, Stats};
@@ -23,6 +25,7 @@ use crate::model::{Layer, Linear, Model, Weight};
 use crate::recipe::{Plan, RecipeFile, Sizes};
 use bitsmith_compiler::Result;
 use bitsmith_compiler::dtype::DType;
+use std::collections::BTreeMap;
 
 /// Where layers come from: a checkpoint, one by one, or a model in memory.
 pub enum Source<'a> {
@@ -73,6 +76,8 @@ pub struct Quantization {
     pub model: Model,
     /// One entry per matrix.
     pub reports: Vec<LinearReport>,
+    /// Each quantized matrix as it was before codes were found, where the recipe has a budget.
+    pub floats: BTreeMap<String, Linear>,
 }
 
 /// Takes a whole model through its recipe. `progress` hears how many layers are done, of how many.
@@ -109,7 +114,14 @@ pub fn quantize(
             Some(streams)
         }
     };
-    let mut quantizer = LayerQuantizer { recipe, plan, config: model.config.clone(), executor, reports: Vec::new() };
+    let mut quantizer = LayerQuantizer {
+        recipe,
+        plan,
+        config: model.config.clone(),
+        executor,
+        reports: Vec::new(),
+        floats: BTreeMap::new(),
+    };
     let layers = model.config.shape.layers;
     for index in 0..layers {
         let mut layer = source.layer(index)?;
@@ -120,7 +132,7 @@ pub fn quantize(
     if let Some(head) = &mut model.head {
         quantizer.plain(head)?;
     }
-    Ok(Quantization { model, reports: quantizer.reports })
+    Ok(Quantization { model, reports: quantizer.reports, floats: quantizer.floats })
 }
 
 /// Bytes that a matrix takes in a file: floats, or codes packed without gaps, scales and zeros.

@@ -100,7 +100,9 @@ impl Residuals {
             Store::Memory(list) => Ok(list[index].clone()),
             Store::Disk(file) => {
                 let mut bytes = vec![0; size * 4];
-                file.seek(SeekFrom::Start(self.offsets[index])).and_then(|_| file.read_exact(&mut bytes)).map_err(fault)?;
+                file.seek(SeekFrom::Start(self.offsets[index]))
+                    .and_then(|_| file.read_exact(&mut bytes))
+                    .map_err(fault)?;
                 Ok(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
             }
         }
@@ -145,11 +147,8 @@ mod tests {
     #[test]
     fn streams_come_back_from_disk_as_they_went() {
         let sizes = vec![3, 5];
-        let mut disk = Residuals {
-            offsets: vec![0, 12],
-            store: Store::Disk(tempfile::tempfile().unwrap()),
-            sizes: sizes.clone(),
-        };
+        let mut disk =
+            Residuals { offsets: vec![0, 12], store: Store::Disk(tempfile::tempfile().unwrap()), sizes: sizes.clone() };
         let mut memory = Residuals::new(sizes).unwrap();
         for list in [&mut disk, &mut memory] {
             list.set(1, vec![1.5; 5]).unwrap();

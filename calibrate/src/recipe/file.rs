@@ -4,7 +4,7 @@
 //! base = "W4A16"                      # a preset; the fields below replace its parts
 //! method = "gptq"                     # rtn, mse, percentile, gptq, awq; left out: by width and calibration
 //! ignore = ["re:.*mlp.gate$"]         # layers that stay floats, beside the defaults
-//! lm_head = "int8-channel"            # left out: stays floats
+//! lm-head = "int8-channel"            # left out: stays floats
 //! on-indivisible = "smaller-group"    # skip, pad or smaller-group; left out: an error
 //!
 //! [[layers]]                          # exact names win over patterns, patterns in this order, then the default

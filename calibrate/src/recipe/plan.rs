@@ -111,9 +111,10 @@ struct Rules {
 impl Rules {
     fn new(recipe: &RecipeFile) -> Result<Rules> {
         let base = recipe.base()?;
-        let weight = recipe.weight.clone().or(base.map(|b| b.weight.to_owned())).ok_or_else(|| {
-            Error::invalid("a recipe names neither `base` nor `weight`; one of them says what to do")
-        })?;
+        let weight =
+            recipe.weight.clone().or(base.map(|b| b.weight.to_owned())).ok_or_else(|| {
+                Error::invalid("a recipe names neither `base` nor `weight`; one of them says what to do")
+            })?;
         let activation =
             recipe.activation.clone().or(base.map(|b| b.activation.to_owned())).unwrap_or_else(|| "f16".into());
         let (mut patterns, mut faults) = (Vec::new(), Vec::new());
@@ -182,7 +183,8 @@ impl Rules {
                     note = Some(format!("{fault}: {pad} columns of zeros are added"));
                 }
                 Some(OnIndivisible::SmallerGroup) => {
-                    let smaller = [128, 96, 64, 48, 32, 16].into_iter().find(|s| *s < g && sizes.k.is_multiple_of(*s as usize));
+                    let smaller =
+                        [128, 96, 64, 48, 32, 16].into_iter().find(|s| *s < g && sizes.k.is_multiple_of(*s as usize));
                     let Some(smaller) = smaller else {
                         return Err(Error::invalid(format!("{fault}, and no smaller one from 16 divides it")));
                     };
@@ -242,7 +244,13 @@ mod tests {
              [[layers]]\nmatch = \"a.down\"\nweight = \"none\"\n",
         )
         .unwrap();
-        let list = sizes(&[("a.down", 64, 128), ("b.down", 64, 128), ("c.up", 64, 128), ("d.router", 8, 128), ("lm_head", 64, 128)]);
+        let list = sizes(&[
+            ("a.down", 64, 128),
+            ("b.down", 64, 128),
+            ("c.up", 64, 128),
+            ("d.router", 8, 128),
+            ("lm_head", 64, 128),
+        ]);
         let plan = Plan::new(&recipe, &list, true).unwrap();
         let format = |name: &str| plan.of(name).unwrap().format.map(|f| f.to_string());
         assert_eq!(format("a.down"), None);
@@ -262,7 +270,9 @@ mod tests {
         let list = sizes(&[("a", 64, 192), ("b", 64, 128), ("c", 64, 320)]);
         let Err(Error::Invalid(faults)) = Plan::new(&recipe, &list, false) else { panic!() };
         assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(faults[0].starts_with("a (64x192)") && faults[1].starts_with("c (64x320)") && faults[2].contains("nobody"));
+        assert!(
+            faults[0].starts_with("a (64x192)") && faults[1].starts_with("c (64x320)") && faults[2].contains("nobody")
+        );
         recipe.layers.clear();
         for (what, format, pad) in [
             (OnIndivisible::Skip, None, 0),

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod bench;
+mod calibrate;
 mod check;
 mod completions;
 mod doctor;
@@ -10,7 +11,9 @@ mod generate;
 mod inspect;
 mod list;
 mod pack;
+mod pick;
 mod quantize;
+mod report;
 mod run;
 
 use crate::{Io, Outcome};
@@ -26,10 +29,16 @@ pub enum Command {
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
+    /// Choose a recipe for a model on a machine
+    Pick(pick::Pick),
+    /// Collect statistics of what flows through a model
+    Calibrate(calibrate::Calibrate),
     /// Take a model through a recipe and write it for other tools
     Quantize(quantize::Quantize),
     /// Write a model in the files of another tool, without rounding again
     Export(export::Export),
+    /// Say what quantizing cost and brought: JSON, Markdown, HTML
+    Report(report::Report),
     /// Perplexity and task accuracy of a model, alone or beside a reference
     Eval(eval::Eval),
     /// Parse and verify kernel IR files
@@ -52,6 +61,9 @@ impl Command {
             Command::Run(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
+            Command::Pick(command) => command.run(io),
+            Command::Calibrate(command) => command.run(io),
+            Command::Report(command) => command.run(io),
             Command::Quantize(command) => command.run(io),
             Command::Export(command) => command.run(io),
             Command::Eval(command) => command.run(io),

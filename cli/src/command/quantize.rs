@@ -1,14 +1,13 @@
 //! `quantize`: a model through a recipe, to a folder that other tools read.
 
 use super::eval::{Via, read_text, tokenizer};
-use crate::place::Place;
 use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
-use bitsmith_calibrate::engine::{Activations, Dense, Engine, Executor, FloatCache, Kernels};
+use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache};
 use bitsmith_calibrate::evaluate::{Windows, compare};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
-use bitsmith_calibrate::quantize::{LinearReport, Prompts, Source, quantize, sizes};
+use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, Source, fall_back, quantize, sizes};
 use bitsmith_calibrate::recipe::{OnIndivisible, Plan, RecipeFile};
 use bitsmith_compiler::Error;
 use std::path::PathBuf;
@@ -103,9 +102,7 @@ impl Quantize {
         let plan = Plan::new(&recipe, &sizes(&model), self.text.is_some())?;
         let ids = match &self.text {
             None => None,
-            Some(path) => {
-                Some(tokenizer(self.tokenizer.as_deref(), &checkpoint.folder)?.encode(&read_text(path)?)?)
-            }
+            Some(path) => Some(tokenizer(self.tokenizer.as_deref(), &checkpoint.folder)?.encode(&read_text(path)?)?),
         };
         let bos = checkpoint.config.bos;
         let windows = match &ids {
@@ -125,15 +122,44 @@ impl Quantize {
         }
         let floats = Dense { activations: Activations::Floats };
         let mut heard = Vec::new();
-        let done = quantize(&Source::Model(&model), &recipe, &plan, prompts.as_ref(), &floats, &mut |at, of| {
+        let mut done = quantize(&Source::Model(&model), &recipe, &plan, prompts.as_ref(), &floats, &mut |at, of| {
             heard.push((at, of));
         })?;
+        let mut fell = None;
+        if let (Some(budget), Some(windows)) = (recipe.budget, &windows) {
+            let executor = self.via.executor(&self.device)?;
+            let reference = Engine::new(&model, &floats)?;
+            let judge = Judge { reference: &reference, windows, executor: executor.as_ref() };
+            let found =
+                fall_back(&mut done.model, &done.floats, &mut done.reports, &judge, budget.perplexity_increase)?;
+            if !self.json {
+                writeln!(
+                    io.out,
+                    "budget {:.2} %: {:+.3} % before, {:+.3} % with {} matrices in more bits{}",
+                    100.0 * budget.perplexity_increase,
+                    100.0 * found.before,
+                    100.0 * found.now,
+                    found.fallen.len(),
+                    if found.met { "" } else { "; it is not met" }
+                )?;
+            }
+            fell = Some(found);
+        } else if recipe.budget.is_some() {
+            return Err(crate::Failure::invalid(
+                "the recipe has a budget, which takes --text and --windows to measure",
+            ));
+        }
         let written = export(&done.model, target, &self.out, Some(&checkpoint.folder))?;
+        if written.path.is_dir() {
+            let path = written.path.join(super::report::NOTES);
+            let notes = serde_json::to_string(&done.reports).map_err(|error| crate::Failure::Output(error.into()))?;
+            std::fs::write(&path, notes).map_err(|error| crate::Failure::file(&path, "written", &error))?;
+        }
         let before: usize = done.reports.iter().map(|r| r.bytes_before).sum();
         let after: usize = done.reports.iter().map(|r| r.bytes_after).sum();
         let mut json = serde_json::json!({
             "out": self.out, "bytes": written.bytes, "matrices_before": before, "matrices_after": after,
-            "recipe": recipe, "layers": done.reports,
+            "recipe": recipe, "layers": done.reports, "budget": fell,
         });
         if !self.json {
             write!(io.out, "{}", table(&done.reports))?;
@@ -148,10 +174,7 @@ impl Quantize {
         }
         if let Some(windows) = &windows {
             let reference = Engine::new(&model, &floats)?;
-            let executor: Box<dyn Executor> = match self.via {
-                Via::Kernels => Box::new(Kernels::new(Place::running(&self.device)?)),
-                other => other.executor(&self.device)?,
-            };
+            let executor = self.via.executor(&self.device)?;
             let engine = Engine::new(&done.model, executor.as_ref())?;
             let found = compare(&reference, &engine, windows, &FloatCache::boxed)?;
             json["comparison"] = serde_json::to_value(found).unwrap_or_default();

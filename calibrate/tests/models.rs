@@ -1,5 +1,7 @@
 //! Models of other tools through the engine: perplexity and logits against an independent reference.
 
+mod support;
+
 use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache};
 use bitsmith_calibrate::evaluate::{Windows, perplexity};
 use bitsmith_calibrate::import::Checkpoint;
@@ -21,7 +23,7 @@ fn engine(path: &Path) -> Engine {
 
 #[test]
 fn perplexity_of_every_model_is_the_expected_one() {
-    let Some(data) = bitsmith_tests::data("", "perplexity_of_every_model_is_the_expected_one") else { return };
+    let Some(data) = support::data("", "perplexity_of_every_model_is_the_expected_one") else { return };
     let windows = windows(&data);
     let mut seen = 0;
     let read = |path: &str| -> serde_json::Value {
@@ -33,7 +35,8 @@ fn perplexity_of_every_model_is_the_expected_one() {
         let folder = if name == "fp32" { "tinystories-656k".into() } else { format!("tinystories-656k-quant/{name}") };
         (folder, expected.as_f64().unwrap())
     });
-    let in_files = ["q8_0", "q4_0"].map(|name| (format!("tinystories-656k-gguf/{name}.gguf"), gguf[name].as_f64().unwrap()));
+    let in_files =
+        ["q8_0", "q4_0"].map(|name| (format!("tinystories-656k-gguf/{name}.gguf"), gguf[name].as_f64().unwrap()));
     for (path, expected) in in_folders.chain(in_files) {
         let found = perplexity(&engine(&data.join("models").join(&path)), &windows, &FloatCache::boxed).unwrap();
         assert_eq!((found.windows, found.tokens), (12, 12 * 256));
@@ -47,7 +50,7 @@ fn perplexity_of_every_model_is_the_expected_one() {
 
 #[test]
 fn logits_are_those_of_the_reference() {
-    let Some(data) = bitsmith_tests::data("", "logits_are_those_of_the_reference") else { return };
+    let Some(data) = support::data("", "logits_are_those_of_the_reference") else { return };
     let bytes = std::fs::read(data.join("golden/model_ref/656K.prompt_ids.i32le.bin")).unwrap();
     let ids: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
     let bytes = std::fs::read(data.join("golden/model_ref/656K.logits_64xV.f32le.bin")).unwrap();

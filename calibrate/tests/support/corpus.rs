@@ -65,20 +65,38 @@ const ACTIONS: [(&str, &str); 8] = [
     ("greets", "greet"),
 ];
 const THINGS: [&str; 16] = [
-    "ball", "book", "lamp", "stone", "boat", "apple", "key", "drum", "chair", "coat", "bell", "cup", "map", "rope", "ring",
-    "box",
+    "ball", "book", "lamp", "stone", "boat", "apple", "key", "drum", "chair", "coat", "bell", "cup", "map", "rope",
+    "ring", "box",
 ];
-const PLACES: [&str; 12] =
-    ["garden", "kitchen", "forest", "harbour", "school", "barn", "tower", "market", "river", "cellar", "castle", "mill"];
+const PLACES: [&str; 12] = [
+    "garden", "kitchen", "forest", "harbour", "school", "barn", "tower", "market", "river", "cellar", "castle", "mill",
+];
 const COLOURS: [&str; 8] = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"];
 const SIZES: [&str; 6] = ["small", "big", "old", "young", "tall", "quiet"];
 const NUMBERS: [&str; 19] = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
 ];
 const OTHERS: [&str; 27] = [
-    "The", "the", "a", "in", "near", "to", "goes", "puts", "takes", "and", "then", "Then", "is", "are", "plus", "where",
-    "Where", "now", "looks", "for", "at", "He", "She", "They", "they", ".", "?",
+    "The", "the", "a", "in", "near", "to", "goes", "puts", "takes", "and", "then", "Then", "is", "are", "plus",
+    "where", "Where", "now", "looks", "for", "at", "He", "She", "They", "they", ".", "?",
 ];
 
 /// Every word, special tokens first.
@@ -144,7 +162,9 @@ fn sentence(rng: &mut Rng) -> String {
             let (name, pronoun, own) = pick(rng, &NAMES);
             let (thing, place, colour) = (pick(rng, &THINGS), pick(rng, &PLACES), pick(rng, &COLOURS));
             let upper = if pronoun == "she" { "She" } else { "He" };
-            format!("{name} takes {own} {colour} {thing} and goes to the {place} . {upper} puts the {thing} in the {place} .")
+            format!(
+                "{name} takes {own} {colour} {thing} and goes to the {place} . {upper} puts the {thing} in the {place} ."
+            )
         }
         3 => {
             let (a, b) = (rng.usize(0..10), rng.usize(0..10));

@@ -1,11 +1,13 @@
 //! Trains the small model of the tests and writes it beside this file.
 //!
-//! `cargo run --release -p bitsmith-tests --example train_model` makes `config.json`, `tokenizer.json`,
-//! `model.safetensors` (f16), `text.txt` and `probes/*.jsonl` in `tests/model`. Training text is `bitsmith_tests::corpus`,
+//! `cargo run --release -p bitsmith-calibrate --example train_model` makes `config.json`, `tokenizer.json`,
+//! `model.safetensors` (f16), `text.txt` and `probes/*.jsonl` in `calibrate/model`. Training text is `corpus`,
 //! which is ours; the evaluation text is of another seed. A decoder of the Llama kind with the backward pass written out:
 //! AdamW, cosine decay, a few minutes on two cores.
 
-use bitsmith_tests::corpus;
+#[path = "../tests/support/corpus.rs"]
+mod corpus;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
@@ -361,10 +363,12 @@ fn write(params: &[Param], words: &[String], folder: &Path) {
     });
     let vocab: serde_json::Map<String, serde_json::Value> =
         words.iter().enumerate().map(|(i, word)| (word.clone(), i.into())).collect();
-    let special = |id: usize| serde_json::json!({
-        "id": id, "content": words[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        "special": true,
-    });
+    let special = |id: usize| {
+        serde_json::json!({
+            "id": id, "content": words[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true,
+        })
+    };
     let tokenizer = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(0), special(1), special(2)],
         "normalizer": null, "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
