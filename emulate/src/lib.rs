@@ -9,6 +9,7 @@ mod alu;
 mod ast;
 mod asynchronous;
 mod decode;
+mod description;
 mod exec;
 mod fault;
 mod launch;
@@ -21,6 +22,9 @@ mod parse;
 mod race;
 mod wgmma;
 
+pub use description::{
+    ArgumentDescription, BufferDescription, CheckError, Description, InitDescription, Number, Report, Run, check_file,
+};
 pub use fault::{Fault, FaultKind, LoadError};
 pub use launch::{Argument, Buffer, Effects, Kernel, Launch, Module, Outcome, Schedule, Swizzle, TensorMap};
 pub use numeric::{Float, Rounding, Top};

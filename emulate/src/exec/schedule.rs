@@ -216,10 +216,8 @@ impl Machine<'_> {
                     self.turn(index, quantum)?;
                     at = index + 1;
                     if self.lane_instructions > self.budget {
-                        return Err(Fault::new(
-                            FaultKind::Budget,
-                            format!("more than {} instructions: {}", self.budget, self.whereabouts()),
-                        ));
+                        let message = format!("more than {} instructions: {}", self.budget, self.whereabouts());
+                        return Err(self.place_fault(Fault::new(FaultKind::Budget, message)));
                     }
                 }
                 None if self.warps.iter().all(|w| w.groups.is_empty()) => {
@@ -307,7 +305,11 @@ impl Machine<'_> {
     }
 
     fn deadlock(&self) -> Fault {
-        let mut fault = Fault::new(FaultKind::Deadlock, format!("nobody can go on: {}", self.whereabouts()));
+        self.place_fault(Fault::new(FaultKind::Deadlock, format!("nobody can go on: {}", self.whereabouts())))
+    }
+
+    /// Names the first warp that is left as the place of a fault that belongs to all.
+    fn place_fault(&self, mut fault: Fault) -> Fault {
         if let Some((warp, group)) = self.warps.iter().find_map(|w| w.groups.first().map(|g| (w, g))) {
             let (line, text) = &self.program.sources[self.program.insts[group.pc as usize].source as usize];
             (fault.line, fault.instruction) = (*line, text.clone());
