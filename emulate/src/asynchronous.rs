@@ -150,7 +150,7 @@ impl Machine<'_> {
             }
             let address = warp.registers[copy.from.base as usize][lane].wrapping_add_signed(copy.from.offset);
             let from = if size == 0 { None } else { Some(self.memory.find(address, size, 1).map_err(blame)?) };
-            if address % bytes as u64 != 0 {
+            if !address.is_multiple_of(bytes as u64) {
                 return Err(Fault::lane(
                     FaultKind::Misaligned,
                     lane,
@@ -405,7 +405,7 @@ impl Machine<'_> {
             }
             (None, Some(bytes)) => {
                 let bytes = warp.registers[bytes as usize][lane] as u32 as usize;
-                if bytes == 0 || bytes % 16 != 0 {
+                if bytes == 0 || !bytes.is_multiple_of(16) {
                     return misuse(format!("a bulk copy of {bytes} bytes; accepted: multiples of 16"));
                 }
                 let near = self.shared_spot(own, shared, bytes, 16)?;

@@ -331,7 +331,7 @@ impl Kernel<'_> {
                 return fail(format!("{threads} threads in a block, against `.{name}` {numbers:?}"));
             }
         }
-        if (0..3).any(|i| launch.cluster[i] == 0 || launch.grid[i] % launch.cluster[i] != 0)
+        if (0..3).any(|i| launch.cluster[i] == 0 || !launch.grid[i].is_multiple_of(launch.cluster[i]))
             || launch.cluster.iter().product::<u32>() > 16
         {
             return fail(format!("clusters of {:?} in a grid of {:?}", launch.cluster, launch.grid));
@@ -442,7 +442,7 @@ impl TensorMap {
         if !matches!(self.element_bytes, 1 | 2 | 4 | 8) {
             return Err(format!("tensor elements of {} bytes", self.element_bytes));
         }
-        if self.strides.iter().any(|s| s % 16 != 0) || self.offset % 16 != 0 {
+        if self.strides.iter().any(|s| s % 16 != 0) || !self.offset.is_multiple_of(16) {
             return Err("a tensor map's strides and start must be multiples of 16 bytes".into());
         }
         if self.box_sizes.iter().any(|n| *n == 0 || *n > 256) {
@@ -455,7 +455,7 @@ impl TensorMap {
             Swizzle::B64 => 64,
             Swizzle::B128 => 128,
         };
-        if row % 16 != 0 || row > most {
+        if !row.is_multiple_of(16) || row > most {
             return Err(format!("a box row of {row} bytes; accepted: multiples of 16 up to {most}"));
         }
         Ok(())

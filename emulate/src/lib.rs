@@ -4,6 +4,8 @@
 //! ISA. `Module::load` parses, `Module::kernel` decodes (an instruction that is not known is an error there), and
 //! `Kernel::run` runs a launch under a schedule, to an `Outcome` or to the first `Fault`.
 #![forbid(unsafe_code)]
+// A lane's number indexes several registers at once all over this crate.
+#![allow(clippy::needless_range_loop)]
 
 mod alu;
 mod ast;

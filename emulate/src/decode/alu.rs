@@ -139,14 +139,14 @@ impl Builder<'_> {
                 let op = Op::Move(self.dest(to)?, self.source(from, ty)?);
                 self.push(op);
             }
-            (1, n) if ty.bits as usize % n == 0 => {
+            (1, n) if (ty.bits as usize).is_multiple_of(n) => {
                 let width = ty.bits / n as u32;
                 let part = Type { kind: Kind::Bits, bits: width, pair: false };
                 let parts = sources.iter().map(|p| self.source(p, part)).collect::<Result<Vec<_>>>()?;
                 let op = Op::Pack { out: self.dest(to)?, parts: parts.into(), width };
                 self.push(op);
             }
-            (n, 1) if ty.bits as usize % n == 0 => {
+            (n, 1) if (ty.bits as usize).is_multiple_of(n) => {
                 let op = Op::Unpack {
                     parts: self.dests(to)?.into(),
                     from: self.source(from, ty)?,

@@ -25,7 +25,7 @@ impl Machine<'_> {
             None => None,
             Some(threads) => {
                 let count = self.uniform(warp, active, threads, "the barrier's thread count")? as u32;
-                if count == 0 || count % 32 != 0 {
+                if count == 0 || !count.is_multiple_of(32) {
                     return Err(Fault::new(
                         FaultKind::Misuse,
                         format!("a barrier of {count} threads; accepted: multiples of 32"),
