@@ -98,7 +98,7 @@ const CASES: &[(&str, Expect)] = &[
     ("sad.s32 %r0, %r1, %r2, %r3;", |a, b, c| low((s32(a) - s32(b)).abs() + s32(c), 32)),
     ("sad.u16 %h0, %h1, %h2, %h3;", |a, b, c| low((u16_(a) - u16_(b)).abs() + u16_(c), 16)),
     ("div.s32 %r0, %r1, %r2;", |a, b, _| if b as u32 == 0 { 0xffff_ffff } else { low(s32(a) / s32(b), 32) }),
-    ("div.u64 %q0, %q1, %q2;", |a, b, _| if b == 0 { !0 } else { a / b }),
+    ("div.u64 %q0, %q1, %q2;", |a, b, _| a.checked_div(b).unwrap_or(!0)),
     ("rem.s32 %r0, %r1, %r2;", |a, b, _| if b as u32 == 0 { 0xffff_ffff } else { low(s32(a) % s32(b), 32) }),
     ("rem.u16 %h0, %h1, %h2;", |a, b, _| if b as u16 == 0 { 0xffff } else { low(u16_(a) % u16_(b), 16) }),
     ("abs.s32 %r0, %r1;", |a, _, _| low(s32(a).abs(), 32)),
@@ -208,7 +208,7 @@ const CASES: &[(&str, Expect)] = &[
     ("{ add.cc.u32 %r4, %r1, %r2; addc.u32 %r0, %r3, 0; }", |a, b, c| low(u32_(c) + ((u32_(a) + u32_(b)) >> 32), 32)),
     ("{ sub.cc.u32 %r4, %r1, %r2; subc.u32 %r0, %r3, 0; }", |a, b, c| low(u32_(c) - i128::from(u32_(a) < u32_(b)), 32)),
     ("{ mad.lo.cc.u32 %r4, %r1, %r2, %r3; madc.hi.u32 %r0, %r1, %r2, 7; }", |a, b, c| {
-        low((((u32_(a) * u32_(b)) >> 32) + 7) + (((u32_(a) * u32_(b) & 0xffff_ffff) + u32_(c)) >> 32), 32)
+        low((((u32_(a) * u32_(b)) >> 32) + 7) + ((((u32_(a) * u32_(b)) & 0xffff_ffff) + u32_(c)) >> 32), 32)
     }),
     (
         "{ setp.lt.s32 %p0, %r1, %r2; selp.b32 %r0, %r3, 5, %p0; }",
