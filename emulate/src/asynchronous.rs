@@ -159,7 +159,7 @@ impl Machine<'_> {
             }
             let actor = self.actor(warp, source);
             let races = &mut self.blocks[to.0].races;
-            races.write_with(actor, to.1, bytes, false).map_err(|c| blame(self.race(c, true, to.1 as u64)))?;
+            races.write_with(actor, to.1, bytes, false).map_err(|c| blame(self.race(to.0, c, true, to.1 as u64)))?;
             let entry = CopyEntry { lane, group: warp.commits[lane], to, from, bytes, source_bytes: size, source };
             if self.schedule.effects == Effects::Early {
                 self.apply_copy(&entry)?;
@@ -266,7 +266,7 @@ impl Machine<'_> {
             if own {
                 actor.atomic = true;
                 let races = &mut self.blocks[slot].races;
-                races.read(actor, at, 8).map_err(|c| blame(self.race(c, false, at as u64)))?;
+                races.read(actor, at, 8).map_err(|c| blame(self.race(slot, c, false, at as u64)))?;
             }
             if !self.blocks[slot].mbarriers.contains_key(&key) {
                 return misuse(format!("no mbarrier was initialised at shared address {at:#x}")).map_err(blame);
@@ -548,8 +548,14 @@ impl Machine<'_> {
         let races = &mut self.blocks[own].races;
         let copier = races.copier();
         let before = std::mem::replace(&mut races.clocks[copier], pending.clock.clone());
-        let actor =
-            Actor { warp: copier, source: pending.source, sequence: pending.id as u32, atomic: false, proxy: true };
+        let actor = Actor {
+            warp: copier,
+            source: pending.source,
+            sequence: pending.id as u32,
+            atomic: false,
+            proxy: true,
+            unit: None,
+        };
         let mut found = Ok(());
         for piece in &pending.pieces {
             let (result, write, at) = match *piece {
@@ -562,7 +568,7 @@ impl Machine<'_> {
                 _ => continue,
             };
             if let Err(collision) = result {
-                found = Err(self.race(collision, write, at as u64));
+                found = Err(self.race(own, collision, write, at as u64));
                 break;
             }
         }

@@ -449,7 +449,11 @@ impl Parser<'_> {
             }
         }
         let end = self.tokens[self.at - 1].end;
-        let text = self.source[start..end].split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut text = self.source[start..end].split_whitespace().collect::<Vec<_>>().join(" ");
+        if text.len() > 200 {
+            // Reports are for reading; `wgmma` may name 128 registers.
+            text = text.chars().take(200).chain(['…']).collect();
+        }
         Ok(Statement { guard, name, modifiers, operands, line, text })
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-/// A vector clock: one entry per warp, and one for the block's asynchronous copies.
+/// A vector clock: one entry per warp, one for the block's asynchronous copies, one per warpgroup's matrix unit.
 pub(crate) type Clock = Vec<u32>;
 
 pub(crate) fn join(into: &mut Clock, from: &[u32]) {
@@ -31,6 +31,8 @@ pub(crate) struct Actor {
     pub atomic: bool,
     /// Through the asynchronous proxy: sees generic writes only after a proxy fence.
     pub proxy: bool,
+    /// Read as this unit at this clock, and not as the warp: matrix reads belong to the whole warpgroup.
+    pub unit: Option<(usize, u32)>,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -69,7 +71,8 @@ pub(crate) struct Races {
 
 impl Races {
     pub(crate) fn new(bytes: usize, warps: usize) -> Races {
-        let clocks = (0..=warps).map(|w| (0..=warps).map(|i| u32::from(i == w)).collect()).collect();
+        let units = warps + 1 + warps.div_ceil(4);
+        let clocks = (0..=warps).map(|w| (0..units).map(|i| u32::from(i == w)).collect()).collect();
         Races {
             cells: vec![Cell::default(); bytes.div_ceil(4)],
             clocks,
@@ -81,6 +84,20 @@ impl Races {
     /// The pseudo warp of asynchronous copies.
     pub(crate) fn copier(&self) -> usize {
         self.clocks.len() - 1
+    }
+
+    /// The unit of the warpgroup of a warp.
+    pub(crate) fn unit(&self, warp: usize) -> usize {
+        self.clocks.len() + warp / 4
+    }
+
+    /// Who an entry of a clock stands for.
+    pub(crate) fn name(&self, entry: usize) -> String {
+        match entry.checked_sub(self.copier()) {
+            None => format!("warp {entry}"),
+            Some(0) => "an asynchronous copy".into(),
+            Some(unit) => format!("warpgroup {}", unit - 1),
+        }
     }
 
     /// Publishes what `warp` did so far into `clock`.
@@ -123,7 +140,8 @@ impl Races {
     #[inline]
     pub(crate) fn read(&mut self, actor: Actor, at: usize, bytes: usize) -> Result<(), Collision> {
         let clock = &self.clocks[actor.warp];
-        let own = actor.warp as u16 + 1;
+        let (reader, now) = actor.unit.unwrap_or((actor.warp, clock[actor.warp]));
+        let own = reader as u16 + 1;
         for (index, mask) in Self::pieces(at, bytes) {
             let cell = &mut self.cells[index];
             if cell.writer != 0 && cell.bytes & mask != 0 && !(cell.atomic && actor.atomic) {
@@ -140,7 +158,7 @@ impl Races {
                 cell.readers[0] = own;
                 cell.read_bytes = 0;
             }
-            cell.read_clocks[0] = clock[actor.warp];
+            cell.read_clocks[0] = now;
             cell.read_source = actor.source;
             cell.read_bytes |= mask;
         }

@@ -53,6 +53,9 @@ pub(crate) struct Flight {
     accumulate: bool,
     /// Number of the commit that takes it.
     group: u32,
+    /// Its number among the warp's `wgmma`, from 1.
+    number: u32,
+    computed: bool,
 }
 
 struct Descriptor {
@@ -130,10 +133,13 @@ impl Machine<'_> {
                 self.fenced(warp, *register)?;
             }
         }
-        let flight = Flight { pc, a, b, accumulate, group: warp.wgmma_commits };
+        warp.wgmma_issued += 1;
+        let number = warp.wgmma_issued;
+        let mut flight = Flight { pc, a, b, accumulate, group: warp.wgmma_commits, number, computed: false };
         self.operands(warp, op, &flight, source)?;
         if self.schedule.effects == Effects::Early {
-            self.multiply(warp, op, &flight, source)?;
+            self.multiply(warp, op, &flight)?;
+            flight.computed = true;
         }
         // Until a wait, nobody may look at the results.
         for register in &op.d_registers {
@@ -153,25 +159,67 @@ impl Machine<'_> {
         ))
     }
 
-    /// Finishes flights of all groups but the last `left`.
-    pub(crate) fn wgmma_wait(&mut self, warp: &mut Warp, left: u32) -> Result<(), Fault> {
+    /// The other warps of a warp's warpgroup.
+    pub(crate) fn warpgroup(&self, warp: &Warp) -> impl Iterator<Item = usize> + use<> {
+        let all = self.blocks[warp.block].warps.clone();
+        let first = all.start + warp.index / 4 * 4;
+        let own = all.start + warp.index;
+        (first..(first + 4).min(all.end)).filter(move |i| *i != own)
+    }
+
+    /// Finishes flights of all groups but the last `left`; where other warps of the warpgroup have not come as far, says
+    /// how many they must issue.
+    ///
+    /// The instruction belongs to the warpgroup: when it is finished for one warp, it has read its operands for all.
+    pub(crate) fn wgmma_wait(&mut self, warp: &mut Warp, left: u32) -> Result<Option<u32>, Fault> {
         let program = self.program;
-        let done = |f: &Flight, commits: u32| f.group + left < commits;
         let commits = warp.wgmma_commits;
-        while let Some(at) = warp.flights.iter().position(|f| done(f, commits)) {
+        let done = |f: &Flight| f.group + left < commits;
+        let Some(last) = warp.flights.iter().filter(|f| done(f)).map(|f| f.number).max() else { return Ok(None) };
+        let others: Vec<usize> = self.warpgroup(warp).collect();
+        if others.len() < 3 {
+            return Err(Fault::new(FaultKind::Misuse, "`wgmma` in a block without four warps in the warpgroup"));
+        }
+        if others.iter().any(|i| self.warps[*i].wgmma_issued < last) {
+            return Ok(Some(last));
+        }
+        for index in others {
+            let mut other = std::mem::take(&mut self.warps[index]);
+            let result = self.compute_until(&mut other, last);
+            self.warps[index] = other;
+            result?;
+        }
+        self.compute_until(warp, last)?;
+        let unit = self.blocks[warp.block].races.unit(warp.index);
+        let known = &mut self.blocks[warp.block].races.clocks[warp.index][unit];
+        *known = (*known).max(last);
+        while let Some(at) = warp.flights.iter().position(done) {
             let flight = warp.flights.remove(at);
-            let inst = &program.insts[flight.pc as usize];
-            let Op::Wgmma(op) = &inst.op else { continue };
-            // What it read must have stayed as it was until now.
-            self.operands(warp, op, &flight, inst.source)?;
-            if self.schedule.effects == Effects::Late {
-                self.multiply(warp, op, &flight, inst.source)?;
-            }
+            let Op::Wgmma(op) = &program.insts[flight.pc as usize].op else { continue };
             for register in &op.d_registers {
                 let later = warp.flights.iter().any(
                     |f| matches!(&program.insts[f.pc as usize].op, Op::Wgmma(o) if o.d_registers.contains(register)),
                 );
                 warp.defined[*register as usize] = if later { 0 } else { !0 };
+            }
+        }
+        Ok(None)
+    }
+
+    fn compute_until(&mut self, warp: &mut Warp, last: u32) -> Result<(), Fault> {
+        let program = self.program;
+        for at in 0..warp.flights.len() {
+            let flight = warp.flights[at].clone();
+            let inst = &program.insts[flight.pc as usize];
+            let Op::Wgmma(op) = &inst.op else { continue };
+            if flight.number > last {
+                continue;
+            }
+            // What it read must have stayed as it was until now.
+            self.operands(warp, op, &flight, inst.source)?;
+            if !flight.computed {
+                self.multiply(warp, op, &flight)?;
+                warp.flights[at].computed = true;
             }
         }
         Ok(())
@@ -181,6 +229,7 @@ impl Machine<'_> {
     fn operands(&mut self, warp: &Warp, op: &Wgmma, flight: &Flight, source: u32) -> Result<(), Fault> {
         let mut actor = self.actor(warp, source);
         actor.proxy = true;
+        actor.unit = Some((self.blocks[warp.block].races.unit(warp.index), flight.number));
         if op.a_registers.len() == 1 {
             let first = 16 * (warp.index as u64 % 4);
             self.operand(warp, flight.a, (first, 16), op.depth, op.a, op.a_transposed, Some(actor))?;
@@ -234,8 +283,7 @@ impl Machine<'_> {
         Ok(out)
     }
 
-    fn multiply(&mut self, warp: &mut Warp, op: &Wgmma, flight: &Flight, source: u32) -> Result<(), Fault> {
-        let _ = source;
+    fn multiply(&mut self, warp: &mut Warp, op: &Wgmma, flight: &Flight) -> Result<(), Fault> {
         let depth = op.depth;
         let a = if op.a_registers.len() == 1 {
             let first = 16 * (warp.index as u64 % 4);

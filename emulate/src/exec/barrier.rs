@@ -107,7 +107,7 @@ impl Machine<'_> {
             Wait::Cluster { .. } => {
                 warp.groups[index].pc += 1;
             }
-            Wait::No | Wait::Converge | Wait::Mbarrier { .. } => {}
+            Wait::No | Wait::Converge | Wait::Mbarrier { .. } | Wait::Warpgroup { .. } => {}
         }
         warp.groups[index].wait = Wait::No;
     }

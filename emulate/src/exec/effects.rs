@@ -42,7 +42,9 @@ impl Machine<'_> {
             }
             Op::WgmmaWait(left) => {
                 self.whole_warp(active, "`wgmma.wait_group`")?;
-                self.wgmma_wait(warp, *left)?;
+                if let Some(issued) = self.wgmma_wait(warp, *left)? {
+                    return Ok(Next::Wait(super::state::Wait::Warpgroup { issued }));
+                }
             }
             _ => return Err(Fault::new(FaultKind::Misuse, "an instruction without a meaning")),
         }

@@ -112,7 +112,7 @@ impl Machine<'_> {
         self.no_mbarrier(spot, bytes)?;
         let races = &mut self.blocks[own].races;
         let found = races.read(actor, spot.1, bytes);
-        found.map_err(|c| self.race(c, false, spot.1 as u64))
+        found.map_err(|c| self.race(own, c, false, spot.1 as u64))
     }
 
     /// Race and mbarrier checks of a write to shared memory.
@@ -123,7 +123,7 @@ impl Machine<'_> {
         self.no_mbarrier(spot, bytes)?;
         let races = &mut self.blocks[own].races;
         let found = races.write(actor, spot.1, bytes);
-        found.map_err(|c| self.race(c, true, spot.1 as u64))
+        found.map_err(|c| self.race(own, c, true, spot.1 as u64))
     }
 
     fn no_mbarrier(&self, (slot, at): (usize, usize), bytes: usize) -> Result<()> {

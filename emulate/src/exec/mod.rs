@@ -128,27 +128,31 @@ impl Machine<'_> {
         }
     }
 
-    pub(crate) fn race(&self, collision: Collision, write: bool, at: u64) -> Fault {
+    pub(crate) fn race(&self, block: usize, collision: Collision, write: bool, at: u64) -> Fault {
+        let who = self.blocks[block].races.name(collision.warp);
         let (line, text) = &self.program.sources[collision.source as usize];
         let how = if write { "a write to" } else { "a read of" };
         let other = if collision.wrote { "write" } else { "read" };
         let message = if collision.proxy {
             format!(
-                "the asynchronous proxy reads shared address {at:#x}, written by warp {} at line {line} (`{text}`), without \
-                 `fence.proxy.async` after the write",
-                collision.warp
+                "the asynchronous proxy reads shared address {at:#x}, written by {who} at line {line} (`{text}`), without \
+                 `fence.proxy.async` after the write"
             )
         } else {
-            format!(
-                "{how} shared address {at:#x} is not ordered with the {other} by warp {} at line {line} (`{text}`)",
-                collision.warp
-            )
+            format!("{how} shared address {at:#x} is not ordered with the {other} by {who} at line {line} (`{text}`)")
         };
         Fault::new(FaultKind::Race, message)
     }
 
     pub(crate) fn actor(&self, warp: &Warp, source: u32) -> Actor {
-        Actor { warp: warp.index, source, sequence: self.warp_instructions as u32, atomic: false, proxy: false }
+        Actor {
+            warp: warp.index,
+            source,
+            sequence: self.warp_instructions as u32,
+            atomic: false,
+            proxy: false,
+            unit: None,
+        }
     }
 
     /// Runs one warp for a turn.

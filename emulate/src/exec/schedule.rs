@@ -63,6 +63,7 @@ impl Machine<'_> {
             Wait::Mbarrier { block, at, phase } => {
                 warp.give_up || self.blocks[block].mbarriers.get(&at).is_none_or(|b| b.phase != phase)
             }
+            Wait::Warpgroup { issued } => self.warpgroup(warp).all(|i| self.warps[i].wgmma_issued >= issued),
             Wait::Cluster { generation } => self.blocks[block.first].cluster.generation != generation,
         }
     }
@@ -294,6 +295,9 @@ impl Machine<'_> {
                         ),
                         None => format!("waits for an mbarrier at {at:#x} that is gone"),
                     },
+                    Wait::Warpgroup { issued } => {
+                        format!("waits for its warpgroup to issue {issued} `wgmma` instructions")
+                    }
                     Wait::Cluster { .. } => "waits for the cluster".into(),
                 };
                 if places.len() < 8 {

@@ -18,6 +18,8 @@ pub(crate) enum Wait {
     Barrier { id: usize, generation: u32 },
     /// For a transaction barrier's phase to end.
     Mbarrier { block: usize, at: u32, phase: u64 },
+    /// For the other warps of the warpgroup to issue as many `wgmma`.
+    Warpgroup { issued: u32 },
     /// For the cluster's barrier to leave this generation.
     Cluster { generation: u32 },
 }
@@ -57,6 +59,8 @@ pub(crate) struct Warp {
     pub bulk_groups: Vec<Vec<u64>>,
     pub flights: Vec<Flight>,
     pub wgmma_commits: u32,
+    /// How many `wgmma` this warp issued.
+    pub wgmma_issued: u32,
     /// When each register was last written, and when `wgmma.fence` last ran.
     pub stamps: Vec<u64>,
     pub fence_stamp: u64,
