@@ -9,7 +9,7 @@ pub fn module(target: &str, parameters: &str, body: &str) -> String {
     let version = match target {
         "sm_80" | "sm_86" => "7.8",
         "sm_89" => "8.4",
-        _ => "8.3",
+        _ => "8.4",
     };
     format!(
         ".version {version}\n.target {target}\n.address_size 64\n.visible .entry k({parameters})\n{{\n{body}\n    ret;\n}}\n"
