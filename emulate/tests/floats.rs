@@ -94,7 +94,7 @@ const CASES: &[(&str, Expect)] = &[
     ("neg.f16x2 %r0, %r1;", |a, _, _| (a ^ 0x8000_8000) & 0xffff_ffff),
     ("{ setp.lt.f32 %p0, %r1, %r2; selp.b32 %r0, 1, 0, %p0; }", |a, b, _| u64::from(f(a) < f(b))),
     ("{ setp.geu.f32 %p0, %r1, %r2; selp.b32 %r0, 1, 0, %p0; }", |a, b, _| {
-        u64::from(!(f(a).partial_cmp(&f(b)) == Some(std::cmp::Ordering::Less)))
+        u64::from(f(a).partial_cmp(&f(b)) != Some(std::cmp::Ordering::Less))
     }),
     ("{ setp.ne.f32 %p0, %r1, %r2; selp.b32 %r0, 1, 0, %p0; }", |a, b, _| u64::from(f(a) < f(b) || f(a) > f(b))),
     ("{ setp.neu.f64 %p0, %q1, %q2; selp.b32 %r0, 1, 0, %p0; }", |a, b, _| u64::from(d(a) != d(b))),
