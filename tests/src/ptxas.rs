@@ -51,7 +51,9 @@ fn candidates() -> Vec<PathBuf> {
     let script = "import sysconfig; print(sysconfig.get_paths()['purelib']); print(sysconfig.get_paths()['platlib'])";
     if let Ok(output) = Command::new("python3").args(["-c", script]).output() {
         for folder in String::from_utf8_lossy(&output.stdout).lines() {
-            list.extend(["cu13", "cuda_nvcc"].map(|cuda| Path::new(folder).join("nvidia").join(cuda).join("bin/ptxas")));
+            list.extend(
+                ["cu13", "cuda_nvcc"].map(|cuda| Path::new(folder).join("nvidia").join(cuda).join("bin/ptxas")),
+            );
         }
     }
     list
@@ -119,7 +121,8 @@ fn report(said: &str) -> BTreeMap<String, Entry> {
         }
         if let Some(stack) = number(line, " bytes stack frame") {
             entry.stack = stack;
-            entry.spills = number(line, " bytes spill stores").unwrap_or(0) + number(line, " bytes spill loads").unwrap_or(0);
+            entry.spills =
+                number(line, " bytes spill stores").unwrap_or(0) + number(line, " bytes spill loads").unwrap_or(0);
         }
     }
     entries

@@ -23,7 +23,8 @@ fn module(target: &PtxTarget, seed: u64, set: usize) -> String {
     let mut case = kernel(seed, SETS[set]);
     case.kernel.name = format!("random_{set}_{seed}");
     let legal = legalize(&case.kernel, target).unwrap_or_else(|error| panic!("seed {seed} of set {set}: {error}"));
-    let verified = verify(&legal, target.caps()).unwrap_or_else(|faults| panic!("seed {seed} of set {set}: {faults:?}"));
+    let verified =
+        verify(&legal, target.caps()).unwrap_or_else(|faults| panic!("seed {seed} of set {set}: {faults:?}"));
     let artifact = target.emit(&verified).unwrap_or_else(|error| panic!("seed {seed} of set {set}: {error}"));
     assert_eq!(artifact, target.emit(&verified).unwrap(), "emission is a function");
     String::from_utf8(artifact.payload.bytes().to_vec()).unwrap()

@@ -155,9 +155,8 @@ impl Emitter<'_> {
 
     pub(super) fn fma(&mut self, a: Value, b: Value, c: Value, ty: Type) -> Vec<Word> {
         let operands = [self.words(a), self.words(b), self.words(c)];
-        let f32_fma = |e: &mut Emitter<'_>, lane: &[Word]| {
-            e.text.b32("fma.rn.f32", &[&F(lane[0]), &F(lane[1]), &F(lane[2])])
-        };
+        let f32_fma =
+            |e: &mut Emitter<'_>, lane: &[Word]| e.text.b32("fma.rn.f32", &[&F(lane[0]), &F(lane[1]), &F(lane[2])]);
         match ty.scalar {
             Scalar::F32 => (0..ty.lanes as usize)
                 .map(|i| f32_fma(self, &[operands[0][i], operands[1][i], operands[2][i]]))
@@ -241,8 +240,8 @@ impl Emitter<'_> {
                 CmpOp::Le => "setp.le.f32",
                 CmpOp::LtS | CmpOp::LeS | CmpOp::LtU => return left,
             };
-            let left = self.to_f32(&left, ty);
-            let right = self.to_f32(&right, ty);
+            let left = self.widen(&left, ty);
+            let right = self.widen(&right, ty);
             return self.each2(&left, &right, |e, a, b| e.text.pred(name, &[&F(a), &F(b)]));
         }
         let wide = ty.scalar == Scalar::I64;
@@ -300,14 +299,14 @@ impl Emitter<'_> {
         ty: Type,
         function: impl Fn(&mut Self, &[Word]) -> Word,
     ) -> Vec<Word> {
-        let wide: Vec<Vec<Word>> = operands.iter().map(|words| self.to_f32(words, ty)).collect();
+        let wide: Vec<Vec<Word>> = operands.iter().map(|words| self.widen(words, ty)).collect();
         let lanes: Vec<Word> = (0..ty.lanes as usize)
             .map(|lane| {
                 let lane: Vec<Word> = wide.iter().map(|words| words[lane]).collect();
                 function(self, &lane)
             })
             .collect();
-        self.from_f32(&lanes, ty)
+        self.narrow(&lanes, ty)
     }
 
     pub(super) fn each(&mut self, words: &[Word], function: impl Fn(&mut Self, Word) -> Word) -> Vec<Word> {

@@ -74,14 +74,14 @@ impl Emitter<'_> {
                 if fp8 && ty.scalar == Scalar::F16 {
                     return self.fp8_to_f16(&words, from);
                 }
-                let wide = self.to_f32(&words, from);
-                self.from_f32(&wide, ty)
+                let wide = self.widen(&words, from);
+                self.narrow(&wide, ty)
             }
         }
     }
 
     /// The lanes of a value of a float type as `f32`.
-    pub(super) fn to_f32(&mut self, words: &[Word], ty: Type) -> Vec<Word> {
+    pub(super) fn widen(&mut self, words: &[Word], ty: Type) -> Vec<Word> {
         match ty.scalar {
             Scalar::F32 => words.to_vec(),
             Scalar::F16 => self.f16_to_f32(words, ty.lanes),
@@ -138,7 +138,7 @@ impl Emitter<'_> {
     }
 
     /// A value of a float type from `f32` lanes, rounded to nearest even.
-    pub(super) fn from_f32(&mut self, lanes: &[Word], ty: Type) -> Vec<Word> {
+    pub(super) fn narrow(&mut self, lanes: &[Word], ty: Type) -> Vec<Word> {
         let zero = Word::I(0);
         match ty.scalar {
             Scalar::F32 => lanes.to_vec(),

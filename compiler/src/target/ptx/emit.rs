@@ -3,7 +3,7 @@
 //! Always holds: each statement is written once, where it stands; what a value's words are is known before any use, as
 //! the verifier has promised.
 
-use super::arch::Arch;
+use super::PtxTarget;
 use super::text::{Text, Word};
 use crate::ir::{
     Block, Constant, For, If, Inst, Kernel, ParamKind, Scalar, Statement, Type, Uniform, Value, statement_head,
@@ -17,7 +17,7 @@ pub const STATIC_SHARED: u64 = 48 << 10;
 /// A kernel being written.
 pub(super) struct Emitter<'k> {
     pub kernel: &'k Kernel,
-    pub arch: &'static Arch,
+    pub target: PtxTarget,
     pub text: Text,
     /// The words of each value.
     pub values: Vec<Vec<Word>>,
@@ -32,17 +32,17 @@ pub(super) struct Emitter<'k> {
 }
 
 /// The whole module for one kernel.
-pub(super) fn module(kernel: &Kernel, arch: &'static Arch) -> String {
+pub(super) fn module(kernel: &Kernel, target: PtxTarget) -> String {
     let mut emitter = Emitter {
         kernel,
-        arch,
+        target,
         text: Text::default(),
         values: vec![Vec::new(); kernel.types.len()],
         params: Vec::new(),
         shared: Vec::new(),
         members: Word::I(u32::MAX),
         last_lane: Word::I(31),
-        uniform: uniformity(kernel, arch.caps.subgroup),
+        uniform: uniformity(kernel, target.caps.subgroup),
     };
     emitter.prologue();
     emitter.block(&kernel.body, &[]);
@@ -53,7 +53,7 @@ pub(super) fn module(kernel: &Kernel, arch: &'static Arch) -> String {
 impl Emitter<'_> {
     /// Everything before the first statement: the header is known only when the registers are counted.
     fn finish(self) -> String {
-        let (kernel, arch) = (self.kernel, self.arch);
+        let (kernel, arch) = (self.kernel, self.target.arch);
         let mut out = String::with_capacity(self.text.body.len() + 2048);
         let _ = writeln!(out, ".version {}\n.target {}\n.address_size 64\n", arch.version, arch.name);
         if dynamic(kernel) {

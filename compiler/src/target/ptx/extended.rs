@@ -55,7 +55,8 @@ impl Emitter<'_> {
         }
         let word = self.text.reg(word);
         // Fields above the fraction move down first.
-        let (word, shift) = if shift + bits > 23 { (self.text.b32("shr.u32", &[&word, &shift]), 0) } else { (word, shift) };
+        let (word, shift) =
+            if shift + bits > 23 { (self.text.b32("shr.u32", &[&word, &shift]), 0) } else { (word, shift) };
         let mask = ((1u32 << bits) - 1) << shift;
         let sign = 1u32 << (bits - 1);
         let (exponent, table) = if signed { (MAGIC | sign << shift, AND_XOR) } else { (MAGIC, AND_OR) };

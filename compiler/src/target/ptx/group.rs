@@ -14,7 +14,7 @@ impl Emitter<'_> {
         let special = |e: &mut Self, name: &str, axis: u8| {
             e.text.b32("mov.u32", &[&format!("%{name}.{}", AXES[axis as usize % 3])])
         };
-        let width = self.arch.caps.subgroup;
+        let width = self.target.caps.subgroup;
         match builtin {
             Builtin::WorkgroupId(axis) => special(self, "ctaid", axis),
             Builtin::WorkgroupCount(axis) => special(self, "nctaid", axis),
@@ -48,7 +48,7 @@ impl Emitter<'_> {
 
     /// Finds out which lanes of the subgroup exist.
     pub(super) fn subgroup_prologue(&mut self) {
-        let (threads, width) = (self.kernel.threads(), self.arch.caps.subgroup);
+        let (threads, width) = (self.kernel.threads(), self.target.caps.subgroup);
         let rest = threads % width;
         if rest == 0 {
             return;
@@ -80,7 +80,7 @@ impl Emitter<'_> {
     pub(super) fn reduce(&mut self, op: ReduceOp, value: Value) -> Word {
         let ty = self.ty(value);
         let mut word = self.scalar(value);
-        let (threads, width) = (self.kernel.threads(), self.arch.caps.subgroup);
+        let (threads, width) = (self.kernel.threads(), self.target.caps.subgroup);
         if ty.scalar == Scalar::I32 {
             let name = if op == ReduceOp::Add { "redux.sync.add.s32" } else { "redux.sync.max.s32" };
             let word = self.text.reg(word);
@@ -140,9 +140,9 @@ impl Emitter<'_> {
             (Scalar::I64, ReduceOp::Add) => self.text.b64("add.s64", &[&a, &b]),
             (Scalar::I64, ReduceOp::Max) => self.text.b64("max.s64", &[&a, &b]),
             (Scalar::Bf16, _) => {
-                let (a, b) = (self.to_f32(&[a], ty), self.to_f32(&[b], ty));
+                let (a, b) = (self.widen(&[a], ty), self.widen(&[b], ty));
                 let sum = self.f32_bin(float, a[0], b[0]);
-                self.from_f32(&[sum], ty)[0]
+                self.narrow(&[sum], ty)[0]
             }
             (_, ReduceOp::Add) => {
                 let sum = self.text.b32("add.s32", &[&a, &b]);

@@ -32,10 +32,8 @@ impl Emitter<'_> {
         let index = address.index.map(|index| (self.scalar(index), self.ty(index).scalar == Scalar::I64));
         let (space, mut base, constant) = match address.memory {
             Memory::Param(number) => {
-                let read = matches!(
-                    self.kernel.params[number as usize].kind,
-                    ParamKind::Buffer { access: Access::Read, .. }
-                );
+                let read =
+                    matches!(self.kernel.params[number as usize].kind, ParamKind::Buffer { access: Access::Read, .. });
                 (".global", self.params[number as usize], read)
             }
             Memory::Shared(number) => (".shared", self.shared[number as usize], false),
@@ -79,8 +77,10 @@ impl Emitter<'_> {
                     pieces.push((piece, size));
                     let have: u32 = pieces.iter().map(|&(_, size)| size).sum();
                     if have == 4 || at + size == ty.bytes() {
-                        let bytes: Vec<_> =
-                            pieces.drain(..).flat_map(|(word, size)| (0..size as u8).map(move |byte| (word, byte))).collect();
+                        let bytes: Vec<_> = pieces
+                            .drain(..)
+                            .flat_map(|(word, size)| (0..size as u8).map(move |byte| (word, byte)))
+                            .collect();
                         let whole = bytes.len() == size as usize;
                         // A lone piece has zeros above it already.
                         words.push(if whole { piece } else { self.gather(&bytes)[0] });

@@ -24,7 +24,7 @@ pub use arch::{ARCHES, Arch};
 pub use emit::STATIC_SHARED;
 
 use crate::artifact::{Arg, ArgKind, Artifact, Payload};
-use crate::caps::Caps;
+use crate::caps::{self, Caps, Feature};
 use crate::error::{Error, Result};
 use crate::ir::{self, Verified};
 use crate::pass::expand::{Choice, expand_chosen};
@@ -55,55 +55,61 @@ const EXPAND: Pass = Pass {
 const EXPAND_FP8: Pass = Pass {
     name: "expand",
     reason: "no instruction converts the FNUZ types, and none E8M0 on every architecture",
-    run: |kernel, _| {
-        expand_chosen(kernel, &Choice { storage_casts: true, native_ocp_casts: true, ..Choice::NONE })
-    },
+    run: |kernel, _| expand_chosen(kernel, &Choice { storage_casts: true, native_ocp_casts: true, ..Choice::NONE }),
 };
 
-/// The PTX target of one architecture.
+/// The PTX target of one device.
 #[derive(Debug, Clone, Copy)]
 pub struct PtxTarget {
     arch: &'static Arch,
+    caps: &'static Caps,
 }
 
 impl PtxTarget {
-    /// An architecture (`sm_90a`) or a device (`h200`) by name.
+    /// A device (`h200`) or an architecture (`sm_90a`, which its first device stands for) by name.
     pub fn named(name: &str) -> Result<PtxTarget> {
-        let lower = name.to_ascii_lowercase();
-        let found = ARCHES.iter().find(|arch| arch.name == lower || arch.devices.contains(&lower.as_str()));
-        found.map(|arch| PtxTarget { arch }).ok_or_else(|| {
-            Error::Unsupported(format!("NVIDIA device `{name}`; accepted: {}", PtxTarget::names().collect::<Vec<_>>().join(", ")))
-        })
+        let refuse = || {
+            let accepted = PtxTarget::names().collect::<Vec<_>>().join(", ");
+            Error::Unsupported(format!("NVIDIA device `{name}`; accepted: {accepted}"))
+        };
+        let caps = caps::gpu(name).ok_or_else(refuse)?;
+        let arch = ARCHES.iter().find(|arch| caps.gpu.is_some_and(|gpu| gpu.arch == arch.name)).ok_or_else(refuse)?;
+        Ok(PtxTarget { arch, caps })
     }
 
-    /// The names that [`PtxTarget::named`] takes: each architecture, then its devices.
+    /// The names that [`PtxTarget::named`] takes: architectures, then devices.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        ARCHES.iter().flat_map(|arch| std::iter::once(arch.name).chain(arch.devices.iter().copied()))
+        ARCHES.iter().map(|arch| arch.name).chain(caps::NVIDIA_DEVICES.iter().map(|caps| caps.name))
     }
 
     /// The architecture.
     pub fn arch(&self) -> &'static Arch {
         self.arch
     }
+
+    /// Whether casts between the OCP 8-bit floats and wider ones are instructions.
+    fn fp8_casts(&self) -> bool {
+        self.caps.features.has(Feature::Float8Convert)
+    }
 }
 
 impl Target for PtxTarget {
     fn caps(&self) -> &Caps {
-        &self.arch.caps
+        self.caps
     }
 
     fn legalize(&self, kernel: &Verified<'_>) -> Result<ir::Kernel> {
-        let passes = if self.arch.fp8_casts { PASSES_FP8 } else { PASSES };
+        let passes = if self.fp8_casts() { PASSES_FP8 } else { PASSES };
         Ok(pass::run_all(kernel.kernel().clone(), passes, self.caps()))
     }
 
     fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact> {
         let kernel = kernel.kernel();
-        support(kernel, self.arch)?;
+        support(kernel, self)?;
         Ok(Artifact {
             target: self.arch.name.to_string(),
             entry: kernel.name.clone(),
-            payload: Payload::Text(emit::module(kernel, self.arch)),
+            payload: Payload::Text(emit::module(kernel, *self)),
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
@@ -112,39 +118,44 @@ impl Target for PtxTarget {
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
         (stage == "ptx").then(|| {
-            support(kernel.kernel(), self.arch)?;
-            Ok(emit::module(kernel.kernel(), self.arch))
+            support(kernel.kernel(), self)?;
+            Ok(emit::module(kernel.kernel(), *self))
         })
     }
 }
 
 /// Refuses what legalizing would have removed.
-fn support(kernel: &ir::Kernel, arch: &Arch) -> Result<()> {
+fn support(kernel: &ir::Kernel, target: &PtxTarget) -> Result<()> {
     let mut faults = Vec::new();
-    casts(&kernel.body, kernel, arch, &mut faults);
+    casts(&kernel.body, kernel, target.fp8_casts(), &mut faults);
     if faults.is_empty() {
         return Ok(());
     }
     faults.dedup();
-    Err(Error::Unsupported(format!("{} for {}: {}; legalize the kernel first", kernel.name, arch.name, faults.join("; "))))
+    Err(Error::Unsupported(format!(
+        "{} for {}: {}; legalize the kernel first",
+        kernel.name,
+        target.arch.name,
+        faults.join("; ")
+    )))
 }
 
-fn casts(block: &ir::Block, kernel: &ir::Kernel, arch: &Arch, faults: &mut Vec<String>) {
+fn casts(block: &ir::Block, kernel: &ir::Kernel, fp8: bool, faults: &mut Vec<String>) {
     use ir::{CastOp, Inst, Scalar};
     for statement in &block.statements {
         match &statement.inst {
             Inst::Cast(CastOp::Float, a) => {
                 for scalar in [kernel.ty(*a).scalar, kernel.ty(statement.results[0]).scalar] {
-                    let native = matches!(scalar, Scalar::E4m3fn | Scalar::E5m2) && arch.fp8_casts;
+                    let native = matches!(scalar, Scalar::E4m3fn | Scalar::E5m2) && fp8;
                     if scalar.is_storage() && !native {
                         faults.push(format!("a cast from or to {scalar}"));
                     }
                 }
             }
-            Inst::For(inner) => casts(&inner.body, kernel, arch, faults),
+            Inst::For(inner) => casts(&inner.body, kernel, fp8, faults),
             Inst::If(inner) => {
-                casts(&inner.then, kernel, arch, faults);
-                casts(&inner.otherwise, kernel, arch, faults);
+                casts(&inner.then, kernel, fp8, faults);
+                casts(&inner.otherwise, kernel, fp8, faults);
             }
             _ => {}
         }
