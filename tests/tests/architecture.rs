@@ -38,7 +38,17 @@ fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn all_sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for part in ["compiler/src", "runtime/src", "autotune/src", "calibrate/src", "emulate/src", "emulate/tests", "cli/src", "tests", "benches"] {
+    for part in [
+        "compiler/src",
+        "runtime/src",
+        "autotune/src",
+        "calibrate/src",
+        "emulate/src",
+        "emulate/tests",
+        "cli/src",
+        "tests",
+        "benches",
+    ] {
         sources(&root().join(part), &mut files);
     }
     files.sort();
