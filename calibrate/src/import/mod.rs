@@ -10,7 +10,7 @@ mod scheme;
 mod tensors;
 
 pub(crate) use gguf::file_name as gguf_name;
-pub use scheme::{CtGroup, Scheme};
+pub use scheme::{CtGroup, GptqRule, Scheme};
 
 use crate::file::ModelFile;
 use crate::model::{Attention, Config, Family, Floats, Gated, Layer, Linear, Mlp, Model, Rope};

@@ -28,7 +28,7 @@ pub enum Scheme {
         /// Whether zeros are stored as they are (version 2) rather than less one.
         v2: bool,
         /// Per layer: a pattern, bits, group; `None` leaves the layer in floats.
-        dynamic: Vec<(Regex, Option<(u8, Option<u32>)>)>,
+        dynamic: Vec<GptqRule>,
     },
     /// AWQ, the gemm version.
     Awq {
@@ -56,6 +56,9 @@ pub enum Scheme {
     /// bitsmith's own layout.
     Packed(crate::export::PackedFile),
 }
+
+/// A pattern of layer names; bits and group size of those that it matches, or `None` where they stay floats.
+pub type GptqRule = (Regex, Option<(u8, Option<u32>)>);
 
 /// One group of layers of compressed-tensors.
 #[derive(Clone, Debug)]

@@ -66,6 +66,7 @@ pub struct Attention {
 
 /// The feed-forward part of a layer.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one per layer, beside matrices of megabytes.
 pub enum Mlp {
     /// One gated block.
     Dense(Gated),
@@ -112,6 +113,7 @@ pub struct Linear {
 
 /// The numbers of a matrix.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one per matrix of megabytes.
 pub enum Weight {
     /// Floats.
     Floats(Floats),

@@ -109,7 +109,7 @@ pub fn vocabulary() -> Vec<String> {
     };
     OTHERS.iter().for_each(|w| add(w));
     for (name, pronoun, own) in NAMES {
-        [name, pronoun, own].map(&mut add);
+        [name, pronoun, own].into_iter().for_each(&mut add);
     }
     NOUNS.iter().chain(&VERBS).chain(&ACTIONS).for_each(|(a, b)| {
         add(a);
