@@ -12,6 +12,8 @@ const fn level(name: &'static str, features: &[Feature], vector_bytes: u32, vect
         vector_bytes,
         vector_registers,
         buffer_align: 64,
+        matrix: &[],
+        gpu: None,
     }
 }
 
