@@ -145,9 +145,7 @@ impl<'f> View<'f> {
             slot: vector_bytes as usize / 8,
         };
         let vregs = |regs: &[Reg]| -> Vec<ra::VReg> {
-            regs.iter()
-                .map(|reg| ra::VReg::new(reg.0 as usize, class_of(function.classes[reg.0 as usize])))
-                .collect()
+            regs.iter().map(|reg| ra::VReg::new(reg.0 as usize, class_of(function.classes[reg.0 as usize]))).collect()
         };
         for (place, label) in function.order.iter().enumerate() {
             let block = &function.blocks[label.0 as usize];

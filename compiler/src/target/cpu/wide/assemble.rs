@@ -6,7 +6,7 @@
 use iced_x86::{Code, Encoder, Instruction, Mnemonic};
 use regalloc2 as ra;
 
-use super::allocate::{Convention, RAX, RDX, RSP, View, class_from, environment};
+use super::allocate::{Convention, RDX, RSP, View, class_from, environment};
 use super::encode::{Placed, PlacedBase, instruction, register, whole};
 use super::machine::{Arg, Base, Class, Condition, Function, Inst, Label, Size};
 
@@ -46,11 +46,7 @@ impl std::fmt::Display for Report {
 }
 
 /// The bytes of a function, its code first, and the report.
-pub(super) fn assemble(
-    function: &Function,
-    convention: Convention,
-    evex: bool,
-) -> Result<(Vec<u8>, Report), String> {
+pub(super) fn assemble(function: &Function, convention: Convention, evex: bool) -> Result<(Vec<u8>, Report), String> {
     let vector_bytes = if evex { 64 } else { 32 };
     let view = View::new(function, convention, vector_bytes);
     let options =
@@ -60,11 +56,12 @@ pub(super) fn assemble(
         encoder: Encoder::new(64),
         at: 0,
         evex,
-        frame: Frame::new(function, &view, &allocated, convention, vector_bytes),
+        frame: Frame::new(&allocated, convention),
         fixes: Vec::new(),
         report: Report::default(),
     };
-    let empty: Vec<bool> = (0..function.order.len()).map(|place| jumps_on(function, &allocated, &view, place)).collect();
+    let empty: Vec<bool> =
+        (0..function.order.len()).map(|place| jumps_on(function, &allocated, &view, place)).collect();
     let mut place_of = vec![0; function.blocks.len()];
     for (place, label) in function.order.iter().enumerate() {
         place_of[label.0 as usize] = place;
@@ -136,12 +133,10 @@ pub(super) fn assemble(
 fn jumps_on(function: &Function, allocated: &ra::Output, view: &View<'_>, place: usize) -> bool {
     let block = &function.blocks[function.order[place].0 as usize];
     let [Inst::Jump(..)] = block.insts[..] else { return false };
-    allocated
-        .block_insts_and_edits(view, ra::Block::new(place))
-        .all(|item| match item {
-            ra::InstOrEdit::Edit(ra::Edit::Move { from, to }) => from == to,
-            ra::InstOrEdit::Inst(_) => true,
-        })
+    allocated.block_insts_and_edits(view, ra::Block::new(place)).all(|item| match item {
+        ra::InstOrEdit::Edit(ra::Edit::Move { from, to }) => from == to,
+        ra::InstOrEdit::Inst(_) => true,
+    })
 }
 
 fn branch_code(condition: Condition, inverted: bool) -> Code {
@@ -169,13 +164,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(
-        function: &Function,
-        view: &View<'_>,
-        allocated: &ra::Output,
-        convention: Convention,
-        vector_bytes: u32,
-    ) -> Frame {
+    fn new(allocated: &ra::Output, convention: Convention) -> Frame {
         let mut used = ra::PRegSet::empty();
         let note = |used: &mut ra::PRegSet, alloc: &ra::Allocation| {
             if let Some(reg) = alloc.as_reg() {
@@ -187,16 +176,12 @@ impl Frame {
             note(&mut used, from);
             note(&mut used, to);
         }
-        let _ = (function, view);
         let kept = |class: Class, ra_class: ra::RegClass, count: usize| -> Vec<usize> {
-            (0..count)
-                .filter(|&n| convention.keeps(class, n) && used.contains(ra::PReg::new(n, ra_class)))
-                .collect()
+            (0..count).filter(|&n| convention.keeps(class, n) && used.contains(ra::PReg::new(n, ra_class))).collect()
         };
         let pushed = kept(Class::General, ra::RegClass::Int, 16);
         let saved = kept(Class::Vector, ra::RegClass::Float, 16);
         let spills = 16 * saved.len() as i32;
-        let _ = vector_bytes;
         let bytes = (spills + 8 * allocated.num_spillslots as i32 + 15) / 16 * 16;
         Frame { bytes, pushed, saved, spills, probes: convention == Convention::Windows }
     }
@@ -418,7 +403,6 @@ impl Writer {
 
     /// Places the constants and patches the distances.
     fn finish(mut self, starts: &[usize], constants: &[u8]) -> Result<(Vec<u8>, Report), String> {
-        let _ = RAX;
         let mut code = self.encoder.take_buffer();
         self.report.code_bytes = code.len();
         self.report.constant_bytes = constants.len();

@@ -118,8 +118,7 @@ impl Lower<'_> {
             _ => M::Vpmovwb,
         };
         let part = Size::vector(a.size.bytes() * new / old);
-        let parts: Vec<Reg> =
-            a.regs.iter().map(|&reg| self.vec(mnemonic, part, &[Arg::Use(reg, a.size)])).collect();
+        let parts: Vec<Reg> = a.regs.iter().map(|&reg| self.vec(mnemonic, part, &[Arg::Use(reg, a.size)])).collect();
         let (size, count) = self.vector_shape(u32::from(lanes) * new / 8);
         if parts.len() == count {
             return Repr::vector(size, parts);
@@ -129,7 +128,8 @@ impl Lower<'_> {
         let mut chunks: Vec<Reg> = Vec::new();
         match bytes {
             8 => parts.chunks(2).for_each(|pair| {
-                let joined = if pair.len() == 2 { self.vec2(M::Vpunpcklqdq, Size::X, pair[0], pair[1]) } else { pair[0] };
+                let joined =
+                    if pair.len() == 2 { self.vec2(M::Vpunpcklqdq, Size::X, pair[0], pair[1]) } else { pair[0] };
                 chunks.push(joined);
             }),
             16 => chunks = parts,
@@ -141,7 +141,7 @@ impl Lower<'_> {
                 return Repr::vector(size, regs);
             }
         }
-        self.from_chunks(&chunks)
+        self.joined_chunks(&chunks)
     }
 
     /// AVX2: the low halves of 64-bit lanes.
@@ -307,11 +307,8 @@ impl Lower<'_> {
         }
         let a = self.get(value);
         let part = Size::vector(a.size.bytes() / 2);
-        let parts: Vec<Reg> = a
-            .regs
-            .iter()
-            .map(|&reg| self.vec(M::Vcvtps2ph, part, &[Arg::Use(reg, a.size), Arg::Imm(0)]))
-            .collect();
+        let parts: Vec<Reg> =
+            a.regs.iter().map(|&reg| self.vec(M::Vcvtps2ph, part, &[Arg::Use(reg, a.size), Arg::Imm(0)])).collect();
         if to.lanes == 1 {
             let out = self.general(M::Vmovd, general_size(to.scalar), &[Arg::Use(parts[0], Size::X)]);
             return Repr::general(to.scalar, out);
@@ -342,4 +339,3 @@ fn extension(old: u32, new: u32, signed: bool) -> M {
         (_, _, true) => M::Vpmovsxdq,
     }
 }
-

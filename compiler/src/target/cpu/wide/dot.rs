@@ -30,7 +30,7 @@ impl<'a> Lower<'a> {
                 self.get(value)
             } else {
                 let vector = self.get(value);
-                self.from_lane_0(scalar, vector.one())
+                self.lane_0_as(scalar, vector.one())
             };
             let field = self.scalar_field(scalar, a.one(), shift, bits, signed);
             if !float {
@@ -144,7 +144,7 @@ impl<'a> Lower<'a> {
             })
             .collect();
         let sum = Repr::vector(size, regs);
-        Some(if scalar { self.from_lane_0(Scalar::I32, sum.one()) } else { sum })
+        Some(if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum })
     }
 
     fn in_register(&mut self, size: Size, arg: Arg) -> Arg {
@@ -186,17 +186,12 @@ impl<'a> Lower<'a> {
         let chain = self.chains.remove(&acc);
         let left = self.get(a);
         let right = self.args(b);
-        let products: Vec<Reg> = left
-            .regs
-            .iter()
-            .zip(right)
-            .map(|(&a, b)| self.vec(M::Vpmaddubsw, size, &[Arg::Use(a, size), b]))
-            .collect();
+        let products: Vec<Reg> =
+            left.regs.iter().zip(right).map(|(&a, b)| self.vec(M::Vpmaddubsw, size, &[Arg::Use(a, size), b])).collect();
         let chain = match chain {
             None => Chain { pairs: products, acc, terms: 1 },
             Some(chain) => {
-                let pairs =
-                    chain.pairs.iter().zip(products).map(|(&x, y)| self.vec2(M::Vpaddw, size, x, y)).collect();
+                let pairs = chain.pairs.iter().zip(products).map(|(&x, y)| self.vec2(M::Vpaddw, size, x, y)).collect();
                 Chain { pairs, terms: chain.terms + 1, ..chain }
             }
         };

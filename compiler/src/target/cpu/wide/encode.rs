@@ -57,25 +57,13 @@ fn fits(kind: Kind, operand: &Placed) -> bool {
             Size::B1 => matches!(kind, Kind::r8_reg | Kind::r8_or_mem),
             Size::B2 => matches!(kind, Kind::r16_reg | Kind::r16_or_mem | Kind::r16_rm),
             Size::B4 => {
-                matches!(
-                    kind,
-                    Kind::r32_reg | Kind::r32_or_mem | Kind::r32_rm | Kind::r32_vvvv | Kind::r32_opcode
-                )
+                matches!(kind, Kind::r32_reg | Kind::r32_or_mem | Kind::r32_rm | Kind::r32_vvvv | Kind::r32_opcode)
             }
             Size::B8 => {
-                matches!(
-                    kind,
-                    Kind::r64_reg | Kind::r64_or_mem | Kind::r64_rm | Kind::r64_vvvv | Kind::r64_opcode
-                )
+                matches!(kind, Kind::r64_reg | Kind::r64_or_mem | Kind::r64_rm | Kind::r64_vvvv | Kind::r64_opcode)
             }
-            Size::X => matches!(
-                kind,
-                Kind::xmm_reg | Kind::xmm_or_mem | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4
-            ),
-            Size::Y => matches!(
-                kind,
-                Kind::ymm_reg | Kind::ymm_or_mem | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4
-            ),
+            Size::X => matches!(kind, Kind::xmm_reg | Kind::xmm_or_mem | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4),
+            Size::Y => matches!(kind, Kind::ymm_reg | Kind::ymm_or_mem | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4),
             Size::Z => matches!(kind, Kind::zmm_reg | Kind::zmm_or_mem | Kind::zmm_rm | Kind::zmm_vvvv),
             Size::K => matches!(kind, Kind::k_reg | Kind::k_rm | Kind::k_vvvv | Kind::k_or_mem),
         },
@@ -91,7 +79,7 @@ fn fits(kind: Kind, operand: &Placed) -> bool {
             Kind::imm8 => (-128..256).contains(&value),
             Kind::imm8_const_1 => value == 1,
             Kind::imm8sex32 | Kind::imm8sex64 => in_range(value, 8),
-            Kind::imm32 => value >= -(1 << 31) && value < 1 << 32,
+            Kind::imm32 => (-(1 << 31)..1 << 32).contains(&value),
             Kind::imm32sex64 => in_range(value, 32),
             Kind::imm64 => true,
             _ => false,

@@ -10,19 +10,13 @@ use super::machine::{Arg, Function, Inst as Op, Size};
 use crate::ir::{self, CastOp, Inst, Scalar, Type};
 
 /// Loads (and bitcasts of them) that are read where they are used.
-pub(super) fn folded(kernel: &ir::Kernel, defs: &[Option<&Inst>], uses: &[u32]) -> HashSet<ir::Value> {
+pub(super) fn folded(kernel: &ir::Kernel, uses: &[u32]) -> HashSet<ir::Value> {
     let mut found = HashSet::new();
-    block(kernel, &kernel.body, defs, uses, &mut found);
+    block(kernel, &kernel.body, uses, &mut found);
     found
 }
 
-fn block(
-    kernel: &ir::Kernel,
-    body: &ir::Block,
-    defs: &[Option<&Inst>],
-    uses: &[u32],
-    found: &mut HashSet<ir::Value>,
-) {
+fn block(kernel: &ir::Kernel, body: &ir::Block, uses: &[u32], found: &mut HashSet<ir::Value>) {
     // Loads seen since the last write to memory, with the values through which each would be read.
     let mut open: HashMap<ir::Value, Vec<ir::Value>> = HashMap::new();
     for statement in &body.statements {
@@ -55,12 +49,12 @@ fn block(
             Inst::Store { .. } | Inst::AtomicAdd { .. } | Inst::Barrier => open.clear(),
             Inst::For(inner) => {
                 open.clear();
-                block(kernel, &inner.body, defs, uses, found);
+                block(kernel, &inner.body, uses, found);
             }
             Inst::If(inner) => {
                 open.clear();
-                block(kernel, &inner.then, defs, uses, found);
-                block(kernel, &inner.otherwise, defs, uses, found);
+                block(kernel, &inner.then, uses, found);
+                block(kernel, &inner.otherwise, uses, found);
             }
             _ => {}
         }
@@ -73,7 +67,9 @@ fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
     let whole = ty.lanes > 1 && ty.bytes() >= 16;
     match inst {
         Inst::Bin(Add | Mul | And | Or | Xor, a, b) => {
-            whole && a != b && (ty.scalar.bits() >= 16 || !matches!(inst, Inst::Bin(Mul, ..)))
+            whole
+                && a != b
+                && (ty.scalar.bits() >= 16 || !matches!(inst, Inst::Bin(Mul, ..)))
                 && !(ty.scalar == Scalar::I64 && matches!(inst, Inst::Bin(Mul, ..)))
         }
         Inst::Bin(Sub | Div, a, b) => whole && a != b && *b == value,
@@ -163,4 +159,3 @@ pub(super) fn remove_unused(f: &mut Function) {
         block.insts = kept;
     }
 }
-

@@ -56,9 +56,27 @@ impl Lower<'_> {
                     BinOp::Add => by_lane(bits, [M::Vpaddb, M::Vpaddw, M::Vpaddd, M::Vpaddq]),
                     BinOp::Sub => by_lane(bits, [M::Vpsubb, M::Vpsubw, M::Vpsubd, M::Vpsubq]),
                     BinOp::Mul => by_lane(bits, [M::Vpmullw, M::Vpmullw, M::Vpmulld, M::Vpmulld]),
-                    BinOp::And => if self.facts.evex { M::Vpandd } else { M::Vpand },
-                    BinOp::Or => if self.facts.evex { M::Vpord } else { M::Vpor },
-                    _ => if self.facts.evex { M::Vpxord } else { M::Vpxor },
+                    BinOp::And => {
+                        if self.facts.evex {
+                            M::Vpandd
+                        } else {
+                            M::Vpand
+                        }
+                    }
+                    BinOp::Or => {
+                        if self.facts.evex {
+                            M::Vpord
+                        } else {
+                            M::Vpor
+                        }
+                    }
+                    _ => {
+                        if self.facts.evex {
+                            M::Vpxord
+                        } else {
+                            M::Vpxor
+                        }
+                    }
                 };
                 self.two(mnemonic, op == BinOp::Sub, a, b)
             }
@@ -136,7 +154,8 @@ impl Lower<'_> {
     /// Shifts whose amounts differ from lane to lane, taken modulo the width.
     fn shift_each(&mut self, op: BinOp, ty: Type, a: &Repr, by: &Repr) -> Repr {
         let bits = ty.scalar.bits();
-        let direct = bits == 32 || bits == 64 && (op != BinOp::ShrS || self.facts.evex) || bits == 16 && self.facts.evex;
+        let direct =
+            bits == 32 || bits == 64 && (op != BinOp::ShrS || self.facts.evex) || bits == 16 && self.facts.evex;
         if direct {
             return self.pairs(a, by, |l, size, a, by| {
                 let modulo = l.number_arg(size, bits, u64::from(bits) - 1);

@@ -40,9 +40,7 @@ impl Lower<'_> {
     /// Two halves side by side in a vector of this size.
     pub fn join_halves(&mut self, size: Size, low: Reg, high: Reg) -> Reg {
         match size {
-            Size::Z => {
-                self.vec(M::Vinserti64x4, size, &[Arg::Use(low, size), Arg::Use(high, Size::Y), Arg::Imm(1)])
-            }
+            Size::Z => self.vec(M::Vinserti64x4, size, &[Arg::Use(low, size), Arg::Use(high, Size::Y), Arg::Imm(1)]),
             Size::Y => {
                 let mnemonic = if self.facts.evex { M::Vinserti32x4 } else { M::Vinserti128 };
                 self.vec(mnemonic, size, &[Arg::Use(low, size), Arg::Use(high, Size::X), Arg::Imm(1)])
@@ -52,7 +50,7 @@ impl Lower<'_> {
     }
 
     /// Chunks of 16 bytes side by side, as the registers of a vector.
-    pub fn from_chunks(&mut self, chunks: &[Reg]) -> Repr {
+    pub fn joined_chunks(&mut self, chunks: &[Reg]) -> Repr {
         let (size, _) = self.vector_shape(16 * chunks.len() as u32);
         let per = size.bytes() as usize / 16;
         let regs = chunks
@@ -79,7 +77,10 @@ impl Lower<'_> {
             }
         }
         let identity = |source: Reg| {
-            picks.iter().enumerate().all(|(at, pick)| pick.is_none_or(|(chunk, byte)| chunk == source && byte == at as u8))
+            picks
+                .iter()
+                .enumerate()
+                .all(|(at, pick)| pick.is_none_or(|(chunk, byte)| chunk == source && byte == at as u8))
         };
         let mut gathered: Option<Reg> = None;
         for source in sources {
@@ -117,7 +118,7 @@ impl Lower<'_> {
     }
 
     /// Lane 0 of a vector as a scalar of a type.
-    pub fn from_lane_0(&mut self, scalar: Scalar, reg: Reg) -> Repr {
+    pub fn lane_0_as(&mut self, scalar: Scalar, reg: Reg) -> Repr {
         if scalar == Scalar::F32 {
             return Repr::vector(Size::X, vec![reg]);
         }
@@ -136,7 +137,7 @@ impl Lower<'_> {
                 let reg = self.in_lane_0(from, &repr);
                 Repr::vector(Size::X, vec![reg])
             }
-            (false, true) => self.from_lane_0(to.scalar, repr.one()),
+            (false, true) => self.lane_0_as(to.scalar, repr.one()),
             (false, false) => repr,
         }
     }
@@ -216,7 +217,7 @@ impl Lower<'_> {
                 chunk
             })
             .collect();
-        self.from_chunks(&chunks)
+        self.joined_chunks(&chunks)
     }
 
     /// Lane `index` of a vector that holds no bools, as a scalar.
@@ -225,7 +226,7 @@ impl Lower<'_> {
         let chunk = self.chunk(repr, index * bytes / 16);
         let within = (index % (16 / bytes)) as i64;
         if within == 0 {
-            return self.from_lane_0(scalar, chunk);
+            return self.lane_0_as(scalar, chunk);
         }
         if scalar == Scalar::F32 {
             let reg = self.vec_imm(M::Vpermilps, Size::X, chunk, within * 0x55);
@@ -320,7 +321,7 @@ impl Lower<'_> {
                 self.gather(&picks)
             })
             .collect();
-        self.from_chunks(&chunks)
+        self.joined_chunks(&chunks)
     }
 
     /// Looks bytes up in a table of 16.

@@ -74,7 +74,7 @@ pub(super) fn function(kernel: &ir::Kernel, facts: Facts) -> Function {
         workgroup: [arguments[0]; 3],
     };
     lower.note(&kernel.body);
-    lower.folded = fold::folded(kernel, &lower.defs, &lower.uses);
+    lower.folded = fold::folded(kernel, &lower.uses);
     lower.frame(arguments);
     let mut f = lower.f;
     fold::remove_unused(&mut f);
@@ -233,7 +233,8 @@ impl<'a> Lower<'a> {
         for &value in values {
             let repr = self.get(value);
             let ty = self.kernel.ty(value);
-            let repr = if ty.scalar == Scalar::Bool && ty.lanes > 1 { self.mask_of_width(&repr, ty.lanes, 8) } else { repr };
+            let repr =
+                if ty.scalar == Scalar::Bool && ty.lanes > 1 { self.mask_of_width(&repr, ty.lanes, 8) } else { repr };
             regs.extend(repr.regs);
         }
         regs
@@ -333,8 +334,8 @@ impl<'a> Lower<'a> {
         };
         let next = self.general2(M::Add, Size::B8, counter, step);
         let (again, done) = (self.f.label(), self.f.label());
-        let no_overflow = narrow && for_.step < 1 << 62
-            || known.is_some_and(|(_, end)| end.checked_add(for_.step).is_some());
+        let no_overflow =
+            narrow && for_.step < 1 << 62 || known.is_some_and(|(_, end)| end.checked_add(for_.step).is_some());
         if no_overflow {
             self.push(M::Cmp, vec![Arg::Use(next, Size::B8), end]);
             self.f.push(Op::Branch(Condition::Less, again, done));

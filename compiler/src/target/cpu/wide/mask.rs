@@ -297,8 +297,7 @@ impl Lower<'_> {
             return Repr::vector(a.size, regs);
         }
         let mask = self.mask_of_width(&cond, ty.lanes, bits);
-        let regs =
-            (0..a.regs.len()).map(|i| self.blend_bytes(a.size, mask.regs[i], a.regs[i], b.regs[i])).collect();
+        let regs = (0..a.regs.len()).map(|i| self.blend_bytes(a.size, mask.regs[i], a.regs[i], b.regs[i])).collect();
         Repr::vector(a.size, regs)
     }
 
@@ -311,9 +310,7 @@ impl Lower<'_> {
         }
         let (a, b) = self.alike(a, b, lanes);
         let cond = self.mask_of_width(cond, lanes, a.lane);
-        let regs = (0..a.regs.len())
-            .map(|i| self.blend_bytes(a.size, cond.regs[i], a.regs[i], b.regs[i]))
-            .collect();
+        let regs = (0..a.regs.len()).map(|i| self.blend_bytes(a.size, cond.regs[i], a.regs[i], b.regs[i])).collect();
         Repr { regs, ..a }
     }
 }
