@@ -4,6 +4,7 @@ pub mod cases;
 pub mod ptxas;
 pub mod random;
 pub mod run;
+pub mod x86;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
