@@ -196,22 +196,6 @@ fn sample(
     Ok(Measurement::of(samples))
 }
 
-/// The higher of each roof: measured before and after the kernels, so that a neighbour's burst does not lower them.
-pub(crate) fn higher(a: &Roofs, b: &Roofs) -> Roofs {
-    Roofs {
-        threads: a.threads,
-        footprint: a.footprint,
-        read_gbs: a.read_gbs.max(b.read_gbs),
-        dot128_gops: a.dot128_gops.max(b.dot128_gops),
-        dot256_gops: a.dot256_gops.max(b.dot256_gops),
-        dot512_gops: a.dot512_gops.max(b.dot512_gops),
-        maddubs128_gops: a.maddubs128_gops.max(b.maddubs128_gops),
-        fma128_gflops: a.fma128_gflops.max(b.fma128_gflops),
-        fma256_gflops: a.fma256_gflops.max(b.fma256_gflops),
-        fma512_gflops: a.fma512_gflops.max(b.fma512_gflops),
-    }
-}
-
 /// The roof over a kernel: name and height. Everything but prefill is bound by memory.
 fn roof(op: &Op, phase: Phase, roofs: &Roofs) -> (&'static str, f64) {
     match (op, phase) {
