@@ -200,9 +200,8 @@ fn sample(
 fn roof(op: &Op, phase: Phase, roofs: &Roofs) -> (&'static str, f64) {
     match (op, phase) {
         (Op::Matmul(op), Phase::Prefill) => match op.activation {
-            Activation::Int8(_) if roofs.dot128_gops > 0.0 => ("dot128", roofs.dot128_gops),
-            Activation::Int8(_) => ("maddubs128", roofs.maddubs128_gops),
-            Activation::Float(_) | Activation::Fp8(..) => ("fma128", roofs.fma128_gflops),
+            Activation::Int8(_) => roofs.best_dot(op.weight.code.bits()).unwrap_or(("dot", 0.0)),
+            Activation::Float(_) | Activation::Fp8(..) => roofs.best_fma().unwrap_or(("fma", 0.0)),
         },
         _ => ("read", roofs.read_gbs),
     }

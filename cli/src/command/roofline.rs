@@ -102,7 +102,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     };
     for roofs in &summary.roofs {
         let mut cells = vec![roofs.threads.to_string(), format!("{:.1}", roofs.read_gbs)];
-        cells.extend(best(roofs.best_dot()));
+        cells.extend(best(roofs.best_dot(8)));
         cells.extend(best(roofs.best_fma()));
         table.row(cells);
     }

@@ -46,9 +46,11 @@ impl Roofs {
         peaks.filter(|&(_, gops)| gops > 0.0)
     }
 
-    /// The highest peak for products of bytes, and its name; `None` where none was measured.
-    pub fn best_dot(&self) -> Option<(&'static str, f64)> {
-        self.highest(|name| name.starts_with("dot") || matches!(name, "maddubs128" | "maddubs256"))
+    /// The highest peak for products of bytes with codes of so many bits, and its name; `None` where none was measured.
+    pub fn best_dot(&self, bits: u8) -> Option<(&'static str, f64)> {
+        self.highest(|name| {
+            name.starts_with("dot") || name.starts_with("maddubs") && (bits <= 4 || !name.ends_with("-int4"))
+        })
     }
 
     /// The highest peak for sums in `f32` of products of `f32` numbers, and its name.
@@ -257,7 +259,10 @@ mod tests {
         assert_eq!(a.higher(&b), both);
         assert_eq!(both.arithmetic().collect::<Vec<_>>(), [("dot512", 1.0), ("fma128", 5.0)]);
         assert_eq!(both.best_fma(), Some(("fma128", 5.0)));
-        assert_eq!(Roofs::default().best_dot(), None);
+        assert_eq!(Roofs::default().best_dot(8), None);
+        let old = Roofs { maddubs256_gops: 2.0, maddubs256_int4_gops: 3.0, ..Roofs::default() };
+        assert_eq!(old.best_dot(8), Some(("maddubs256", 2.0)));
+        assert_eq!(old.best_dot(4), Some(("maddubs256-int4", 3.0)));
     }
 
     #[test]
