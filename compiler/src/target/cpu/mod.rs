@@ -15,6 +15,7 @@
 
 mod arith;
 mod cast;
+mod dot_runs;
 mod emit;
 mod level;
 mod memory;
