@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_before_sixteen_bits_overflow() {
-        for (bits, longest) in [(1, 128), (2, 42), (4, 8), (5, 4), (6, 2), (7, 1), (8, 1)] {
+        for (bits, longest) in [(1, 127), (2, 42), (4, 8), (5, 4), (6, 2), (7, 1), (8, 1)] {
             let (kernel, made) = chain(2 * longest, bits);
             let continued = continued(&kernel);
             for (i, value) in made.iter().enumerate() {
