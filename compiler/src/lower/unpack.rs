@@ -304,6 +304,8 @@ impl Integers {
                 if flip {
                     offset -= 128;
                 }
+                // A signed operand is a whole byte to the instruction, however few of its bits are used.
+                let bits = if unsigned { bits } else { 8 };
                 Some(Integers { signs, bits, factor, offset, scale: 1.0, table: None, flip })
             }
             Code::Log { .. } | Code::Float(DType::E2m1) | Code::Table(_) if layout.format.integer_code() => {
@@ -320,7 +322,7 @@ impl Integers {
                     top = top.max(byte);
                     *entry = byte as u8 as i8;
                 }
-                let bits = 32 - (top as u32).leading_zeros() as u8;
+                let bits = if unsigned { 32 - (top as u32).leading_zeros() as u8 } else { 8 };
                 Some(Integers {
                     signs,
                     bits,
