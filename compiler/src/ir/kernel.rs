@@ -347,7 +347,8 @@ pub enum Inst {
         /// I32 accumulator.
         acc: Value,
     },
-    /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with 16·n lanes, each below 16.
+    /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with at least 4
+    /// lanes, each below 16.
     PermuteBytes {
         /// The table.
         table: Value,

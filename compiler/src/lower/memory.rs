@@ -122,19 +122,25 @@ pub(super) struct Params {
     buffers: Vec<(Role, Memory)>,
     /// Rows of the launch, `i32`.
     pub m: Value,
+    /// What buffers of activations and results start at multiples of; 1 where that is their element's size.
+    pub align: u32,
 }
+
+/// Device memory starts at multiples of this, and kernels of many threads load this much at a time.
+const VECTOR: u32 = 16;
 
 impl Params {
     /// Declares an operation's parameters.
     pub fn declare(b: &mut Builder, op: &Op, caps: &Caps) -> Result<Params> {
         let mut buffers = Vec::new();
+        let least = if caps.subgroup > 1 { VECTOR } else { 1 };
         for s in signature(op)? {
             let access = if s.written { Access::Write } else { Access::Read };
-            let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8) };
+            let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8).max(least) };
             buffers.push((s.role, b.buffer(s.name, access, align)));
         }
         let m = b.scalar("m", Scalar::I32);
-        Ok(Params { buffers, m })
+        Ok(Params { buffers, m, align: least })
     }
 
     /// The buffer of a role.
@@ -195,4 +201,10 @@ pub(super) fn scalar_of(dtype: DType) -> Scalar {
         DType::I32 => Scalar::I32,
         _ => Scalar::I8,
     }
+}
+
+/// The largest power of two that divides all of these; zeros do not count.
+pub(super) fn alignment(places: &[usize]) -> u32 {
+    let low = places.iter().filter(|&&place| place > 0).map(|place| place.trailing_zeros()).min();
+    1 << low.unwrap_or(0)
 }

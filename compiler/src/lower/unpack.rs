@@ -46,13 +46,23 @@ pub(super) struct Integers {
 }
 
 impl<'a> Weights<'a> {
-    /// Reads rows of a matrix of `n` from `row` (`i64`) on, `lanes` at a time; `tile` rows in all.
+    /// Reads rows of a matrix of `n` from `row` (`i64`) on, as many at a time as the device's vectors hold; `tile` rows in all.
     pub fn new(layout: &'a N16, memory: Memory, row: Value, n: usize, tile: usize, caps: &Caps) -> Weights<'a> {
+        let lanes = (caps.vector_bytes / 4).min(ROWS as u32) as u8;
+        Weights { lanes, ..Weights::strip(layout, memory, row, n, tile, caps) }
+    }
+
+    /// Reads the `lanes` rows from `row` (`i64`) on, which lie in one block of 16 rows.
+    pub fn few(layout: &'a N16, memory: Memory, row: Value, lanes: u8, caps: &Caps) -> Weights<'a> {
+        Weights { lanes, ..Weights::strip(layout, memory, row, ROWS, lanes as usize, caps) }
+    }
+
+    fn strip(layout: &'a N16, memory: Memory, row: Value, n: usize, tile: usize, caps: &Caps) -> Weights<'a> {
         let blocks = n.div_ceil(ROWS);
         Weights {
             layout,
             memory,
-            lanes: (caps.vector_bytes / 4).min(ROWS as u32) as u8,
+            lanes: 1,
             row,
             inside: !tile.is_multiple_of(ROWS),
             last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),

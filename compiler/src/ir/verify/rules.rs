@@ -131,8 +131,8 @@ impl<'k> Check<'k> {
             Inst::PermuteBytes { table, index } => {
                 self.expect(*table, Type::vector(Scalar::I8, 16), "the table");
                 if let Some(found) = self.operand(*index) {
-                    if found.scalar != Scalar::I8 || found.lanes < 16 {
-                        self.fault(format!("the index {index} is {found}; it is i8x16, i8x32 or i8x64"));
+                    if found.scalar != Scalar::I8 || found.lanes < 4 {
+                        self.fault(format!("the index {index} is {found}; it is i8x4, i8x8, i8x16, i8x32 or i8x64"));
                     }
                     self.result_is(ty, found);
                 }

@@ -45,7 +45,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let spilled = (partial + sums + tile_m + 3).saturating_sub(caps.vector_registers);
             let cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
             for (rank, unroll) in [4, 2, 1].into_iter().enumerate() {
-                list.push((cost, rank, Schedule { family: Family::Stream, tile_m, tile_n, unroll }));
+                list.push((cost, rank, Schedule::single(Family::Stream, tile_m, tile_n, unroll)));
             }
         }
     }
@@ -74,7 +74,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let weights =
         Weights::new(&plan.layout, params.get(Role::Weights), start, matmul.n, schedule.tile_n as usize, caps);
     let rows = Rows::new(&mut b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
-    let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors };
+    let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, team: None };
     let nothing = b.f32(plan.lanes, 0.0);
     let outer = vec![nothing; rows.count() * plan.vectors];
     let results = match &plan.integers {

@@ -41,6 +41,11 @@ fn block(kernel: &ir::Kernel, block_: &ir::Block, lacks: &mut Vec<String>) {
                     lacks.push("exp2, which is to be expanded before".to_string());
                 }
             }
+            Inst::PermuteBytes { index, .. } => {
+                if kernel.ty(*index).lanes < 16 {
+                    lacks.push("byte look-ups of fewer than 16 indices".to_string());
+                }
+            }
             Inst::Const(_)
             | Inst::Arg(_)
             | Inst::Builtin(_)
@@ -57,7 +62,6 @@ fn block(kernel: &ir::Kernel, block_: &ir::Block, lacks: &mut Vec<String>) {
             | Inst::Yield(_)
             | Inst::Unpack { .. }
             | Inst::Dot4 { .. }
-            | Inst::PermuteBytes { .. }
             | Inst::Shuffle { .. }
             | Inst::AtomicAdd { .. } => {}
         }
