@@ -57,9 +57,10 @@ impl MmaShape {
     }
 }
 
+/// The name in the text form: `m16n8k16_f16_f16_f32_l32`.
 impl fmt::Display for MmaShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MmaShape { m, n, k, a, b, acc, lanes, .. } = self;
-        write!(f, "m{m}n{n}k{k} {} {} {} lanes {lanes}", a.name(), b.name(), acc.name())
+        write!(f, "m{m}n{n}k{k}_{}_{}_{}_l{lanes}", a.name(), b.name(), acc.name())
     }
 }

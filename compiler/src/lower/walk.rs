@@ -98,6 +98,12 @@ pub(super) struct Piece {
     pub len: usize,
 }
 
+/// What is done for a piece: from a state to the next one.
+pub(super) type OnPiece<'a> = dyn FnMut(&mut Builder, &Piece, Vec<Value>) -> Vec<Value> + 'a;
+
+/// What is done in a turn of a loop.
+pub(super) type OnTurn<'a> = dyn FnMut(&mut Builder, Pos, Vec<Value>) -> Vec<Value> + 'a;
+
 /// Threads that share a walk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Split {
@@ -193,7 +199,7 @@ impl Walk {
         b: &mut Builder,
         split: Option<&Split>,
         outer: Vec<Value>,
-        body: &mut dyn FnMut(&mut Builder, &Piece, Vec<Value>) -> Vec<Value>,
+        body: &mut OnPiece<'_>,
     ) -> Vec<Value> {
         let full = self.k / self.segment;
         let rest = self.k % self.segment;
@@ -232,7 +238,7 @@ impl Walk {
         segment: &Piece,
         columns: usize,
         state: Vec<Value>,
-        body: &mut dyn FnMut(&mut Builder, &Piece, Vec<Value>) -> Vec<Value>,
+        body: &mut OnPiece<'_>,
     ) -> Vec<Value> {
         let columns = columns.next_multiple_of(self.unit);
         let part = |b: &mut Builder, turn: Pos, len: usize| {
@@ -320,7 +326,7 @@ pub(super) fn share(
     count: usize,
     step: usize,
     state: Vec<Value>,
-    body: &mut dyn FnMut(&mut Builder, Pos, Vec<Value>) -> Vec<Value>,
+    body: &mut OnTurn<'_>,
 ) -> Vec<Value> {
     match split {
         Some(split) if count > 0 => {

@@ -41,6 +41,10 @@ fn block(kernel: &ir::Kernel, block_: &ir::Block, lacks: &mut Vec<String>) {
                     lacks.push("exp2, which is to be expanded before".to_string());
                 }
             }
+            Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
+                lacks.push("asynchronous copies".to_string());
+            }
             Inst::PermuteBytes { index, .. } => {
                 if kernel.ty(*index).lanes < 16 {
                     lacks.push("byte look-ups of fewer than 16 indices".to_string());
