@@ -4,8 +4,10 @@
 
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::caps::{self, Caps};
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::ir::parse;
-use bitsmith_compiler::lower::{families, lower};
+use bitsmith_compiler::lower::{MATRIX_FAMILIES, families, lower};
+use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op, Per};
 use bitsmith_tests::{cases, run};
 use std::collections::BTreeMap;
 
@@ -22,7 +24,7 @@ fn devices() -> Vec<Caps> {
     vec![gpu("a100"), gpu("h200"), small, Caps { name: "wave64", subgroup: 64, ..small }]
 }
 
-/// Runs one case; returns its family and the largest ratio of an error to its bound.
+/// Runs one case of the families that serve everything; returns the family and the largest ratio of an error to its bound.
 fn agree(device: &Caps, seed: u64) -> Result<(&'static str, f64), String> {
     let mut case = cases::case(seed, device);
     // Each family that can serve gets its turn, however small its space.
@@ -30,6 +32,12 @@ fn agree(device: &Caps, seed: u64) -> Result<(&'static str, f64), String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let space = (able[rng.usize(..able.len())].space)(&case.op, device, case.m);
     case.schedule = space[rng.usize(..space.len())];
+    check(device, &case)
+}
+
+/// Runs one case; returns its family and the largest ratio of an error to its bound.
+fn check(device: &Caps, case: &cases::Case) -> Result<(&'static str, f64), String> {
+    let seed = case.seed;
     let at = |stage: &str, why: String| format!("seed {seed} on {}, {stage}: {why}\n  {case:?}", device.name);
     let problem = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
     let kernel = lower(&case.op, &case.schedule, device).map_err(|e| at("lower", e.to_string()))?;
@@ -66,4 +74,66 @@ fn reference_and_interpreter_agree() {
     for family in ["spread", "block", "decode", "rows"] {
         assert!(families.contains_key(family), "no case of family {family}");
     }
+}
+
+/// A matmul that matrix families are for, mostly: groups of whole tiles, ragged N and M.
+fn matrix_case(seed: u64) -> (Op, usize) {
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x3a77);
+    let formats = [
+        "int4-g64",
+        "int4-g128",
+        "int4-channel",
+        "uint4-g128-asym",
+        "int4-g64-asym-bf16",
+        "int8-channel",
+        "int8-g64",
+        "int8-g32-asym",
+        "int8-tensor-f32",
+        "int2-g128",
+        "uint2-g128-asym",
+        "ternary-g128",
+        "ternary-channel-bf16",
+    ];
+    let weight = formats[rng.usize(..formats.len())];
+    let k = 128 * (1 + rng.usize(..4));
+    let activations = [
+        Activation::Float(DType::F16),
+        Activation::Float(DType::Bf16),
+        Activation::Int8(Per::Token),
+        Activation::Int8(Per::Group(128)),
+    ];
+    let op = Matmul {
+        n: 1 + rng.usize(..140),
+        k,
+        weight: weight.parse().unwrap(),
+        activation: activations[rng.usize(..activations.len())],
+        out: [DType::F16, DType::Bf16, DType::F32][rng.usize(..3)],
+        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
+    };
+    let most = if rng.bool() { 8 } else { 40 };
+    (Op::Matmul(op), 1 + rng.usize(..most))
+}
+
+#[test]
+fn reference_and_matrix_families_agree() {
+    let device = caps::gpu("a100").unwrap();
+    let (mut failures, mut served, mut worst) = (Vec::new(), 0, 0.0f64);
+    let total = count() / 4;
+    for seed in 0..total {
+        let (op, m) = matrix_case(seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for family in MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, device).is_none()) {
+            let space = (family.space)(&op, device, m);
+            let schedule = space[rng.usize(..space.len())];
+            served += 1;
+            match check(device, &cases::Case { seed, op, m, schedule }) {
+                Ok((_, ratio)) => worst = worst.max(ratio),
+                Err(why) => failures.push(why),
+            }
+        }
+    }
+    println!("{served} matrix cases, worst error {worst:.3} of its bound");
+    let shown = failures.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
+    assert!(failures.is_empty(), "{} of {served} cases failed:\n{shown}", failures.len());
+    assert!(served * 2 > total, "{served} of {total} cases are served");
 }

@@ -12,7 +12,7 @@ mod team;
 mod unpack;
 mod walk;
 
-pub use memory::{Role, Signature, signature};
+pub use memory::{Packing, Role, Signature, signature, signature_packed};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
@@ -38,6 +38,17 @@ pub struct Implementation {
 /// Every family.
 pub const FAMILIES: &[Implementation] =
     &[matmul::STREAM, matmul::TILE, matmul::SPREAD, matmul::BLOCK, dequant::DECODE, quantize::ROWS];
+
+/// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
+pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::MMA];
+
+/// How a kernel's weights must lie.
+pub fn packing(op: &Op, schedule: &Schedule) -> Packing {
+    match (op, schedule.family) {
+        (Op::Matmul(op), Family::Mma) => Packing::Qt16(matmul::class(op)),
+        _ => Packing::N16,
+    }
+}
 
 /// The families that can serve an operation; if there is none, the error names what each one lacks.
 pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
@@ -72,7 +83,8 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
 /// Turns an operation and a schedule into a kernel for devices of these caps.
 pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let op = op.checked()?;
-    let family = FAMILIES.iter().find(|f| f.family == schedule.family).expect("every family is listed");
+    let family =
+        FAMILIES.iter().chain(MATRIX_FAMILIES).find(|f| f.family == schedule.family).expect("every family is listed");
     if let Some(why) = (family.refuses)(&op, caps) {
         return Err(Error::Unsupported(format!(
             "{} on {}: family {}: {why}",
@@ -87,7 +99,7 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
-        (Op::Matmul(op), Family::Stream | Family::Spread | Family::Block) => {
+        (Op::Matmul(op), Family::Stream | Family::Spread | Family::Block | Family::Mma) => {
             let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
             [m.div_ceil(rows as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
         }

@@ -16,6 +16,8 @@ pub(super) struct Team {
     memory: Option<Memory>,
     rows: usize,
     slices: usize,
+    /// Bytes of a value's place.
+    size: usize,
     /// Row of this thread in the workgroup, `i64`.
     pub row: Value,
     /// Slice of this thread, `i32`.
@@ -27,6 +29,21 @@ pub(super) struct Team {
 }
 
 impl Team {
+    /// Makes the workgroup of `slices` subgroups: a lane is a row, and values have up to `size` bytes.
+    pub fn of_subgroups(b: &mut Builder, lanes: u32, slices: u32, size: u32) -> Team {
+        b.workgroup(lanes * slices, 1, 1);
+        let memory = (slices > 1).then(|| b.shared("partial", BATCH as u32 * lanes * slices * size, 16));
+        // These two are known to be the same over a subgroup, which a number made of the thread's index is not.
+        let (lane, slice) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
+        let row = b.cast(CastOp::ExtendS, lane, Scalar::I64);
+        let zero = b.int(Scalar::I32, 0);
+        let leader = b.cmp(CmpOp::Eq, slice, zero);
+        let before = times(b, slice, lanes as usize);
+        let id = b.add(before, lane);
+        let place = times(b, id, size as usize);
+        Team { memory, rows: lanes as usize, slices: slices as usize, size: size as usize, row, slice, leader, place }
+    }
+
     /// Makes the workgroup: `rows` times `slices` threads, both powers of two.
     pub fn new(b: &mut Builder, rows: u32, slices: u32) -> Team {
         let memory = b.shared("partial", BATCH as u32 * rows * slices * 4, 16);
@@ -43,7 +60,14 @@ impl Team {
         let zero = b.int(Scalar::I32, 0);
         let leader = b.cmp(CmpOp::Eq, slice, zero);
         let place = times(b, id, 4);
-        Team { memory: None, rows: rows as usize, slices: slices as usize, row, slice, leader, place }
+        Team { memory: None, rows: rows as usize, slices: slices as usize, size: 4, row, slice, leader, place }
+    }
+
+    /// Does something on the slice of a number, counted around.
+    pub fn on_slice(&self, b: &mut Builder, number: usize, body: impl FnOnce(&mut Builder)) {
+        let which = b.int(Scalar::I32, (number % self.slices) as i64);
+        let mine = b.cmp(CmpOp::Eq, self.slice, which);
+        b.if_then(mine, body);
     }
 
     /// This thread's share of a walk.
@@ -51,14 +75,14 @@ impl Team {
         Split { index: b.cast(CastOp::ExtendS, self.slice, Scalar::I64), count: self.slices }
     }
 
-    /// Each value (scalar, 32 bits) combined over the threads of the row; all of them get it. All threads must come here.
+    /// Each value combined over the threads of the row; all of them get it. All threads must come here.
     pub fn combine(&self, b: &mut Builder, op: BinOp, values: &[Value]) -> Vec<Value> {
         let Some(memory) = self.memory.filter(|_| self.slices > 1) else { return values.to_vec() };
-        let stride = self.rows * self.slices * 4;
+        let stride = self.rows * self.slices * self.size;
         let mut combined = Vec::with_capacity(values.len());
         for batch in values.chunks(BATCH) {
             for (i, &value) in batch.iter().enumerate() {
-                b.store(at(memory, Some(self.place), i * stride), 4, value);
+                b.store(at(memory, Some(self.place), i * stride), b.ty(value).bytes(), value);
             }
             b.barrier();
             let mut distance = self.slices / 2;
@@ -68,20 +92,22 @@ impl Team {
                 b.if_then(lower, |b| {
                     for (i, &value) in batch.iter().enumerate() {
                         let (ty, here) = (b.ty(value), i * stride);
-                        let own = b.load(ty, at(memory, Some(self.place), here), 4);
-                        let there = here + distance * self.rows * 4;
-                        let other = b.load(ty, at(memory, Some(self.place), there), 4);
+                        let align = ty.bytes();
+                        let own = b.load(ty, at(memory, Some(self.place), here), align);
+                        let there = here + distance * self.rows * self.size;
+                        let other = b.load(ty, at(memory, Some(self.place), there), align);
                         let both = b.bin(op, own, other);
-                        b.store(at(memory, Some(self.place), here), 4, both);
+                        b.store(at(memory, Some(self.place), here), align, both);
                     }
                 });
                 b.barrier();
                 distance /= 2;
             }
             let first = b.cast(CastOp::Truncate, self.row, Scalar::I32);
-            let first = times(b, first, 4);
+            let first = times(b, first, self.size);
             for (i, &value) in batch.iter().enumerate() {
-                combined.push(b.load(b.ty(value), at(memory, Some(first), i * stride), 4));
+                let ty = b.ty(value);
+                combined.push(b.load(ty, at(memory, Some(first), i * stride), ty.bytes()));
             }
             b.barrier();
         }

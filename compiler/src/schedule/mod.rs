@@ -49,6 +49,8 @@ pub enum Family {
     Spread,
     /// Matmul for many rows on workgroups of many threads: decoded weights lie in shared memory.
     Block,
+    /// Matmul by matrix instructions of a subgroup, with weights in QT16.
+    Mma,
     /// Element-wise decoding of weights.
     Decode,
     /// Row-wise quantization of activations.
@@ -57,8 +59,8 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 6] =
-        [Family::Stream, Family::Tile, Family::Spread, Family::Block, Family::Decode, Family::Rows];
+    pub const ALL: [Family; 7] =
+        [Family::Stream, Family::Tile, Family::Spread, Family::Block, Family::Mma, Family::Decode, Family::Rows];
 
     /// Stable name.
     pub const fn name(self) -> &'static str {
@@ -67,6 +69,7 @@ impl Family {
             Family::Tile => "tile",
             Family::Spread => "spread",
             Family::Block => "block",
+            Family::Mma => "mma",
             Family::Decode => "decode",
             Family::Rows => "rows",
         }

@@ -65,8 +65,8 @@ pub(super) fn store(
     }
 }
 
-/// One row of the result and of what is added to it.
-struct Line<'a> {
+/// One row of the result and of what is added to it, from a column on.
+pub(super) struct Line<'a> {
     plan: &'a Plan,
     bias: Option<(Memory, Value)>,
     mul: Option<Memory>,
@@ -79,7 +79,8 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(b: &mut Builder, plan: &'a Plan, params: &Params, m: Value, start: Value) -> Line<'a> {
+    /// Row `m` (`i32`) from column `start` (`i64`) on.
+    pub fn new(b: &mut Builder, plan: &'a Plan, params: &Params, m: Value, start: Value) -> Line<'a> {
         let size = scalar_of(plan.op.out).bytes() as usize;
         let line = byte_index(b, m, plan.op.n * size);
         let column = byte_index(b, start, size);
@@ -98,7 +99,7 @@ impl<'a> Line<'a> {
     }
 
     /// Finishes and stores a number or a vector of them, `column` columns from the start.
-    fn finish(&self, b: &mut Builder, mut y: Value, column: usize) {
+    pub fn finish(&self, b: &mut Builder, mut y: Value, column: usize) {
         let lanes = b.ty(y).lanes;
         let out = scalar_of(self.plan.op.out);
         let size = out.bytes();

@@ -4,11 +4,13 @@ mod block;
 mod epilogue;
 mod float;
 mod integer;
+mod mma;
 mod spread;
 mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
+pub(super) use mma::{MMA, class};
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
