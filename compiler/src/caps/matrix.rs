@@ -4,7 +4,7 @@
 //! operand, so that one family over [`MmaShape`] serves every device that has a map.
 
 use crate::dtype::DType;
-use crate::layout::Layout;
+use crate::layout::{Dim, Layout};
 use std::fmt;
 
 /// One matrix instruction of a subgroup: `D[m, n] = A[m, k] · B[k, n] + C[m, n]`.
@@ -38,6 +38,12 @@ pub struct LaneMap {
     pub b: Layout,
     /// C and D.
     pub acc: Layout,
+}
+
+/// Row and column of an address of a map.
+pub fn place(map: &Layout, address: usize) -> (usize, usize) {
+    let at = map.coords(address);
+    (at.get(Dim::Row) as usize, at.get(Dim::Column) as usize)
 }
 
 impl MmaShape {
