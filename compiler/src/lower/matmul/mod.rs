@@ -102,6 +102,11 @@ impl Plan {
     }
 }
 
+/// Whether a device multiplies and adds four bytes in one instruction.
+fn has_dot(caps: &Caps) -> bool {
+    caps.features.has(Feature::Dot4UnsignedSigned) || caps.features.has(Feature::Dot4SignedSigned)
+}
+
 /// A tile of `tile_n` rows of W must be whole vectors, and lie in one block of 16 rows or be whole blocks.
 fn schedule_faults(schedule: &Schedule, lanes: usize) -> Vec<String> {
     let mut faults = Vec::new();
