@@ -14,6 +14,7 @@ mod pack;
 mod pick;
 mod quantize;
 mod report;
+mod roofline;
 mod run;
 
 use crate::{Io, Outcome};
@@ -41,6 +42,8 @@ pub enum Command {
     Report(report::Report),
     /// Perplexity and task accuracy of a model, alone or beside a reference
     Eval(eval::Eval),
+    /// Measure what this machine reads and computes at most
+    Roofline(roofline::Roofline),
     /// Parse and verify kernel IR files
     Check(check::Check),
     /// Show what a model file or a bundle holds
@@ -67,6 +70,7 @@ impl Command {
             Command::Quantize(command) => command.run(io),
             Command::Export(command) => command.run(io),
             Command::Eval(command) => command.run(io),
+            Command::Roofline(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),
             Command::List(command) => command.run(io),
