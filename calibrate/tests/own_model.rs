@@ -12,7 +12,7 @@ use bitsmith_calibrate::quantize::{Judge, Prompts, Quantization, Source, fall_ba
 use bitsmith_calibrate::recipe::{Budget, Calibration, Plan, RecipeFile};
 use bitsmith_calibrate::report::{Subject, html, markdown, report};
 use bitsmith_calibrate::text::Tokenizer;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 const FLOATS: Dense = Dense { activations: Activations::Floats };
