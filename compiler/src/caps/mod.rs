@@ -3,6 +3,7 @@
 //! Reads `dtype` and `layout` only. Families and the verifier ask it; nobody guesses a width.
 
 mod cpu;
+pub mod vulkan;
 
 pub use cpu::CPU_LEVELS;
 
