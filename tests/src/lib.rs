@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod random;
 pub mod run;
+pub mod vulkan;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -60,6 +60,8 @@ const GENERIC: Vulkan = Vulkan {
         vector_bytes: 16,
         vector_registers: 64,
         buffer_align: 64,
+        matrix: &[],
+        gpu: None,
     },
     f16_modes: COMMON,
     f32_modes: COMMON,
@@ -74,7 +76,7 @@ const fn device(name: &'static str, features: Features, subgroup: u32, shared: u
             subgroup,
             max_workgroup: 1024,
             max_shared_bytes: shared << 10,
-            ..GENERIC.caps
+                ..GENERIC.caps
         },
         f16_modes: IEEE,
         f32_modes: IEEE,
