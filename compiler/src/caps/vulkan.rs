@@ -70,14 +70,7 @@ const GENERIC: Vulkan = Vulkan {
 
 const fn device(name: &'static str, features: Features, subgroup: u32, shared: u32, fuses_f16: bool) -> Vulkan {
     Vulkan {
-        caps: Caps {
-            name,
-            features,
-            subgroup,
-            max_workgroup: 1024,
-            max_shared_bytes: shared << 10,
-                ..GENERIC.caps
-        },
+        caps: Caps { name, features, subgroup, max_workgroup: 1024, max_shared_bytes: shared << 10, ..GENERIC.caps },
         f16_modes: IEEE,
         f32_modes: IEEE,
         fuses_f16,
@@ -91,9 +84,5 @@ pub const DEVICES: &[Vulkan] = &[
     device("vulkan-amd", DOT, 64, 64, true),
     device("vulkan-intel", DOT, 16, 64, true),
     // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself.
-    Vulkan {
-        f16_modes: COMMON,
-        f32_modes: COMMON,
-        ..device("vulkan-lavapipe", DOT, 8, 32, false)
-    },
+    Vulkan { f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
 ];

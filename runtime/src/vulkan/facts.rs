@@ -91,13 +91,11 @@ impl Facts {
         let sized = size.subgroup_size_control != 0
             && size.compute_full_subgroups != 0
             && sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE);
-        let wanted = vk::SubgroupFeatureFlags::BASIC
-            | vk::SubgroupFeatureFlags::SHUFFLE
-            | vk::SubgroupFeatureFlags::ARITHMETIC;
+        let wanted =
+            vk::SubgroupFeatureFlags::BASIC | vk::SubgroupFeatureFlags::SHUFFLE | vk::SubgroupFeatureFlags::ARITHMETIC;
         let together = |independence| independence == vk::ShaderFloatControlsIndependence::NONE;
         // Where widths cannot differ, a module of one width could not ask for it alone.
-        let (rounds, keeps) =
-            (!together(p12.rounding_mode_independence), !together(p12.denorm_behavior_independence));
+        let (rounds, keeps) = (!together(p12.rounding_mode_independence), !together(p12.denorm_behavior_independence));
         Ok(Facts {
             model,
             driver: p12.driver_id,

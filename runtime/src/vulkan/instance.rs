@@ -91,11 +91,12 @@ fn instance(entry: &Entry, validate: bool) -> Result<Instance> {
     let version = version.unwrap_or(vk::API_VERSION_1_0);
     if version < vk::API_VERSION_1_2 {
         let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
-        return Err(Error::Unsupported(format!("the Vulkan loader is of version {major}.{minor}; accepted: 1.2 and up")));
+        return Err(Error::Unsupported(format!(
+            "the Vulkan loader is of version {major}.{minor}; accepted: 1.2 and up"
+        )));
     }
-    let application = vk::ApplicationInfo::default()
-        .application_name(c"bitsmith")
-        .api_version(version.min(vk::API_VERSION_1_3));
+    let application =
+        vk::ApplicationInfo::default().application_name(c"bitsmith").api_version(version.min(vk::API_VERSION_1_3));
     let (mut layers, mut extensions) = (Vec::new(), Vec::new());
     if validate {
         // SAFETY: the entry is loaded.
@@ -159,8 +160,11 @@ fn choose(instance: &Instance, index: usize) -> Result<(vk::PhysicalDevice, Fact
         return Err(Error::Unsupported(format!("Vulkan finds no device; {INSTALL}")));
     }
     let Some(&physical) = all.get(index) else {
-        let names: Vec<String> =
-            all.iter().enumerate().map(|(i, &device)| format!("vulkan:{i} ({})", Facts::name(instance, device))).collect();
+        let names: Vec<String> = all
+            .iter()
+            .enumerate()
+            .map(|(i, &device)| format!("vulkan:{i} ({})", Facts::name(instance, device)))
+            .collect();
         return Err(Error::Unsupported(format!("device vulkan:{index}; accepted: {}", names.join(", "))));
     };
     Ok((physical, Facts::of(instance, physical)?))
@@ -188,7 +192,8 @@ fn logical(instance: &Instance, physical: vk::PhysicalDevice, facts: &Facts) -> 
     let family = families
         .iter()
         .position(|family| family.queue_flags.contains(vk::QueueFlags::COMPUTE))
-        .ok_or_else(|| Error::Unsupported(format!("{} has no queue for compute", facts.model)))? as u32;
+        .ok_or_else(|| Error::Unsupported(format!("{} has no queue for compute", facts.model)))?
+        as u32;
     let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
     let basic = vk::PhysicalDeviceFeatures::default().shader_int16(facts.int16).shader_int64(facts.int64);
     let mut v11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(facts.storage16);

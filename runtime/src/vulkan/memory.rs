@@ -59,9 +59,11 @@ impl Memory {
             vec![near, vk::MemoryPropertyFlags::empty()]
         };
         let kind = wishes.into_iter().find_map(|wish| {
-            types.memory_types_as_slice().iter().enumerate().position(|(i, kind)| {
-                needs.memory_type_bits & 1 << i != 0 && kind.property_flags.contains(wish)
-            })
+            types
+                .memory_types_as_slice()
+                .iter()
+                .enumerate()
+                .position(|(i, kind)| needs.memory_type_bits & 1 << i != 0 && kind.property_flags.contains(wish))
         });
         let kind = kind.ok_or_else(|| Error::Unsupported("Vulkan has no memory for storage buffers".into()))?;
         let info = vk::MemoryAllocateInfo::default().allocation_size(needs.size).memory_type_index(kind as u32);
@@ -72,8 +74,9 @@ impl Memory {
         let bound = unsafe { device.bind_buffer_memory(buffer, memory, 0) };
         let pointer = match bound {
             // SAFETY: host-visible memory that is not mapped yet.
-            Ok(()) if mapped => unsafe { device.map_memory(memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) }
-                .map(Some),
+            Ok(()) if mapped => {
+                unsafe { device.map_memory(memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) }.map(Some)
+            }
             other => other.map(|()| None),
         };
         match pointer {

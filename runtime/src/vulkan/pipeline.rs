@@ -79,10 +79,10 @@ impl Pipeline {
         };
         let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&bindings);
         // SAFETY: the device is alive, and `info` lives through the call; so for all calls below.
-        made.set_layout = unsafe { device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out a set"))?;
+        made.set_layout =
+            unsafe { device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out a set"))?;
         let sets = [made.set_layout];
-        let ranges =
-            [vk::PushConstantRange::default().stage_flags(vk::ShaderStageFlags::COMPUTE).size(scalar_bytes)];
+        let ranges = [vk::PushConstantRange::default().stage_flags(vk::ShaderStageFlags::COMPUTE).size(scalar_bytes)];
         let mut info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
         if scalar_bytes > 0 {
             info = info.push_constant_ranges(&ranges);
@@ -108,9 +108,7 @@ impl Pipeline {
             .module(module)
             .name(&entry);
         if width.is_some() && self.context.facts.sized_subgroups {
-            stage = stage
-                .flags(vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS)
-                .push_next(&mut sized);
+            stage = stage.flags(vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS).push_next(&mut sized);
         }
         let info = vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout);
         // SAFETY: as above.

@@ -66,8 +66,7 @@ impl Queue {
             if context.facts.tick > 0.0 {
                 made.clock = device.create_query_pool(&clock, None).map_err(failed("read its clock"))?;
             }
-            made.fence =
-                device.create_fence(&vk::FenceCreateInfo::default(), None).map_err(failed("make a fence"))?;
+            made.fence = device.create_fence(&vk::FenceCreateInfo::default(), None).map_err(failed("make a fence"))?;
         }
         Ok(made)
     }
@@ -142,13 +141,7 @@ impl Queue {
             device.cmd_bind_pipeline(self.commands, compute, pipeline.pipeline);
             device.cmd_bind_descriptor_sets(self.commands, compute, pipeline.layout, 0, &[set], &[]);
             if !scalars.is_empty() {
-                device.cmd_push_constants(
-                    self.commands,
-                    pipeline.layout,
-                    vk::ShaderStageFlags::COMPUTE,
-                    0,
-                    scalars,
-                );
+                device.cmd_push_constants(self.commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, scalars);
             }
             device.cmd_dispatch(self.commands, grid[0], grid[1], grid[2]);
         }

@@ -159,7 +159,8 @@ pub(super) fn cast(m: &mut Module, op: CastOp, from: Scalar, to: Scalar, lanes: 
 fn float_to_int(m: &mut Module, to: Scalar, lanes: u8, a: Word) -> Word {
     let (words, bools, floats) = (m.ty(Repr::U32, lanes), m.ty(Repr::Bool, lanes), m.ty(Repr::F32, lanes));
     let half = 2f32.powi(to.bits() as i32 - 1);
-    let (low, high) = (m.splat(Repr::F32, lanes, (-half).to_bits() as u64), m.splat(Repr::F32, lanes, half.to_bits() as u64));
+    let (low, high) =
+        (m.splat(Repr::F32, lanes, (-half).to_bits() as u64), m.splat(Repr::F32, lanes, half.to_bits() as u64));
     let zero = m.splat(Repr::F32, lanes, 0);
     let above_low = m.op(Op::FOrdGreaterThanEqual, bools, &[a, low]);
     let below_high = m.op(Op::FOrdLessThan, bools, &[a, high]);

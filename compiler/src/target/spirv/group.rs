@@ -65,11 +65,8 @@ pub(super) fn reduce(m: &mut Module, op: ReduceOp, scalar: Scalar, value: Word, 
             ReduceOp::Add => Op::GroupNonUniformIAdd,
             ReduceOp::Max => Op::GroupNonUniformSMax,
         };
-        let operands = vec![
-            Operand::IdScope(scope),
-            Operand::GroupOperation(GroupOperation::Reduce),
-            Operand::IdRef(value),
-        ];
+        let operands =
+            vec![Operand::IdScope(scope), Operand::GroupOperation(GroupOperation::Reduce), Operand::IdRef(value)];
         return m.op_with(whole, word, operands);
     }
     let combine = match op {

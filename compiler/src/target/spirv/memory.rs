@@ -132,7 +132,15 @@ impl Arrays {
 
     /// Pointers to `count` elements from a byte offset on, and the size of an element: the widest that the alignment
     /// allows, no wider than what is moved.
-    fn places(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, align: u32, bytes: u32) -> (Vec<Word>, u32) {
+    fn places(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        bytes: u32,
+    ) -> (Vec<Word>, u32) {
         let (variable, unit, class) = match memory {
             Memory::Param(param) => {
                 let unit = align.min(16).min(bytes);
@@ -168,7 +176,15 @@ impl Arrays {
     }
 
     /// Reads a value.
-    pub fn load(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, align: u32, ty: Type) -> Pieces {
+    pub fn load(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        ty: Type,
+    ) -> Pieces {
         let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
         let element = element_type(m, unit);
         let parts: Vec<Word> = places.iter().map(|&place| m.op(Op::Load, element, &[place])).collect();
@@ -184,7 +200,16 @@ impl Arrays {
 
     /// Writes a value.
     #[expect(clippy::too_many_arguments, reason = "an address has that many parts")]
-    pub fn store(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, align: u32, ty: Type, pieces: &Pieces) {
+    pub fn store(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        ty: Type,
+        pieces: &Pieces,
+    ) {
         let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
         let raw = raw_type(unit, ty.bytes());
         let pieces = value::bitcast(m, pieces, ty, raw);

@@ -7,8 +7,8 @@ use crate::ir::Scalar;
 use rspirv::binary::Assemble;
 use rspirv::dr::{Builder, InsertPoint, Instruction, Module as Finished, Operand};
 use rspirv::spirv::{
-    AddressingModel, BuiltIn, Capability, Decoration, ExecutionMode, ExecutionModel, FunctionControl, GlslStd450Op, MemoryModel,
-    Op, Scope, StorageClass, Word,
+    AddressingModel, BuiltIn, Capability, Decoration, ExecutionMode, ExecutionModel, FunctionControl, GlslStd450Op,
+    MemoryModel, Op, Scope, StorageClass, Word,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

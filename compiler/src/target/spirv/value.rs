@@ -76,8 +76,7 @@ pub(super) fn swizzle(m: &mut Module, a: &Pieces, b: &Pieces, from: Type, picks:
                 return m.construct(repr, &parts);
             }
             let (first, second) = (used[0], *used.last().unwrap_or(&used[0]));
-            let mut operands =
-                vec![Operand::IdRef(sources[first as usize]), Operand::IdRef(sources[second as usize])];
+            let mut operands = vec![Operand::IdRef(sources[first as usize]), Operand::IdRef(sources[second as usize])];
             operands.extend(picks.iter().map(|pick| {
                 let base = if pick / lanes == first { 0 } else { lanes };
                 Operand::LiteralBit32((base + pick % lanes) as u32)
