@@ -27,6 +27,8 @@ pub struct Choice {
     pub popcount: bool,
     /// Casts from and to the 8-bit floats to integer arithmetic.
     pub storage_casts: bool,
+    /// But not those from and to E4M3 and E5M2, which the device has.
+    pub native_ocp_casts: bool,
     /// Casts from and to f16 to integer arithmetic.
     pub f16_casts: bool,
     /// Casts from and to bf16 to integer arithmetic.
@@ -53,6 +55,7 @@ impl Choice {
             exp2: true,
             popcount: true,
             storage_casts: true,
+            native_ocp_casts: false,
             f16_casts: lacks(Feature::F16Convert),
             bf16_casts: true,
             f16_arithmetic: lacks(Feature::F16Arithmetic),
@@ -71,6 +74,7 @@ impl Choice {
         exp2: false,
         popcount: false,
         storage_casts: false,
+        native_ocp_casts: false,
         f16_casts: false,
         bf16_casts: false,
         f16_arithmetic: false,
@@ -88,6 +92,7 @@ impl Choice {
         exp2: true,
         popcount: true,
         storage_casts: true,
+        native_ocp_casts: false,
         f16_casts: true,
         bf16_casts: true,
         f16_arithmetic: true,
@@ -101,6 +106,7 @@ impl Choice {
         match scalar {
             Scalar::F16 => self.f16_casts,
             Scalar::Bf16 => self.bf16_casts,
+            Scalar::E4m3fn | Scalar::E5m2 if self.native_ocp_casts => false,
             other => other.is_storage() && self.storage_casts,
         }
     }

@@ -92,7 +92,6 @@ impl SpirvTarget {
             dot4_signed_signed: lacks(Feature::Dot4SignedSigned),
             permute_bytes: true,
             exp2: true,
-            popcount: false,
             storage_casts: true,
             f16_casts: !self.device.f16_modes.rounds_to_even,
             bf16_casts: true,
@@ -100,6 +99,7 @@ impl SpirvTarget {
             f16_fma: !self.device.fuses_f16,
             bf16_arithmetic: true,
             subgroup_of_one: self.device.caps.subgroup == 1,
+            ..Choice::NONE
         }
     }
 
