@@ -7,6 +7,7 @@ mod gpu;
 mod matrix;
 mod nvidia;
 pub mod vulkan;
+pub mod webgpu;
 
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};

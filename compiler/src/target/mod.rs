@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod ptx;
 pub mod spirv;
+pub mod wgsl;
 
 use crate::artifact::{Arg, ArgKind, Artifact};
 use crate::caps::Caps;

@@ -97,10 +97,12 @@ impl VulkanDevice {
         }
         // Whole words: the buffer has them, and a kernel touches no more than the range.
         let bytes = view.bytes.max(1).next_multiple_of(4).min(memory.bytes() - view.offset) as u64;
-        if bytes > facts.max_binding {
+        // Indices have 31 bits.
+        let most = facts.max_binding.min((1 << 31) - 1);
+        if bytes > most {
             return Err(Error::Unsupported(format!(
                 "argument `{name}` has {bytes} bytes; {} takes at most {} per buffer",
-                facts.model, facts.max_binding
+                facts.model, most
             )));
         }
         Ok((memory, view.offset as u64, bytes))

@@ -2,7 +2,7 @@
 //!
 //! A buffer is seen through arrays of bytes, half-words, words, pairs or quads of words, as many as its accesses need; all
 //! of them are one binding. A shared array has one element type: the widest that every access to it is aligned to.
-//! Offsets are 32-bit: they wrap to the right byte, since no binding is larger than 4 GiB (the runtime checks that).
+//! Offsets are 32-bit: they wrap to the right byte, since every binding is below 2 GiB (the runtime checks that).
 
 use super::module::{Module, Repr};
 use super::value::{self, Pieces};

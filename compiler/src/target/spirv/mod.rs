@@ -5,7 +5,7 @@
 //!
 //! What a runtime must know:
 //!
-//! - The `i`-th buffer among the parameters is the storage buffer at set 0, binding `i`. A binding is at most 4 GiB.
+//! - The `i`-th buffer among the parameters is the storage buffer at set 0, binding `i`. A binding is below 2 GiB.
 //! - Scalars are push constants, in order, each at a multiple of its size.
 //! - Where the module declares `GroupNonUniform`, the pipeline must run subgroups of [`Caps::subgroup`] threads, all full,
 //!   numbered along x first.
@@ -30,7 +30,7 @@ use crate::target::{Target, arg};
 use rspirv::binary::Disassemble;
 
 /// What a kernel goes through before this target emits it, apart from the expansions that its device needs.
-const PASSES: &[Pass] = &[pass::FOLD, pass::CSE, pass::HOIST, pass::DCE];
+const PASSES: &[Pass] = &[pass::NARROW, pass::FOLD, pass::CSE, pass::HOIST, pass::DCE];
 
 /// A Vulkan device, by name.
 #[derive(Debug)]
