@@ -189,9 +189,13 @@ impl Emitter<'_> {
                 let offset = self.offset(address);
                 vec![self.arrays.atomic_add(&mut self.m, self.kernel, address.memory, offset, addend)]
             }
-            // Expanded before, or without a result.
+            // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
             | Inst::PermuteBytes { .. }
+            | Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_)
             | Inst::Store { .. }
             | Inst::Barrier
             | Inst::For(_)

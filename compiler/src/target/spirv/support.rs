@@ -121,6 +121,8 @@ impl Walk<'_> {
                     }
                 }
                 Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
+                Inst::Mma { .. } => self.lacks("matrix instructions"),
+                Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
                 Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
                 Inst::Const(_)
                 | Inst::Arg(_)
