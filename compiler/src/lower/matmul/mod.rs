@@ -12,7 +12,7 @@ pub(super) use tile::TILE;
 use super::activation::Rows;
 use super::unpack::{Integers, Weights};
 use super::walk::Walk;
-use crate::caps::Caps;
+use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
 use crate::op::{Activation, Matmul, Op};
@@ -72,6 +72,11 @@ impl Plan {
         }
         Ok(Plan { op: *op, layout, walk, integers, lanes, vectors: schedule.tile_n as usize / lanes as usize })
     }
+}
+
+/// Whether a device multiplies and adds four bytes in one instruction.
+fn has_dot(caps: &Caps) -> bool {
+    caps.features.has(Feature::Dot4UnsignedSigned) || caps.features.has(Feature::Dot4SignedSigned)
 }
 
 /// A tile of `tile_n` rows of W must be whole vectors, and lie in one block of 16 rows or be whole blocks.

@@ -47,6 +47,8 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let lanes = (caps.vector_bytes / 4).min(16);
+    // Without a dot instruction, products of neighbours add up in 16 bits: the more of them in a turn, the better.
+    let unrolls = if super::has_dot(caps) { [2, 4, 1] } else { [4, 2, 1] };
     let mut list = Vec::new();
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
@@ -60,7 +62,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
-            for (rank, unroll) in [2, 4, 1].into_iter().enumerate() {
+            for (rank, unroll) in unrolls.into_iter().enumerate() {
                 list.push((cost, rank, Schedule { family: Family::Tile, tile_m, tile_n, unroll }));
             }
         }
