@@ -25,7 +25,7 @@ impl FloatSums<'_> {
 
 impl Visit for FloatSums<'_> {
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let nothing =
             b.push(Type::vector(Scalar::F32, weights.lanes), crate::ir::Inst::Const(crate::ir::Constant::Splat(0)));
         let mut state = vec![nothing; self.tile.chains() * self.tile.sums()];
@@ -43,7 +43,7 @@ impl Visit for FloatSums<'_> {
     }
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, mut state: Vec<Value>) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let (count, vectors) = (rows.count(), *vectors);
         let (chains, sums) = (self.tile.chains(), self.tile.sums());
         let extra = chains * sums;
@@ -73,7 +73,7 @@ impl Visit for FloatSums<'_> {
     }
 
     fn end(&mut self, b: &mut Builder, segment: Pos, state: Vec<Value>, mut outer: Vec<Value>) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let (count, vectors) = (rows.count(), *vectors);
         let column = segment.times(b, self.segment);
         let group = column.divide(b, weights.layout.group);

@@ -23,6 +23,9 @@ pub(super) struct Tile<'a> {
     weights: &'a Weights<'a>,
     rows: &'a Rows,
     vectors: usize,
+    /// Whether a product waits several cycles for the one before it: fused multiply-adds and dot instructions do, while
+    /// integer products without such an instruction are added up by plain additions.
+    waits: bool,
 }
 
 impl Tile<'_> {
@@ -34,7 +37,7 @@ impl Tile<'_> {
     /// Partial sums per sum, added up at the end of a segment. A multiply-add takes about four cycles and two start per
     /// cycle, so eight must be under way: small tiles take two partial sums each.
     fn chains(&self) -> usize {
-        if self.sums() <= 4 { 2 } else { 1 }
+        if self.sums() <= 4 && self.waits { 2 } else { 1 }
     }
 }
 
@@ -49,6 +52,8 @@ struct Plan {
     lanes: u8,
     /// Vectors per tile.
     vectors: usize,
+    /// See [`Tile::waits`].
+    waits: bool,
 }
 
 impl Plan {
@@ -70,7 +75,9 @@ impl Plan {
         if !faults.is_empty() {
             return Err(Error::Invalid(faults));
         }
-        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors: schedule.tile_n as usize / lanes as usize })
+        let dot = [Feature::Dot4UnsignedSigned, Feature::Dot4SignedSigned];
+        let waits = integers.is_none() || dot.iter().any(|&feature| caps.features.has(feature));
+        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors: schedule.tile_n as usize / lanes as usize, waits })
     }
 }
 

@@ -59,7 +59,7 @@ impl Size {
 }
 
 /// Where an address starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Base {
     /// A register.
     Reg(Reg),
