@@ -9,7 +9,7 @@ mod nvidia;
 
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};
-pub use matrix::{LaneMap, MmaShape};
+pub use matrix::{LaneMap, MmaShape, place};
 pub use nvidia::NVIDIA_DEVICES;
 
 use crate::dtype::DType;

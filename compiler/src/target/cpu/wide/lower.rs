@@ -43,7 +43,7 @@ pub(super) struct Lower<'a> {
     /// The dot product of the same block that takes a sum as its accumulator.
     pub continued: HashMap<ir::Value, &'a Inst>,
     /// Lines that the present block has asked for.
-    pub prefetched: HashSet<(Base, Option<(Reg, u8)>, i32)>,
+    pub prefetched: HashSet<Mem>,
     /// Loops of the kernel around the present block.
     pub depth: u32,
     arguments: Vec<Option<Reg>>,
@@ -393,6 +393,8 @@ impl<'a> Lower<'a> {
         let repr = match inst {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
+            // Refused by `support` before.
+            Inst::Mma { .. } | Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => return,
             Inst::Store { address, value, .. } => return self.store(address, *value),
             Inst::Arg(index) => {
                 let reg = self.arguments[*index as usize].unwrap_or(self.grid[0]);

@@ -85,7 +85,7 @@ impl Lower<'_> {
             && starts_line
             && mem.index.is_some()
             && mem.offset < i32::MAX - AHEAD
-            && self.prefetched.insert((mem.base, mem.index, mem.offset))
+            && self.prefetched.insert(*mem)
         {
             self.push(M::Prefetcht0, vec![Arg::Mem(Mem { offset: mem.offset + AHEAD, ..*mem })]);
         }
