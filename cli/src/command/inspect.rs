@@ -33,7 +33,7 @@ impl Inspect {
     fn bundle(&self, io: &mut Io<'_>, path: &Path) -> Outcome {
         let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, "read", &error))?;
         let manifest = Manifest::parse(&text, &path.display().to_string())?;
-        let files = std::iter::once(&manifest.header).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        let files = manifest.header.iter().chain(manifest.kernels.iter().map(|kernel| &kernel.object));
         let faults: Vec<String> = files.filter_map(|file| fault(&self.path, &file.file, &file.sha256)).collect();
         if self.json {
             io.json(&serde_json::json!({ "kind": "bundle", "manifest": manifest, "faults": faults }))?;
