@@ -79,6 +79,8 @@ pub struct Pick {
 
 /// Shares of the peaks that predictions take: of bandwidth, of arithmetic.
 pub const SHARES: (f64, f64) = (0.8, 0.6);
+/// A typical rise of perplexity beyond which a model is of no use.
+const BROKEN: f64 = 0.3;
 /// Share of a machine's memory that is filled.
 const FILL: f64 = 0.9;
 
@@ -203,8 +205,11 @@ pub fn pick(shape: &ModelShape, machine: &Machine, request: &Request) -> Result<
     picks.sort_by(|a, b| {
         let ruled = |p: &Pick| !wanted.iter().any(|w| (p.weights, p.kv) == (w.0, w.1));
         let place = |p: &Pick| wanted.iter().position(|w| (p.weights, p.kv) == (w.0, w.1)).unwrap_or(usize::MAX);
+        let broken = |p: &Pick| p.typical_increase > BROKEN;
         (!a.fits)
             .cmp(&!b.fits)
+            // What breaks most models stands last, however little it takes.
+            .then(broken(a).cmp(&broken(b)))
             .then(ruled(a).cmp(&ruled(b)))
             .then(place(a).cmp(&place(b)))
             .then(score(request, a).total_cmp(&score(request, b)))

@@ -214,7 +214,7 @@ fn verdict(c: &Comparison, probes: &[ProbePair]) -> String {
         .collect();
     let rise = 100.0 * c.increase;
     let grade = match (c.increase, c.mean_divergence) {
-        (i, _) if i > 0.5 => "broken: the model does not predict this text any more; use more bits",
+        (i, _) if i > 0.3 => "broken: the model does not predict this text any more; use more bits",
         (i, d) if i > 0.1 || d > 0.1 => "poor: clearly worse than the reference; try more bits, smaller groups or GPTQ",
         (i, d) if i > 0.02 || d > 0.02 => "fair: a loss that tasks may show; check those that matter to you",
         (i, d) if i > 0.005 || d > 0.005 => "good: a small loss",

@@ -1,0 +1,172 @@
+//! Quantizers against other tools' golden vectors: AWQ and SmoothQuant in numbers, GPTQ up to rounding.
+
+mod support;
+
+use bitsmith_calibrate::file::SafeTensorsFile;
+use bitsmith_calibrate::model::dequantize;
+use bitsmith_calibrate::quantize::{Stats, awq, gptq::Gptq, smooth};
+use bitsmith_compiler::format::Format;
+use std::path::Path;
+
+struct Golden(SafeTensorsFile);
+
+impl Golden {
+    fn open(path: &Path) -> Golden {
+        Golden(SafeTensorsFile::open(path).unwrap())
+    }
+
+    fn f32s(&self, name: &str) -> Vec<f32> {
+        let tensor = self.0.tensor(name).unwrap_or_else(|| panic!("no {name}"));
+        self.0.data(tensor).as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    }
+
+    fn f64s(&self, name: &str) -> Vec<f64> {
+        let tensor = self.0.tensor(name).unwrap();
+        self.0.data(tensor).as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
+    }
+}
+
+fn close(a: &[f32], b: &[f32], relative: f32, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= relative * b.abs().max(1e-6), "{what} at {i}: {a} is not {b}");
+    }
+}
+
+#[test]
+fn awq_scale_and_clip_search_reproduce_autoawq() {
+    let Some(data) = support::data("golden/algo", "awq_scale_and_clip_search_reproduce_autoawq") else { return };
+    for (file, format, duo) in [
+        ("awq_g64_sym_xonly.safetensors", "int4-g64-f32", false),
+        ("awq_g64_zp_duo.safetensors", "int4-g64-asym-f32", true),
+    ] {
+        let golden = Golden::open(&data.join(file));
+        let (w, x) = (golden.f32s("W"), golden.f32s("X"));
+        let (n, k) = (64, 128);
+        let format: Format = format.parse().unwrap();
+        let mut stats = Stats::new(k, true);
+        stats.add(&x);
+        close(&stats.mean_abs(), &golden.f32s("x_mean"), 1e-5, "mean inputs");
+        let found = awq::search_rule(&[(&w, n, format)], &stats, duo).unwrap();
+        let best = golden.0.data(golden.0.tensor("best_ratio_index").unwrap())[0] as usize;
+        assert_eq!(found.best, best, "{file}");
+        for (i, (a, b)) in found.losses.iter().zip(golden.f64s("losses")).enumerate() {
+            assert!((a / b - 1.0).abs() < 1e-3, "{file}: loss {i} is {a}, not {b}");
+        }
+        close(&found.scales, &golden.f32s("best_scales"), 1e-4, "scales");
+        // The clip is searched on the scaled weights, with inputs divided.
+        let mut scaled = w.clone();
+        smooth::scale_columns(&mut scaled, &found.scales);
+        stats.divide(&found.scales);
+        let clip = awq::clip(&scaled, n, k, &format, &stats).unwrap();
+        let expected = golden.f32s("clip_max_on_scaled");
+        let differ = clip.iter().zip(&expected).filter(|(a, b)| (*a - *b).abs() > 1e-3 * b.abs()).count();
+        println!("{file}: {differ} of {} clips differ", clip.len());
+        assert!(differ <= 2, "{file}: {differ} of {} clips differ", clip.len());
+    }
+}
+
+#[test]
+fn smoothquant_scales_are_the_formula() {
+    let Some(data) = support::data("golden/algo", "smoothquant_scales_are_the_formula") else { return };
+    for (file, alpha) in [("smoothquant_a50.safetensors", 0.5), ("smoothquant_a75.safetensors", 0.75)] {
+        let golden = Golden::open(&data.join(file));
+        let (w1, w2) = (golden.f32s("W1"), golden.f32s("W2"));
+        let columns = smooth::column_max([&w1[..], &w2[..]], 128);
+        let s = smooth::scales(&golden.f32s("act_absmax"), &columns, alpha);
+        close(&s, &golden.f32s("scales"), 1e-5, file);
+        let mut out = w1;
+        smooth::scale_columns(&mut out, &s);
+        close(&out, &golden.f32s("W1_out"), 1e-5, file);
+        let ln: Vec<f32> = golden.f32s("ln").iter().zip(&s).map(|(g, s)| g / s).collect();
+        close(&ln, &golden.f32s("ln_out"), 1e-5, file);
+    }
+}
+
+/// Codes depend on the order of floating-point sums, and a difference grows from column to column: what must agree is the
+/// loss that GPTQ minimises, and most weights.
+#[test]
+fn gptq_comes_to_the_weights_of_autogptq() {
+    let Some(data) = support::data("golden/packing", "gptq_comes_to_the_weights_of_autogptq") else { return };
+    let shared = Golden::open(&data.join("gptq_shared.safetensors"));
+    let (w, x, n, k) = (shared.f32s("W"), shared.f32s("X"), 64, 128);
+    let mut stats = Stats::new(k, true);
+    stats.add(&x);
+    let moments = stats.full_moments();
+    let loss = |q: &[f32]| {
+        let d: Vec<f32> = q.iter().zip(&w).map(|(a, b)| a - b).collect();
+        awq::quadratic(&d, &moments, n, k)
+    };
+    for (file, format) in [
+        ("gptq_b4_sym_g64_noact.safetensors", "gptq-int4-g64-f32"),
+        ("gptq_b4_asym_g32_noact.safetensors", "gptq-int4-g32-asym-f32"),
+        ("gptq_b3_sym_g32_noact.safetensors", "gptq-int3-g32-f32"),
+        ("gptq_b2_asym_g64_noact.safetensors", "gptq-int2-g64-asym-f32"),
+    ] {
+        let expected = Golden::open(&data.join(file)).f32s("Wq");
+        let format: Format = format.parse().unwrap();
+        let found = Gptq::default().quantize(&w, n, k, &format, &stats).unwrap();
+        assert_eq!(found.damping, Some(0.01));
+        let values = dequantize(&found.quantized);
+        let nearest = dequantize(&format.encode_nearest(&w, n, k, None).unwrap());
+        let same = values.iter().zip(&expected).filter(|(a, b)| (*a - *b).abs() < 1e-4).count();
+        let (ours, theirs, rtn) = (loss(&values), loss(&expected), loss(&nearest));
+        println!("{file}: loss {ours:.4}, AutoGPTQ {theirs:.4}, nearest {rtn:.4}; {same} of {} weights equal", n * k);
+        assert!(ours < 1.1 * theirs, "{file}: {ours} against {theirs}");
+        assert!(ours < 0.8 * rtn, "{file}: {ours} against {rtn} of rounding to nearest");
+    }
+}
+
+#[test]
+fn act_order_and_fixed_scales_lower_the_loss_too() {
+    let mut rng = fastrand::Rng::with_seed(9);
+    let (n, k) = (32, 256);
+    let w: Vec<f32> = (0..n * k).map(|_| rng.f32() - 0.5).collect();
+    let mut stats = Stats::new(k, true);
+    // Inputs with a common part and some large channels.
+    for _ in 0..8 {
+        let rows: Vec<f32> = (0..64)
+            .flat_map(|_| {
+                let common = rng.f32() - 0.5;
+                (0..k).map(|c| (rng.f32() - 0.5 + common) * if c % 37 == 0 { 8.0 } else { 1.0 }).collect::<Vec<_>>()
+            })
+            .collect();
+        stats.add(&rows);
+    }
+    let moments = stats.full_moments();
+    let loss = |q: &bitsmith_compiler::format::Quantized| {
+        let d: Vec<f32> = dequantize(q).iter().zip(&w).map(|(a, b)| a - b).collect();
+        awq::quadratic(&d, &moments, n, k)
+    };
+    for name in
+        ["ct-int4-g64", "int4-channel", "int3-g32-asym", "nvfp4", "nf4-dq", "q4_k", "fp8e4m3-block128", "ternary-g128"]
+    {
+        let format: Format = name.parse().unwrap();
+        let nearest = loss(&format.encode_nearest(&w, n, k, None).unwrap());
+        for act_order in [false, true] {
+            let how = Gptq { act_order, ..Gptq::default() };
+            let found = how.quantize(&w, n, k, &format, &stats).unwrap();
+            found.quantized.check().unwrap();
+            assert!(
+                loss(&found.quantized) < nearest,
+                "{name}, act order {act_order}: {} {nearest}",
+                loss(&found.quantized)
+            );
+        }
+    }
+}
+
+#[test]
+fn moments_that_cannot_be_inverted_fall_back_to_rounding() {
+    let (n, k) = (4, 32);
+    let w: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.7).sin()).collect();
+    let mut stats = Stats::new(k, true);
+    stats.add(&vec![1.0; k]);
+    if let Some(moments) = &mut stats.moments {
+        moments[5 * k + 2] = f32::NAN;
+    }
+    let format: Format = "int4-g32".parse().unwrap();
+    let found = Gptq::default().quantize(&w, n, k, &format, &stats).unwrap();
+    assert_eq!(found.damping, None);
+    assert_eq!(found.quantized, format.encode_nearest(&w, n, k, None).unwrap());
+}

@@ -1,0 +1,303 @@
+//! The small trained model of this repository through everything: engine, kernels, quantizers, export, calibration.
+
+mod support;
+
+use bitsmith_calibrate::collect::{collect, read_layer, read_manifest};
+use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache, Kernels};
+use bitsmith_calibrate::evaluate::{Comparison, Windows, compare, perplexity, probe, read_probes};
+use bitsmith_calibrate::export::{Target, export};
+use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_calibrate::model::Model;
+use bitsmith_calibrate::quantize::{Judge, Prompts, Quantization, Source, fall_back, quantize, sizes};
+use bitsmith_calibrate::recipe::{Budget, Calibration, Plan, RecipeFile};
+use bitsmith_calibrate::report::{Subject, html, markdown, report};
+use bitsmith_calibrate::text::Tokenizer;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+const FLOATS: Dense = Dense { activations: Activations::Floats };
+const SIMULATED: Dense = Dense { activations: Activations::Quantized };
+
+fn folder() -> PathBuf {
+    support::own_model()
+}
+
+/// The model, the windows that it is judged on, and prompts from behind them.
+static OWN: LazyLock<(Model, Windows, Prompts)> = LazyLock::new(|| {
+    let model = Checkpoint::open(folder()).unwrap().model().unwrap();
+    let text = std::fs::read_to_string(folder().join("text.txt")).unwrap();
+    let ids = Tokenizer::open(folder()).unwrap().encode(&text).unwrap();
+    let windows = Windows::new(&ids, model.config.bos, 128, 16).unwrap();
+    let how = Calibration { samples: 128, length: 128, seed: 7 };
+    let prompts = Prompts::new(&ids, model.config.bos, &how, 16 * 128).unwrap();
+    (model, windows, prompts)
+});
+
+fn made(recipe: &str) -> Quantization {
+    let (model, _, prompts) = &*OWN;
+    let recipe = RecipeFile::from_toml(recipe).unwrap();
+    let plan = Plan::new(&recipe, &sizes(model), true).unwrap();
+    quantize(&Source::Model(model), &recipe, &plan, Some(prompts), &FLOATS, &mut |_, _| {}).unwrap()
+}
+
+fn judged(model: &Model, executor: &dyn bitsmith_calibrate::engine::Executor) -> Comparison {
+    let (own, windows, _) = &*OWN;
+    compare(&Engine::new(own, &FLOATS).unwrap(), &Engine::new(model, executor).unwrap(), windows, &FloatCache::boxed)
+        .unwrap()
+}
+
+#[test]
+fn it_has_learnt_its_grammar() {
+    let (model, windows, _) = &*OWN;
+    let bytes = std::fs::metadata(folder().join("model.safetensors")).unwrap().len();
+    assert!(bytes < 2 << 20 && model.config.shape.head_dim >= 32);
+    let engine = Engine::new(model, &FLOATS).unwrap();
+    let found = perplexity(&engine, windows, &FloatCache::boxed).unwrap();
+    println!("perplexity {:.3} of {} words", found.perplexity, model.config.shape.vocab);
+    assert!(found.perplexity < 10.0, "{}", found.perplexity);
+    let tokenizer = Tokenizer::open(folder()).unwrap();
+    for task in read_probes(&folder().join("probes"), 100).unwrap() {
+        let result = probe(&engine, &tokenizer, &task).unwrap();
+        println!("{}: {:.2} ({:.2} to {:.2})", result.name, result.accuracy, result.low, result.high);
+        assert!(result.low > 0.6, "{} is at {}", result.name, result.accuracy);
+    }
+}
+
+#[test]
+fn corpus_and_files_belong_together() {
+    let text = std::fs::read_to_string(folder().join("text.txt")).unwrap();
+    assert_eq!(text, support::corpus::text(3, 24_000));
+    let ids = Tokenizer::open(folder()).unwrap().encode(&text).unwrap();
+    assert!(ids.iter().all(|id| *id > 2), "a word is not in the vocabulary");
+    assert_eq!(OWN.0.config.shape.vocab, support::corpus::vocabulary().len());
+}
+
+#[test]
+fn losses_of_formats_and_gains_of_quantizers() {
+    let at = |recipe: &str, executor: &dyn bitsmith_calibrate::engine::Executor| {
+        let found = judged(&made(recipe).model, executor);
+        println!("{recipe:60} {:+.3} %  {:.3e} nats", 100.0 * found.increase, found.mean_divergence);
+        found
+    };
+    let w8 = at("weight = \"int8-channel\"\nmethod = \"rtn\"", &FLOATS);
+    assert!(w8.increase.abs() < 0.003 && w8.mean_divergence < 1e-3);
+    let fp8 = at("base = \"FP8\"", &SIMULATED);
+    assert!(fp8.increase < 0.01, "{}", fp8.increase);
+    let w8a8 = at("base = \"W8A8\"\nsmooth = true", &SIMULATED);
+    assert!(w8a8.increase < 0.005, "{}", w8a8.increase);
+    for format in ["int4-g64", "int3-g32-asym"] {
+        let nearest = at(&format!("weight = \"{format}\"\nmethod = \"rtn\""), &FLOATS);
+        let gptq = at(&format!("weight = \"{format}\"\nmethod = \"gptq\""), &FLOATS);
+        assert!(gptq.mean_divergence < 0.7 * nearest.mean_divergence, "{format}");
+    }
+    let nearest = at("weight = \"int4-g64-asym\"\nmethod = \"rtn\"", &FLOATS);
+    let awq = at("weight = \"int4-g64-asym\"\nmethod = \"awq\"", &FLOATS);
+    assert!(awq.mean_divergence < 0.9 * nearest.mean_divergence);
+    let w2 = at("weight = \"int2-g32-asym\"\nmethod = \"rtn\"", &FLOATS);
+    assert!(w2.mean_divergence > 0.1, "two bits should show");
+}
+
+/// Kernels on the CPU against the reference that dequantizes weights and, where the recipe quantizes them, inputs.
+#[test]
+fn kernels_compute_what_the_recipes_mean() {
+    let kernels = Kernels::new(bitsmith_runtime::open("cpu:2").unwrap());
+    for (recipe, bound) in [
+        ("base = \"W4A16\"", 1e-3),
+        ("base = \"W3A16\"", 1e-3),
+        ("base = \"W8A8\"", 1e-3),
+        ("base = \"W4A8\"", 1e-3),
+        ("base = \"FP8\"", 1e-3),
+        ("base = \"FP8_DYNAMIC\"", 1e-3),
+        ("base = \"FP8_BLOCK\"", 1e-3),
+        ("base = \"NVFP4\"", 1e-3),
+        (
+            "weight = \"q4_k\"\nactivation = \"int8-token\"\non-indivisible = \"skip\"\n[[layers]]\nmatch = \"re:.*(q|k|v|o|gate|up)_proj\"\nweight = \"q4_0\"",
+            1e-3,
+        ),
+        ("base = \"W4A16\"\nsplit = 0.02", 1e-3),
+    ] {
+        let done = made(recipe);
+        let (simulated, real) = (judged(&done.model, &SIMULATED), judged(&done.model, &kernels));
+        let off = real.model.perplexity / simulated.model.perplexity - 1.0;
+        println!(
+            "{recipe:40} reference {:.5}, kernels {:.5} ({:+.1e})",
+            simulated.model.perplexity, real.model.perplexity, off
+        );
+        assert!(off.abs() < bound, "{recipe}: {off:e}");
+        assert!(real.increase.abs() < 1.0, "{recipe}");
+    }
+}
+
+#[test]
+fn every_target_reads_back_number_for_number() {
+    let (own, ..) = &*OWN;
+    let expected = |model: &Model| -> Vec<Vec<f32>> {
+        model.linears().into_iter().map(|l| l.weight.values().into_owned()).collect()
+    };
+    for (recipe, targets) in [
+        (
+            "weight = \"int4-g64\"\nmethod = \"gptq\"",
+            &[Target::CompressedTensors, Target::Gptq, Target::Awq, Target::Packed][..],
+        ),
+        ("weight = \"int4-g32\"\nmethod = \"rtn\"", &[Target::Gguf, Target::CompressedTensors, Target::Awq]),
+        ("weight = \"int8-g32\"\nmethod = \"rtn\"", &[Target::Gguf, Target::Packed]),
+        (
+            "weight = \"int4-g32-asym\"\nmethod = \"awq\"",
+            &[Target::CompressedTensors, Target::Gptq, Target::Awq, Target::Packed],
+        ),
+        ("weight = \"int3-g32\"\nmethod = \"gptq\"", &[Target::Gptq, Target::Packed]),
+        ("base = \"W8A8\"\nsmooth = 0.5", &[Target::CompressedTensors, Target::Packed]),
+        ("base = \"FP8\"", &[Target::CompressedTensors, Target::Packed]),
+        ("base = \"FP8_BLOCK\"", &[Target::CompressedTensors, Target::Packed]),
+        ("base = \"NVFP4\"", &[Target::CompressedTensors]),
+        ("weight = \"ct-mxfp4\"", &[Target::CompressedTensors]),
+        ("weight = \"ternary-g128\"", &[Target::Packed]),
+        ("weight = \"int4-g32\"\nmethod = \"gptq\"\nsplit = 0.03\nrotate = true", &[Target::Packed]),
+        (
+            "weight = \"int4-g32\"\n[[layers]]\nmatch = \"re:.*down_proj\"\nweight = \"int8-channel\"",
+            &[Target::CompressedTensors],
+        ),
+    ] {
+        let done = made(recipe);
+        for &target in targets {
+            let place = tempfile::tempdir().unwrap();
+            let out = place.path().join(if target == Target::Gguf { "model.gguf" } else { "model" });
+            export(&done.model, target, &out, Some(&folder()))
+                .unwrap_or_else(|e| panic!("{recipe} as {target:?}: {e}"));
+            let again =
+                Checkpoint::open(&out).unwrap().model().unwrap_or_else(|e| panic!("{recipe} as {target:?}: {e}"));
+            assert!(expected(&again) == expected(&done.model), "{recipe} as {target:?}");
+            let activations = |m: &Model| -> Vec<Option<String>> {
+                let shown = |a: bitsmith_compiler::op::Activation| a.to_string();
+                m.linears().into_iter().map(|l| l.activation.map(shown).filter(|a| a != "f16")).collect()
+            };
+            if matches!(target, Target::CompressedTensors | Target::Packed) {
+                let read: Vec<_> = activations(&again);
+                assert_eq!(read, activations(&done.model), "{recipe} as {target:?}");
+            }
+            let (a, b) = (Engine::new(&done.model, &FLOATS).unwrap(), Engine::new(&again, &FLOATS).unwrap());
+            let (a, b) = (a.logits(&[1, 5, 9, 40]).unwrap(), b.logits(&[1, 5, 9, 40]).unwrap());
+            let worst = a.iter().zip(&b).fold(0.0f32, |w, (a, b)| w.max((a - b).abs()));
+            assert!(worst < 1e-4, "{recipe} as {target:?}: logits differ by {worst}");
+        }
+    }
+    // What a target cannot hold is refused by name, and nothing is left behind.
+    let place = tempfile::tempdir().unwrap();
+    let error =
+        export(&made("weight = \"ternary-g128\"").model, Target::Gptq, &place.path().join("x"), None).unwrap_err();
+    assert!(error.to_string().contains("model.layers.0.self_attn.q_proj"), "{error}");
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    assert!(
+        export(own, Target::CompressedTensors, place.path(), None).unwrap_err().to_string().contains("there already")
+    );
+}
+
+#[test]
+fn a_rotated_model_computes_the_same() {
+    let (own, windows, _) = &*OWN;
+    let mut turned = own.clone();
+    bitsmith_calibrate::quantize::rotate::rotate(&mut turned, 3).unwrap();
+    let found = compare(
+        &Engine::new(own, &FLOATS).unwrap(),
+        &Engine::new(&turned, &FLOATS).unwrap(),
+        windows,
+        &FloatCache::boxed,
+    )
+    .unwrap();
+    assert!(found.max_logit_error < 1e-3 && found.mean_divergence < 1e-7, "{found:?}");
+    assert!(turned.linears()[0].weight.values() != own.linears()[0].weight.values());
+}
+
+#[test]
+fn layers_fall_back_until_the_budget_is_met() {
+    let (own, windows, _) = &*OWN;
+    let recipe = "weight = \"int2-g32-asym\"\nmethod = \"rtn\"\n[budget]\nperplexity-increase = 0.01";
+    let mut done = made(recipe);
+    let windows = Windows { list: windows.list[..4].to_vec(), ..windows.clone() };
+    let reference = Engine::new(own, &FLOATS).unwrap();
+    let judge = Judge { reference: &reference, windows: &windows, executor: &FLOATS };
+    let budget = RecipeFile::from_toml(recipe).unwrap().budget;
+    assert_eq!(budget, Some(Budget { perplexity_increase: 0.01 }));
+    let found = fall_back(&mut done.model, &done.floats, &mut done.reports, &judge, 0.01).unwrap();
+    println!("{:+.2} % before, {:+.2} % now, {} fallen", 100.0 * found.before, 100.0 * found.now, found.fallen.len());
+    assert!(found.before > 0.01 && found.met && found.now <= 0.01);
+    assert!(!found.fallen.is_empty() && found.fallen.len() <= found.sweep.len());
+    for name in &found.fallen {
+        let now = done.model.linears().into_iter().find(|l| l.name == *name).unwrap().weight.format_name();
+        assert_eq!(now, "int8-channel");
+        assert_eq!(done.reports.iter().find(|r| r.name == *name).unwrap().format, "int8-channel");
+    }
+}
+
+#[test]
+fn calibration_goes_on_where_it_was_cut_off() {
+    let (_, _, prompts) = &*OWN;
+    let prompts = Prompts { list: prompts.list[..6].to_vec() };
+    let how = Calibration { samples: 6, length: 128, seed: 7 };
+    let checkpoint = Checkpoint::open(folder()).unwrap();
+    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let done = collect(&checkpoint, &prompts, &how, &FLOATS, whole.path(), &mut |_, _| {}).unwrap();
+    assert_eq!((done.done, done.tokens), (2, 6 * 128));
+    // Cut off after the first layer: the progress call ends the run, as a signal would.
+    let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        collect(&checkpoint, &prompts, &how, &FLOATS, cut.path(), &mut |_, _| panic!("cut off"))
+    }));
+    assert!(end.is_err());
+    assert_eq!(read_manifest(cut.path()).unwrap().unwrap().done, 1);
+    let mut now = Vec::new();
+    collect(&checkpoint, &prompts, &how, &FLOATS, cut.path(), &mut |at, _| now.push(at)).unwrap();
+    assert_eq!(now, [2]);
+    for layer in 0..2 {
+        let sites = read_layer(whole.path(), layer).unwrap();
+        assert_eq!(sites, read_layer(cut.path(), layer).unwrap());
+        let names: Vec<&str> = sites.iter().map(|s| s.site.as_str()).collect();
+        assert_eq!(names, ["attention", "output", "mlp", "down"]);
+        assert!(sites.iter().all(|s| s.rows == 6 * 128 && s.absmax.iter().all(|x| x.is_finite())));
+    }
+    let other = Calibration { seed: 8, ..how };
+    let error = collect(&checkpoint, &prompts, &other, &FLOATS, cut.path(), &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("another model, text or seed"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_codes() {
+    let recipe = "weight = \"int4-g64\"\nmethod = \"gptq\"\n[calibration]\nseed = 3";
+    let values = |q: &Quantization| -> Vec<Vec<f32>> {
+        q.model.linears().into_iter().map(|l| l.weight.values().into_owned()).collect()
+    };
+    assert!(values(&made(recipe)) == values(&made(recipe)));
+}
+
+#[test]
+fn a_report_says_where_it_breaks() {
+    let (own, windows, _) = &*OWN;
+    let tokenizer = Tokenizer::open(folder()).unwrap();
+    let tasks = read_probes(&folder().join("probes"), 20).unwrap();
+    let windows = Windows { list: windows.list[..4].to_vec(), ..windows.clone() };
+    let verdict = |recipe: &str| {
+        let done = made(recipe);
+        let kernels = Kernels::new(bitsmith_runtime::open("cpu:2").unwrap());
+        let made = report(&Subject {
+            reference: own,
+            model: &done.model,
+            floats: &FLOATS,
+            executor: &kernels,
+            windows: &windows,
+            probes: Some((&tasks, &tokenizer)),
+            noted: &done.reports,
+            names: ["<q>", "model", "scheme", "text", "kernels"].map(str::to_owned),
+        })
+        .unwrap();
+        assert_eq!((made.layers.len(), made.worst.len(), made.performance.len()), (14, 5, 2));
+        assert!(made.bytes_after < made.bytes_before && made.probes.len() == 5);
+        let page = html(&made).unwrap();
+        assert!(page.contains("&lt;q&gt;") && !page.contains("<q>") && page.matches("<svg").count() == 5);
+        assert!(!page.contains("NaN") && page.contains(&made.verdict));
+        let text = markdown(&made);
+        assert!(text.contains("down_proj") && text.contains("4 windows of 128 tokens"), "{text}");
+        made.verdict
+    };
+    let (good, bad) = (verdict("base = \"W8A16\""), verdict("weight = \"binary-g128\"\nmethod = \"rtn\""));
+    assert!(good.starts_with("excellent"), "{good}");
+    assert!(bad.starts_with("broken"), "{bad}");
+}
