@@ -2,8 +2,10 @@
 //!
 //! Reads `dtype` and `layout` only. Families and the verifier ask it; nobody guesses a width.
 
+mod amd;
 mod cpu;
 
+pub use amd::{AMD_DEVICES, AmdGpu, Dot4, Float8};
 pub use cpu::CPU_LEVELS;
 
 use std::fmt;

@@ -1,6 +1,7 @@
 //! Targets: each takes a verified kernel and makes an artifact. A target has never heard of formats or operations.
 
 pub mod cpu;
+pub mod hip;
 
 use crate::artifact::Artifact;
 use crate::caps::Caps;
