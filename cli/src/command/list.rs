@@ -4,6 +4,8 @@ use crate::table::Table;
 use crate::{Io, Outcome};
 use bitsmith_calibrate::recipe::{RECIPES, Recipe};
 use bitsmith_calibrate::shapes::MODELS;
+use bitsmith_compiler::caps;
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::lower::FAMILIES;
 use bitsmith_compiler::op::Activation;
@@ -32,6 +34,8 @@ enum What {
     Devices,
     /// Targets that code can be made for
     Targets,
+    /// GPUs whose limits and peaks are known
+    Gpus,
     /// Kernel families
     Families,
     /// How activations may come
@@ -126,6 +130,33 @@ impl List {
                 };
                 let rows = CpuTarget::names().map(row).collect::<Result<_, _>>()?;
                 (vec!["target", "platform", "runs here", "features"], rows)
+            }
+            What::Gpus => {
+                let head = vec![
+                    "gpu",
+                    "model",
+                    "instruction set",
+                    "units",
+                    "shared KiB",
+                    "memory GB/s",
+                    "f16 matrix TFLOP/s",
+                    "features",
+                ];
+                let rows = caps::GPUS.iter().flat_map(|list| list.iter()).filter_map(|caps| {
+                    let gpu = caps.gpu?;
+                    let features: Vec<&str> = caps.features.iter().map(|f| f.name()).collect();
+                    Some(vec![
+                        caps.name.to_string(),
+                        gpu.model.to_string(),
+                        gpu.arch.to_string(),
+                        gpu.units.to_string(),
+                        (caps.max_shared_bytes / 1024).to_string(),
+                        gpu.peaks.memory_gb.to_string(),
+                        gpu.peaks.matrix(DType::F16).map_or(String::new(), |tera| tera.to_string()),
+                        features.join(" "),
+                    ])
+                });
+                (head, rows.collect())
             }
             What::Families => {
                 let rows = FAMILIES.iter().map(|f| vec![f.family.name().to_string(), f.summary.to_string()]);

@@ -12,6 +12,8 @@ const fn level(name: &'static str, features: &[Feature], vector_registers: u32) 
         vector_bytes: 16,
         vector_registers,
         buffer_align: 64,
+        matrix: &[],
+        gpu: None,
     }
 }
 

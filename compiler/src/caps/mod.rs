@@ -4,9 +4,17 @@
 
 mod amd;
 mod cpu;
+mod gpu;
+mod matrix;
+mod nvidia;
 
 pub use amd::{AMD_DEVICES, AmdGpu, Dot4, Float8};
 pub use cpu::CPU_LEVELS;
+pub use gpu::{Gpu, Peaks};
+pub use matrix::{LaneMap, MmaShape};
+pub use nvidia::NVIDIA_DEVICES;
+
+use crate::dtype::DType;
 
 use std::fmt;
 
@@ -33,11 +41,27 @@ pub enum Feature {
     PermuteBytes,
     /// Hardware conversion between f16 and f32.
     F16Convert,
+    /// Matrix instructions of a subgroup: the shapes of [`Caps::matrix`].
+    Mma,
+    /// Copies from global to shared memory that a thread starts and waits for later.
+    AsyncCopy,
+    /// Copies of long ranges by one thread, counted by a barrier object in shared memory.
+    BulkCopy,
+    /// Asynchronous matrix instructions of four subgroups, with operands in shared memory.
+    WarpgroupMma,
+    /// Hardware conversion between the OCP 8-bit floats and f16.
+    Float8Convert,
+    /// Matrix instructions on the OCP 8-bit floats.
+    Float8Mma,
+    /// Matrix instructions on 4-bit floats with a scale per block.
+    Float4Mma,
+    /// A kernel may start before the one that it depends on has ended, and wait for it later.
+    GridDependency,
 }
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 10] = [
+    pub const ALL: [Feature; 18] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -48,6 +72,14 @@ impl Feature {
         Feature::Dot4SignedSigned,
         Feature::PermuteBytes,
         Feature::F16Convert,
+        Feature::Mma,
+        Feature::AsyncCopy,
+        Feature::BulkCopy,
+        Feature::WarpgroupMma,
+        Feature::Float8Convert,
+        Feature::Float8Mma,
+        Feature::Float4Mma,
+        Feature::GridDependency,
     ];
 
     /// Stable name.
@@ -63,6 +95,14 @@ impl Feature {
             Feature::Dot4SignedSigned => "dot4-signed-signed",
             Feature::PermuteBytes => "permute-bytes",
             Feature::F16Convert => "f16-convert",
+            Feature::Mma => "mma",
+            Feature::AsyncCopy => "async-copy",
+            Feature::BulkCopy => "bulk-copy",
+            Feature::WarpgroupMma => "warpgroup-mma",
+            Feature::Float8Convert => "float8-convert",
+            Feature::Float8Mma => "float8-mma",
+            Feature::Float4Mma => "float4-mma",
+            Feature::GridDependency => "grid-dependency",
         }
     }
 }
@@ -132,6 +172,10 @@ pub struct Caps {
     pub vector_registers: u32,
     /// Alignment that vector loads want, in bytes: buffers are allocated at this.
     pub buffer_align: u32,
+    /// Matrix instructions of a subgroup.
+    pub matrix: &'static [MmaShape],
+    /// The device as a whole, where it is a GPU.
+    pub gpu: Option<&'static Gpu>,
 }
 
 impl Caps {
@@ -145,5 +189,27 @@ impl Caps {
         vector_bytes: 64,
         vector_registers: 32,
         buffer_align: 64,
+        matrix: &nvidia::SHAPES,
+        gpu: None,
     };
+
+    /// The matrix instruction with operands and sums of these types, if the device has one.
+    pub fn mma(&self, a: DType, b: DType, acc: DType) -> Option<&'static MmaShape> {
+        self.matrix.iter().find(|shape| (shape.a, shape.b, shape.acc) == (a, b, acc))
+    }
+}
+
+/// GPUs that kernels can be made for, by vendor.
+pub const GPUS: &[&[Caps]] = &[&NVIDIA_DEVICES];
+
+/// Every matrix instruction of any device, for the text form.
+pub fn matrix_shapes() -> impl Iterator<Item = &'static MmaShape> {
+    nvidia::SHAPES.iter()
+}
+
+/// A GPU by its name (`h200`), or the first one of an instruction set (`sm_90a`).
+pub fn gpu(name: &str) -> Option<&'static Caps> {
+    let all = || GPUS.iter().flat_map(|list| list.iter());
+    let of_arch = |caps: &&Caps| caps.gpu.is_some_and(|gpu| gpu.arch.eq_ignore_ascii_case(name));
+    all().find(|caps| caps.name.eq_ignore_ascii_case(name)).or_else(|| all().find(of_arch))
 }
