@@ -165,6 +165,7 @@ template <typename Offer> inline Offer& offer_of(Lane* lane) { return *static_ca
 } // namespace host
 
 #define __global__
+#define BITSMITH_WORKGROUP(threads)
 #define __device__ __attribute__((always_inline))
 #ifdef BITSMITH_POISON_LDS
 #define __shared__ static __attribute__((section("bitsmith_lds")))
@@ -189,7 +190,8 @@ __attribute__((noinline, convergent)) inline void __builtin_amdgcn_s_barrier() {
 }
 
 #define __HIP_MEMORY_SCOPE_AGENT 4
-inline unsigned __hip_atomic_fetch_add(unsigned* to, unsigned number, int, int) {
+#define __hip_atomic_fetch_add bitsmith_fetch_add
+inline unsigned bitsmith_fetch_add(unsigned* to, unsigned number, int, int) {
     unsigned before = *to;
     *to = before + number;
     return before;
@@ -325,3 +327,4 @@ inline unsigned __builtin_amdgcn_cvt_pk_bf8_f32(float a, float b, unsigned old, 
     int bias = bitsmith_fnuz ? 16 : 15;
     return bitsmith_pack(bitsmith_to_float8(a, 2, bias, bitsmith_fnuz), bitsmith_to_float8(b, 2, bias, bitsmith_fnuz), old, upper);
 }
+#include "matrix.h"

@@ -106,7 +106,7 @@ fn clang_takes_them_for_every_device() {
     for device in ["mi300x", "mi250", "rx7900xtx", "rx9070xt"] {
         let target = HipTarget::named(device).unwrap();
         let text: String = (0..seeds() / 4).map(|seed| launch(&target, seed).0.source).collect();
-        let resources = clang::compile(&clang, target.gpu().gfx, &text, &folder.path().join(device)).unwrap();
+        let resources = clang::compile(&clang, target.arch(), &text, &folder.path().join(device)).unwrap();
         assert_eq!(resources.len() as u64, seeds() / 4, "{device}: a remark for every kernel");
     }
 }

@@ -64,8 +64,8 @@ impl Program {
         let source = folder.path().join("kernels.cpp");
         std::fs::write(&source, text).map_err(|e| e.to_string())?;
         let mut command = Command::new(clang);
-        command.args(["-x", "c++", "-std=c++17", "-O1", "-ffloat16-excess-precision=none", "-Wno-unknown-attributes"]);
-        command.args(["-Wno-ignored-attributes", "-Wno-psabi"]);
+        command.args(["-x", "c++", "-std=c++17", "-O1", "-Xclang", "-ffloat16-excess-precision=none"]);
+        command.args(["-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi"]);
         if fnuz {
             command.arg("-DBITSMITH_FNUZ");
         }

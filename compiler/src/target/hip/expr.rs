@@ -415,8 +415,7 @@ impl Emitter<'_> {
         let (x, y) = (self.operand(a), self.operand(b));
         if half > 1 && ty.lanes > 1 {
             let picks: Vec<String> = lanes.iter().map(u8::to_string).collect();
-            let text = format!("__builtin_shufflevector({}, {}, {})", x.text, y.text, picks.join(", "));
-            return Expr::of(text, Binds::Atom, &[&x, &y]);
+            return Expr::call(&format!("pick<{}>", picks.join(", ")), &[&x, &y]);
         }
         let pick = |lane: u8| {
             let (from, lane) = if lane < half { (&x, lane) } else { (&y, lane - half) };

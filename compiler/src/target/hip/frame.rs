@@ -81,8 +81,8 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
     context.insert(
         "device",
         &Device {
-            gfx: gpu.gfx,
-            models: gpu.models,
+            gfx: super::arch(gpu),
+            models: gpu.caps.gpu.map_or("", |gpu| gpu.model),
             wave: gpu.caps.subgroup,
             dies: gpu.dies,
             dot4: match gpu.dot4 {

@@ -16,7 +16,7 @@ mod text;
 mod types;
 
 use crate::artifact::{Arg, ArgKind, Artifact, Payload};
-use crate::caps::{AMD_DEVICES, AmdGpu, Caps};
+use crate::caps::{AMD_GPUS, AmdGpu, Caps};
 use crate::error::{Error, Result};
 use crate::ir::{Access, Kernel, Param, ParamKind, Scalar, Verified};
 use crate::pass::expand::{Choice, expand_chosen};
@@ -42,7 +42,7 @@ pub struct HipTarget {
 impl HipTarget {
     /// A device by name, such as `mi300x`, or the first one of an instruction set, such as `gfx942`.
     pub fn named(name: &str) -> Result<HipTarget> {
-        let found = AMD_DEVICES.iter().find(|gpu| gpu.caps.name == name || gpu.gfx == name);
+        let found = AMD_GPUS.iter().find(|gpu| gpu.caps.name == name).or_else(|| AMD_GPUS.iter().find(|gpu| arch(gpu) == name));
         found.map(|gpu| HipTarget { gpu }).ok_or_else(|| {
             Error::Unsupported(format!("AMD device `{name}`; accepted: {}", HipTarget::names().collect::<Vec<_>>().join(", ")))
         })
@@ -50,7 +50,12 @@ impl HipTarget {
 
     /// The names of devices that [`HipTarget::named`] takes.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        AMD_DEVICES.iter().map(|gpu| gpu.caps.name)
+        AMD_GPUS.iter().map(|gpu| gpu.caps.name)
+    }
+
+    /// The instruction set, as `--offload-arch` takes it: `gfx942`.
+    pub fn arch(&self) -> &'static str {
+        arch(self.gpu)
     }
 
     /// What the device is.
@@ -87,6 +92,10 @@ impl Target for HipTarget {
             frame::source(kernel.kernel(), self.gpu)
         })
     }
+}
+
+fn arch(gpu: &AmdGpu) -> &'static str {
+    gpu.caps.gpu.map_or("", |gpu| gpu.arch)
 }
 
 fn arg(param: &Param) -> Result<Arg> {

@@ -13,7 +13,7 @@ const TAKEN: &[&str] = &[
     "explicit", "export", "extern", "f16", "f32", "false", "float", "Float8", "for", "friend", "from_lane",
     "from_lane_down", "from_lane_xor", "fused", "goto", "greatest", "i16", "i32", "i64", "i8", "if", "inline", "int",
     "least", "load", "long", "look_up", "main", "mask", "maximum", "minimum", "mutable", "namespace", "nearby_block",
-    "new", "noexcept", "not", "not_eq", "nullptr", "operator", "or", "or_eq", "own_lane", "partner", "partner_of",
+    "new", "noexcept", "not", "not_eq", "nullptr", "operator", "or", "or_eq", "own_lane", "partner", "partner_of", "pick", "both_halves",
     "power_of_two", "private", "protected", "public", "reduce", "register", "reinterpret_cast", "requires", "return",
     "root", "saturate", "short", "signed", "sizeof", "static", "static_assert", "static_cast", "store", "struct",
     "switch", "template", "this", "thread_local", "throw", "true", "try", "typedef", "typeid", "typename", "u16", "u32",
