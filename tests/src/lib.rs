@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod hip;
+pub mod ptxas;
 pub mod random;
 pub mod run;
 

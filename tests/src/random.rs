@@ -46,6 +46,9 @@ impl Options {
     /// Everything that one thread can do.
     pub const WIDE: Options = Options { vector_bytes: 64, small_float_arithmetic: true, ..Options::CPU };
 
+    /// One thread among the workgroups of a GPU: everything but wide sizes.
+    pub const SIMT_ALONE: Options = Options { threads: 1, subgroup: 1, small_float_arithmetic: true, ..Options::CPU };
+
     /// Workgroups of several threads.
     pub const SIMT: Options = Options { threads: 16, subgroup: 8, small_float_arithmetic: true, ..Options::CPU };
 }

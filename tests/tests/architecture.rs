@@ -38,7 +38,17 @@ fn sources(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn all_sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for part in ["compiler/src", "runtime/src", "autotune/src", "calibrate/src", "cli/src", "tests", "benches"] {
+    for part in [
+        "compiler/src",
+        "runtime/src",
+        "autotune/src",
+        "calibrate/src",
+        "emulate/src",
+        "emulate/tests",
+        "cli/src",
+        "tests",
+        "benches",
+    ] {
         sources(&root().join(part), &mut files);
     }
     files.sort();
@@ -127,4 +137,22 @@ fn files_are_short_and_say_what_they_are() {
 fn unsafe_code_says_why() {
     let compiler = std::fs::read_to_string(root().join("compiler/src/lib.rs")).unwrap();
     assert!(compiler.contains("#![forbid(unsafe_code)]"));
+}
+
+#[test]
+fn the_ptx_machine_knows_nothing_of_the_compiler() {
+    // It is a second reading of the PTX ISA, so it must not share code or tables with what it checks.
+    let manifest = std::fs::read_to_string(root().join("emulate/Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
+    assert!(!dependencies.contains("bitsmith"), "emulate depends on a crate of the project");
+    let mut files = Vec::new();
+    sources(&root().join("emulate"), &mut files);
+    assert!(files.len() > 20, "the sources of the PTX machine were not found");
+    let own = "bitsmith_emulate";
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap().replace(own, "");
+        assert!(!text.contains("bitsmith_"), "{} names a crate of the project", file.display());
+        assert!(!text.contains("/compiler/"), "{} includes the compiler's sources", file.display());
+    }
+    assert!(std::fs::read_to_string(root().join("emulate/src/lib.rs")).unwrap().contains("#![forbid(unsafe_code)]"));
 }

@@ -7,9 +7,9 @@ use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::caps::{CPU_LEVELS, Float8};
 use bitsmith_compiler::ir::interp::ArgValue;
 use bitsmith_compiler::ir::verify;
+use bitsmith_compiler::lower;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::hip::HipTarget;
-use bitsmith_compiler::lower;
 use bitsmith_tests::cases::{self, Case};
 use bitsmith_tests::hip::clang;
 use bitsmith_tests::hip::host::{Launch, Order, Program, Sanitize};
@@ -41,9 +41,11 @@ fn prepare(target: &HipTarget, seed: u64) -> Prepared {
     let kernel = lower::lower(&case.op, &case.schedule, one_thread).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     let caps = target.caps();
     let legal_kernel = bitsmith_compiler::legalize(&kernel, target).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    let artifact = target.emit(&verify(&legal_kernel, caps).unwrap()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    let artifact =
+        target.emit(&verify(&legal_kernel, caps).unwrap()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     let interpret = |kernel| {
-        run::interpret(kernel, caps, &problem, &case.schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}\n{case:?}"))
+        run::interpret(kernel, caps, &problem, &case.schedule)
+            .unwrap_or_else(|why| panic!("seed {seed}: {why}\n{case:?}"))
     };
     within(&problem, &interpret(&kernel), &format!("seed {seed}, interpreter: {case:?}"));
     let legal = interpret(&legal_kernel);

@@ -51,7 +51,8 @@ fn agree(device: &str, sanitize: Sanitize, range: std::ops::Range<u64>, orders: 
     let end = range.end;
     let batch = |first: u64| {
         let seeds: Vec<u64> = (first..(first + BATCH).min(end)).collect();
-        let (launches, expected): (Vec<Launch>, Vec<Vec<ArgValue>>) = seeds.iter().map(|&seed| launch(&target, seed)).unzip();
+        let (launches, expected): (Vec<Launch>, Vec<Vec<ArgValue>>) =
+            seeds.iter().map(|&seed| launch(&target, seed)).unzip();
         let sources: Vec<String> = launches.iter().map(|launch| launch.source.clone()).collect();
         let program = Program::build(&clang, launches, fnuz, sanitize).unwrap();
         for &order in orders {

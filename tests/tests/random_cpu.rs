@@ -4,6 +4,7 @@ use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Kernel, Verified, parse, verify};
 use bitsmith_compiler::target::Target;
+use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_runtime::{self as runtime, Buffer, Device, LaunchArg};
 use bitsmith_tests::random::{Case, Options, kernel};
@@ -77,17 +78,41 @@ fn stages(device: &CpuDevice, case: &Case) -> Result<(), String> {
     }
     let outputs = on_cpu(device, device.target(), &legal, case).map_err(|e| e.to_string())?;
     match expected.iter().zip(&outputs).position(|(expected, got)| expected.bytes() != got) {
-        Some(i) => Err(format!("argument {i} differs on the CPU:\n{text}")),
+        Some(i) => {
+            let byte = expected[i].bytes().iter().zip(&outputs[i]).position(|(a, b)| a != b);
+            Err(format!("argument {i} differs at byte {byte:?} on the CPU:\n{text}"))
+        }
         None => Ok(()),
     }
 }
 
+/// The levels that the suite runs on: the host's own, and those under it that it can run as well.
+fn targets() -> Vec<CpuTarget> {
+    let host = CpuTarget::host().unwrap();
+    let name = host.name().to_string();
+    let mut list = vec![host];
+    for level in CpuTarget::names().filter(|level| *level != name) {
+        let target = CpuTarget::named(level).unwrap();
+        if target.runs_here() {
+            list.push(target);
+        }
+    }
+    list
+}
+
 fn check(options: Options) {
-    let device = CpuDevice::new(1).unwrap();
-    for seed in 0..seeds() {
+    for target in targets().into_iter().filter(|target| target.caps().vector_bytes >= options.vector_bytes.min(32)) {
+        check_on(target, options);
+    }
+}
+
+fn check_on(target: CpuTarget, options: Options) {
+    let device = CpuDevice::with_target(target, 1).unwrap();
+    let first: u64 = std::env::var("BITSMITH_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds() {
         let case = kernel(seed, options);
         if let Err(why) = stages(&device, &case) {
-            panic!("seed {seed} of {options:?}: {why}");
+            panic!("seed {seed} of {options:?} on {:?}: {why}", device.target());
         }
     }
 }
@@ -100,4 +125,9 @@ fn kernels_for_the_cpu() {
 #[test]
 fn kernels_without_narrow_vectors() {
     check(Options { narrow_vectors: false, ..Options::CPU });
+}
+
+#[test]
+fn kernels_with_wide_vectors() {
+    check(Options { vector_bytes: 64, ..Options::CPU });
 }

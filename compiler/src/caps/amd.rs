@@ -66,8 +66,7 @@ const fn column(index: u8) -> Bit {
 }
 
 /// Sums of a 16 x 16 MFMA: lane l holds rows 4 (l / 16) and the three after it, column l % 16.
-const SUMS_64: Layout =
-    Layout::constant(&[row(0), row(1), column(0), column(1), column(2), column(3), row(2), row(3)]);
+const SUMS_64: Layout = Layout::constant(&[row(0), row(1), column(0), column(1), column(2), column(3), row(2), row(3)]);
 
 /// 16 x 16 MFMA with four elements of K in a lane: lane l holds row l % 16, columns 4 (l / 16) and after.
 const MFMA_4: LaneMap = LaneMap {
@@ -97,18 +96,7 @@ const MFMA_16: LaneMap = LaneMap {
         column(4),
         column(5),
     ]),
-    b: Layout::constant(&[
-        row(0),
-        row(1),
-        row(2),
-        row(3),
-        column(0),
-        column(1),
-        column(2),
-        column(3),
-        row(4),
-        row(5),
-    ]),
+    b: Layout::constant(&[row(0), row(1), row(2), row(3), column(0), column(1), column(2), column(3), row(4), row(5)]),
     acc: SUMS_64,
 };
 
@@ -136,11 +124,8 @@ const fn shape(k: u32, a: DType, b: DType, acc: DType, lanes: u32, map: LaneMap)
     MmaShape { m: 16, n: 16, k, a, b, acc, lanes, map: Some(map) }
 }
 
-const CDNA2: &[MmaShape] = &[
-    shape(16, F16, F16, F32, 64, MFMA_4),
-    shape(16, Bf16, Bf16, F32, 64, MFMA_4),
-    shape(16, I8, I8, I32, 64, MFMA_4),
-];
+const CDNA2: &[MmaShape] =
+    &[shape(16, F16, F16, F32, 64, MFMA_4), shape(16, Bf16, Bf16, F32, 64, MFMA_4), shape(16, I8, I8, I32, 64, MFMA_4)];
 
 const CDNA3: &[MmaShape] = &[
     shape(16, F16, F16, F32, 64, MFMA_4),
@@ -194,7 +179,13 @@ const BASIC: Features = Features::of(&[
 /// With the OCP 8-bit floats.
 const OCP: Features = BASIC.with(Feature::Float8Convert).with(Feature::Float8Mma);
 
-const fn caps(name: &'static str, features: Features, subgroup: u32, matrix: &'static [MmaShape], gpu: &'static Gpu) -> Caps {
+const fn caps(
+    name: &'static str,
+    features: Features,
+    subgroup: u32,
+    matrix: &'static [MmaShape],
+    gpu: &'static Gpu,
+) -> Caps {
     Caps {
         name,
         features,
@@ -210,7 +201,14 @@ const fn caps(name: &'static str, features: Features, subgroup: u32, matrix: &'s
 }
 
 /// A CDNA unit: four SIMDs of 512 registers for 64 lanes, eight waves each.
-const fn cdna(arch: &'static str, model: &'static str, units: u32, shared_kib: u32, cache_mib: u64, peaks: Peaks) -> Gpu {
+const fn cdna(
+    arch: &'static str,
+    model: &'static str,
+    units: u32,
+    shared_kib: u32,
+    cache_mib: u64,
+    peaks: Peaks,
+) -> Gpu {
     Gpu {
         arch,
         model,

@@ -2,14 +2,14 @@
 
 use super::{Caps, Feature, Features};
 
-const fn level(name: &'static str, features: &[Feature], vector_registers: u32) -> Caps {
+const fn level(name: &'static str, features: &[Feature], vector_bytes: u32, vector_registers: u32) -> Caps {
     Caps {
         name,
         features: Features::of(features),
         subgroup: 1,
         max_workgroup: 1,
         max_shared_bytes: 16 << 20,
-        vector_bytes: 16,
+        vector_bytes,
         vector_registers,
         buffer_align: 64,
         matrix: &[],
@@ -17,18 +17,33 @@ const fn level(name: &'static str, features: &[Feature], vector_registers: u32) 
     }
 }
 
-/// Every CPU level that kernels can be generated for, weakest first within an architecture.
+const V2: &[Feature] = &[Feature::PermuteBytes];
+const V3: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert];
+const V3_VNNI: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot4UnsignedSigned];
+/// Cranelift has no conversion of binary16.
+const CLIF: &[Feature] = &[Feature::PermuteBytes, Feature::Fma];
+const CLIF_VNNI: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4UnsignedSigned];
+
+/// Every CPU level that kernels can be generated for, weakest first within an architecture. From `x86-64-v3` on the wide
+/// emitter makes x86-64 code, with vectors of 32 bytes (AVX2) or 64 (AVX-512); a name that ends in `+clif` takes
+/// Cranelift and its vectors of 16 bytes instead.
 pub const CPU_LEVELS: &[Caps] = &[
-    level("x86-64-v2", &[Feature::PermuteBytes], 16),
-    level("x86-64-v3", &[Feature::PermuteBytes, Feature::Fma], 16),
-    level("x86-64-v4", &[Feature::PermuteBytes, Feature::Fma], 16),
-    level("x86-64-v4+vnni", &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4UnsignedSigned], 16),
-    level("aarch64", &[Feature::PermuteBytes, Feature::Fma], 32),
-    level("aarch64+dotprod", &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4SignedSigned], 32),
+    level("x86-64-v2", V2, 16, 16),
+    level("x86-64-v3", V3, 32, 16),
+    level("x86-64-v3+vnni", V3_VNNI, 32, 16),
+    level("x86-64-v4", V3, 64, 32),
+    level("x86-64-v4+vnni", V3_VNNI, 64, 32),
+    level("x86-64-v3+clif", CLIF, 16, 16),
+    level("x86-64-v3+vnni+clif", CLIF_VNNI, 16, 16),
+    level("x86-64-v4+clif", CLIF, 16, 16),
+    level("x86-64-v4+vnni+clif", CLIF_VNNI, 16, 16),
+    level("aarch64", &[Feature::PermuteBytes, Feature::Fma], 16, 32),
+    level("aarch64+dotprod", &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4SignedSigned], 16, 32),
     level(
         "aarch64+i8mm",
         &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4SignedSigned, Feature::Dot4UnsignedSigned],
+        16,
         32,
     ),
-    level("riscv64", &[Feature::Fma], 32),
+    level("riscv64", &[Feature::Fma], 16, 32),
 ];

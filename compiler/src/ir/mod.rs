@@ -19,6 +19,7 @@ mod verify;
 pub use builder::Builder;
 pub use kernel::*;
 pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};
+pub use print::head as statement_head;
 pub use types::{Memory, Scalar, Type, Value};
 pub use uniform::{Uniform, uniformity};
 pub use verify::{Diagnostic, Verified, verify};

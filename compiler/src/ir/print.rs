@@ -19,7 +19,7 @@ impl Display for Kernel {
 const HEAD_BYTES: usize = 240;
 
 /// The first line of a statement, cut where it is very long: what a diagnostic shows.
-pub(super) fn head(kernel: &Kernel, statement: &Statement) -> String {
+pub fn head(kernel: &Kernel, statement: &Statement) -> String {
     let mut out = Bounded { text: String::new(), full: false };
     let _ = Printer { kernel, out: &mut out }.head(statement);
     match statement.inst {

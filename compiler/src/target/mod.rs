@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod hip;
+pub mod ptx;
 
 use crate::artifact::Artifact;
 use crate::caps::Caps;

@@ -212,7 +212,10 @@ impl Device for HipDevice {
         let [x, y, z] = launch.program.artifact.workgroup;
         // The hardware counts threads of a grid in 32 bits along each axis.
         if launch.grid.iter().zip([x, y, z]).any(|(&groups, threads)| groups.checked_mul(threads).is_none()) {
-            return Err(Error::invalid(format!("a grid of {:?} workgroups; accepted: below 2^32 threads", launch.grid)));
+            return Err(Error::invalid(format!(
+                "a grid of {:?} workgroups; accepted: below 2^32 threads",
+                launch.grid
+            )));
         }
         let mut values = Vec::with_capacity(launch.args.len());
         for arg in &launch.args {

@@ -69,7 +69,15 @@ pub fn compile(clang: &Path, gfx: &str, text: &str, out: &Path) -> Result<Vec<Re
     std::fs::write(&source, text).map_err(|e| e.to_string())?;
     let output = Command::new(clang)
         .args(["-x", "hip", "--offload-device-only", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc"])
-        .args(["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Rpass-analysis=kernel-resource-usage"])
+        .args([
+            "-O3",
+            "-std=c++17",
+            "-Wall",
+            "-Werror",
+            "-Wno-unused-variable",
+            "-Wno-unused-but-set-variable",
+            "-Rpass-analysis=kernel-resource-usage",
+        ])
         .arg(format!("--offload-arch={gfx}"))
         .arg(&source)
         .arg("-o")
@@ -112,7 +120,8 @@ fn resources(messages: &str) -> Vec<Resources> {
 
 /// The disassembly of a compiled file, by kernel.
 pub fn disassembly(clang: &Path, gfx: &str, code: &Path) -> Result<Vec<(String, String)>, String> {
-    let name = clang.file_name().map(|name| name.to_string_lossy().replace("clang", "llvm-objdump")).unwrap_or_default();
+    let name =
+        clang.file_name().map(|name| name.to_string_lossy().replace("clang", "llvm-objdump")).unwrap_or_default();
     let tool = clang.with_file_name(name);
     let output = Command::new(&tool)
         .args(["-d", "--no-show-raw-insn", &format!("--mcpu={gfx}")])

@@ -58,7 +58,11 @@ impl Program {
         }
         text += "static void (*const bitsmith_kernels[])(void**) = {\n";
         for launch in &launches {
-            text += &format!("    [](void** a) {{ bitsmith::{}({}); }},\n", launch.artifact.entry, arguments(&launch.artifact));
+            text += &format!(
+                "    [](void** a) {{ bitsmith::{}({}); }},\n",
+                launch.artifact.entry,
+                arguments(&launch.artifact)
+            );
         }
         text += &format!("}};\n#include \"{}\"\n", hip.join("main.h").display());
         let source = folder.path().join("kernels.cpp");

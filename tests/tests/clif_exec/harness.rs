@@ -77,17 +77,10 @@ impl Aligned {
 }
 
 pub fn levels() -> Vec<CpuTarget> {
-    let host = CpuTarget::host().expect("a known host");
-    let family = host.name().split(['-', '+', '@']).next().unwrap_or_default().to_string();
-    let rest = host.name().split_once('@').map(|(_, triple)| format!("@{triple}")).unwrap_or_default();
-    let own = host.name().split('@').next().unwrap_or_default().to_string();
-    // Levels of a family are listed weakest first; the one with VEX-coded VNNI is beside that line.
     CpuTarget::names()
-        .take_while(|name| !name.starts_with(&family) || *name != own)
-        .filter(|name| name.starts_with(&family) && *name != "x86-64-v3+vnni")
-        .map(String::from)
-        .chain([own.clone()])
-        .map(|name| CpuTarget::named(&format!("{name}{rest}")).expect("a level"))
+        .map(|name| CpuTarget::named(name).expect("a level"))
+        .filter(CpuTarget::runs_here)
+        .chain([CpuTarget::host().expect("a known host")])
         .collect()
 }
 
@@ -153,7 +146,9 @@ pub fn check(ty: Type, cases: &[Case]) {
     let kernel = b.finish();
     let verified = verify(&kernel, &Caps::ANY).unwrap_or_else(|faults| panic!("{ty}: {}", faults[0]));
     for target in levels() {
-        let artifact = target.emit(&verified).unwrap_or_else(|error| panic!("{ty} on {}: {error}", target.name()));
+        let legal = target.legalize(&verified).expect("a sound kernel has a legal form");
+        let legal = verify(&legal, &Caps::ANY).unwrap_or_else(|faults| panic!("{ty}: {}", faults[0]));
+        let artifact = target.emit(&legal).unwrap_or_else(|error| panic!("{ty} on {}: {error}", target.name()));
         let loaded = Loaded::new(artifact.payload.bytes());
         let mut rng = fastrand::Rng::with_seed(0x5eed);
         for _ in 0..60 {

@@ -333,8 +333,9 @@ fn narrowing_meets_every_exponent() {
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
     let mut from = Aligned::new(bytes.len());
     from.fill(&bytes);
-    let verified = verify(&kernel, &Caps::ANY).expect("a sound kernel");
-    let loaded = Loaded::new(CpuTarget::host().expect("a host").emit(&verified).expect("code").payload.bytes());
+    let host = CpuTarget::host().expect("a host");
+    let legal = host.legalize(&verify(&kernel, &Caps::ANY).expect("a sound kernel")).expect("a legal form");
+    let loaded = Loaded::new(host.emit(&verify(&legal, &Caps::ANY).expect("sound")).expect("code").payload.bytes());
     let mut made: Vec<Aligned> =
         SMALL_FLOATS.iter().map(|to| Aligned::new(numbers.len() * to.bytes() as usize)).collect();
     let args: Vec<u64> =

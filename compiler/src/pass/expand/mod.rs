@@ -26,6 +26,8 @@ pub struct Choice {
     pub popcount: bool,
     /// Casts from and to the 8-bit floats to integer arithmetic.
     pub storage_casts: bool,
+    /// But not those from and to E4M3 and E5M2, which the device has.
+    pub native_ocp_casts: bool,
     /// Casts from and to f16 to integer arithmetic.
     pub f16_casts: bool,
     /// Casts from and to bf16 to integer arithmetic.
@@ -46,6 +48,7 @@ impl Choice {
             exp2: true,
             popcount: true,
             storage_casts: true,
+            native_ocp_casts: false,
             f16_casts: lacks(Feature::F16Convert),
             bf16_casts: true,
             subgroup_of_one: caps.subgroup == 1,
@@ -61,6 +64,7 @@ impl Choice {
         exp2: false,
         popcount: false,
         storage_casts: false,
+        native_ocp_casts: false,
         f16_casts: false,
         bf16_casts: false,
         subgroup_of_one: false,
@@ -75,6 +79,7 @@ impl Choice {
         exp2: true,
         popcount: true,
         storage_casts: true,
+        native_ocp_casts: false,
         f16_casts: true,
         bf16_casts: true,
         subgroup_of_one: true,
@@ -85,6 +90,7 @@ impl Choice {
         match scalar {
             Scalar::F16 => self.f16_casts,
             Scalar::Bf16 => self.bf16_casts,
+            Scalar::E4m3fn | Scalar::E5m2 if self.native_ocp_casts => false,
             other => other.is_storage() && self.storage_casts,
         }
     }

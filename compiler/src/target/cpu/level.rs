@@ -7,6 +7,7 @@ use cranelift_codegen::isa::{self, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use target_lexicon::{Architecture, Triple};
 
+use super::wide::Wide;
 use crate::caps::{CPU_LEVELS, Caps, Feature};
 use crate::error::{Error, Result};
 
@@ -34,6 +35,8 @@ pub(super) struct Facts {
     pub i8mm: bool,
     /// Fused multiply-add in one instruction.
     pub fma: bool,
+    /// What the wide emitter needs to know; `None` where Cranelift emits.
+    pub wide: Option<Wide>,
 }
 
 /// An instruction set family.
@@ -59,6 +62,10 @@ const ROWS: &[Row] = &[
     Row("x86-64-v3+vnni", X86, &["has_avx_vnni"]),
     Row("x86-64-v4", X86, &[]),
     Row("x86-64-v4+vnni", X86, &["has_avx512vnni"]),
+    Row("x86-64-v3+clif", X86, &[]),
+    Row("x86-64-v3+vnni+clif", X86, &["has_avx_vnni"]),
+    Row("x86-64-v4+clif", X86, &[]),
+    Row("x86-64-v4+vnni+clif", X86, &["has_avx512vnni"]),
     Row("aarch64", ARM, &[]),
     Row("aarch64+dotprod", ARM, &["has_dotprod"]),
     Row("aarch64+i8mm", ARM, &["has_dotprod", "has_i8mm"]),
@@ -88,10 +95,11 @@ impl Level {
         }
         let facts = Facts {
             arch,
-            vnni: row.0.ends_with("+vnni"),
+            vnni: row.0.contains("+vnni"),
             dotprod: row.2.contains(&"has_dotprod"),
             i8mm: row.2.contains(&"has_i8mm"),
             fma: caps.features.has(Feature::Fma),
+            wide: wide(row.0),
         };
         let isa = isa_for(row, parsed).map_err(|message| Error::Unsupported(format!("{name}: {message}")))?;
         Ok(Level { name: name.to_string(), caps, isa, facts })
@@ -135,12 +143,14 @@ fn arch_of(level: &str) -> Arch {
     }
 }
 
-/// `x86-64-v3+vnni` is the level of desktop CPUs that have VNNI but no AVX-512; it is v3 with one more feature.
+/// From `x86-64-v3` on the wide emitter makes x86-64 code; a name that ends in `+clif` asks for Cranelift instead.
+fn wide(level: &str) -> Option<Wide> {
+    let wide = level.starts_with("x86-64-v3") || level.starts_with("x86-64-v4");
+    (wide && !level.ends_with("+clif"))
+        .then(|| Wide { avx512: level.starts_with("x86-64-v4"), vnni: level.contains("+vnni") })
+}
+
 fn caps(level: &str) -> Option<Caps> {
-    if level == "x86-64-v3+vnni" {
-        let v3 = caps("x86-64-v3")?;
-        return Some(Caps { name: "x86-64-v3+vnni", features: v3.features.with(Feature::Dot4UnsignedSigned), ..v3 });
-    }
     CPU_LEVELS.iter().find(|caps| caps.name == level).copied()
 }
 

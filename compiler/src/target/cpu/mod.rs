@@ -1,4 +1,8 @@
-//! CPU machine code through Cranelift: a kernel becomes one position-independent function.
+//! CPU machine code: a kernel becomes one position-independent function.
+//!
+//! Two emitters stand behind one face, and the level's name says which: from `x86-64-v3` on x86-64 code comes from the
+//! wide emitter ([`wide`], vectors of 32 or 64 bytes), everything else and every name that ends in `+clif` from Cranelift
+//! (vectors of 16 bytes). Neither falls back on the other.
 //!
 //! Reads a verified kernel, makes an [`Artifact`] whose payload is machine code with its constants behind it. Always
 //! holds: the code has no relocations, and the level's name alone (never the machine that runs the compiler) decides it.
@@ -23,11 +27,13 @@ mod packed;
 mod small_float;
 mod support;
 mod value;
+mod wide;
 
 #[cfg(test)]
 mod tests;
 
 pub use object::object;
+pub use wide::Report;
 
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::{CompiledCode, Context};
@@ -55,6 +61,25 @@ const EXPAND: Pass = Pass {
     reason: "no processor has exp2; the rest is emitted as it is",
     run: |kernel, _| {
         pass::expand::expand_chosen(kernel, &pass::expand::Choice { exp2: true, ..pass::expand::Choice::NONE })
+    },
+};
+
+/// What a kernel goes through before the wide emitter takes it.
+const WIDE_PASSES: &[Pass] = &[pass::FOLD, WIDE_EXPAND, pass::CSE, HOIST, pass::DCE];
+
+/// The wide emitter has conversions of binary16; the rarer floats are integer arithmetic.
+const WIDE_EXPAND: Pass = Pass {
+    name: "expand",
+    reason: "what x86 has no instruction for, and the casts that its own would round otherwise",
+    run: |kernel, _| {
+        let choice = pass::expand::Choice {
+            exp2: true,
+            popcount: true,
+            storage_casts: true,
+            bf16_casts: true,
+            ..pass::expand::Choice::NONE
+        };
+        pass::expand::expand_chosen(kernel, &choice)
     },
 };
 
@@ -119,8 +144,24 @@ impl CpuTarget {
         Ok(code)
     }
 
+    /// Which emitter makes the code of this level: `wide` or `cranelift`.
+    pub fn emitter(&self) -> &'static str {
+        if self.level.facts.wide.is_some() { "wide" } else { "cranelift" }
+    }
+
+    /// What the wide emitter makes of a legalized kernel and what registers cost it; `None` where Cranelift emits.
+    pub fn report(&self, kernel: &Verified<'_>) -> Result<Option<Report>> {
+        Ok(self.wide(kernel.kernel())?.map(|(_, report)| report))
+    }
+
+    fn wide(&self, kernel: &ir::Kernel) -> Result<Option<(Vec<u8>, Report)>> {
+        let Some(wide) = self.level.facts.wide else { return Ok(None) };
+        support::check(kernel, &self.level.caps, true)?;
+        wide::compile(kernel, &self.level, wide).map(Some)
+    }
+
     fn function(&self, kernel: &ir::Kernel) -> Result<cranelift_codegen::ir::Function> {
-        support::check(kernel, &self.level.caps)?;
+        support::check(kernel, &self.level.caps, false)?;
         Ok(emit::function(kernel, &self.level))
     }
 }
@@ -137,16 +178,20 @@ impl Target for CpuTarget {
     }
 
     fn legalize(&self, kernel: &Verified<'_>) -> Result<ir::Kernel> {
-        Ok(pass::run_all(kernel.kernel().clone(), PASSES, self.caps()))
+        let passes = if self.level.facts.wide.is_some() { WIDE_PASSES } else { PASSES };
+        Ok(pass::run_all(kernel.kernel().clone(), passes, self.caps()))
     }
 
     fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact> {
         let kernel = kernel.kernel();
-        let code = self.compile(kernel, false)?;
+        let code = match self.wide(kernel)? {
+            Some((code, _)) => code,
+            None => self.compile(kernel, false)?.buffer.data().to_vec(),
+        };
         Ok(Artifact {
             target: self.name().to_string(),
             entry: kernel.name.clone(),
-            payload: Payload::Machine(code.buffer.data().to_vec()),
+            payload: Payload::Machine(code),
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
@@ -155,6 +200,11 @@ impl Target for CpuTarget {
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
         match stage {
+            "clif" if self.level.facts.wide.is_some() => None,
+            "asm" if self.level.facts.wide.is_some() => {
+                let text = |(code, report): (Vec<u8>, Report)| wide::disassemble(&code, &report);
+                Some(self.wide(kernel.kernel()).map(|made| made.map(text).unwrap_or_default()))
+            }
             "clif" => Some(self.function(kernel.kernel()).map(|function| function.display().to_string())),
             "asm" => Some(self.compile(kernel.kernel(), true).map(|code| code.vcode.unwrap_or_default())),
             _ => None,

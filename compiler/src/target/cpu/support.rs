@@ -4,8 +4,9 @@ use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::ir::{self, Inst, Scalar};
 
-/// Refuses a kernel that needs what the CPU lacks, naming all of it.
-pub(super) fn check(kernel: &ir::Kernel, caps: &Caps) -> Result<()> {
+/// Refuses a kernel that needs what the CPU lacks, naming all of it. `wide` asks for the wide emitter, which
+/// leaves more to expansion.
+pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> {
     let mut lacks = Vec::new();
     if kernel.threads() != 1 {
         lacks.push(format!("a workgroup of {} threads (1 is the most)", kernel.threads()));
@@ -16,7 +17,7 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps) -> Result<()> {
     if let Some(shared) = kernel.shared.iter().find(|shared| shared.align > 64) {
         lacks.push(format!("shared array `{}` aligned to {} (64 is the most)", shared.name, shared.align));
     }
-    block(kernel, &kernel.body, &mut lacks);
+    block(kernel, wide, &kernel.body, &mut lacks);
     lacks.dedup();
     if lacks.is_empty() {
         return Ok(());
@@ -24,21 +25,28 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps) -> Result<()> {
     Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
 }
 
-fn block(kernel: &ir::Kernel, block_: &ir::Block, lacks: &mut Vec<String>) {
+fn block(kernel: &ir::Kernel, wide: bool, block_: &ir::Block, lacks: &mut Vec<String>) {
     for statement in &block_.statements {
         match &statement.inst {
-            Inst::For(for_) => block(kernel, &for_.body, lacks),
+            Inst::For(for_) => block(kernel, wide, &for_.body, lacks),
             Inst::If(if_) => {
-                block(kernel, &if_.then, lacks);
-                block(kernel, &if_.otherwise, lacks);
+                block(kernel, wide, &if_.then, lacks);
+                block(kernel, wide, &if_.otherwise, lacks);
             }
             Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
                 arithmetic(kernel.ty(*a).scalar, lacks);
             }
             Inst::Un(op, a) => {
                 arithmetic(kernel.ty(*a).scalar, lacks);
-                if *op == ir::UnOp::Exp2 {
-                    lacks.push("exp2, which is to be expanded before".to_string());
+                if *op == ir::UnOp::Exp2 || wide && *op == ir::UnOp::Popcount {
+                    lacks.push(format!("{op:?}, which is to be expanded before"));
+                }
+            }
+            Inst::Cast(ir::CastOp::Float, a) if wide => {
+                let from = kernel.ty(*a).scalar;
+                let to = statement.results.first().map_or(from, |&result| kernel.ty(result).scalar);
+                if ![from, to].iter().all(|scalar| matches!(scalar, Scalar::F16 | Scalar::F32)) {
+                    lacks.push(format!("a cast of {from} to {to}, which is to be expanded before"));
                 }
             }
             Inst::Const(_)

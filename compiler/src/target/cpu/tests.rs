@@ -13,13 +13,20 @@ fn target(name: &str) -> CpuTarget {
     CpuTarget::named(name).expect(name)
 }
 
-fn emit(target: &CpuTarget, kernel: &Kernel) -> Artifact {
+fn legal(target: &CpuTarget, kernel: &Kernel) -> Kernel {
     let verified = verify(kernel, &Caps::ANY).unwrap_or_else(|faults| panic!("{}: {}", kernel.name, faults[0]));
+    target.legalize(&verified).expect("a sound kernel has a legal form")
+}
+
+fn emit(target: &CpuTarget, kernel: &Kernel) -> Artifact {
+    let legal = legal(target, kernel);
+    let verified = verify(&legal, &Caps::ANY).unwrap_or_else(|faults| panic!("{}: {}", kernel.name, faults[0]));
     target.emit(&verified).unwrap_or_else(|error| panic!("{} on {}: {error}", kernel.name, target.name()))
 }
 
 fn asm(target: &CpuTarget, kernel: &Kernel) -> String {
-    let verified = verify(kernel, &Caps::ANY).expect("sound kernel");
+    let legal = legal(target, kernel);
+    let verified = verify(&legal, &Caps::ANY).expect("sound kernel");
     target.show(&verified, "asm").expect("a known stage").expect("a supported kernel")
 }
 
@@ -281,11 +288,16 @@ fn byte_dots_are_single_instructions() {
     let unsigned = dot(Dot4Signs::UnsignedSigned, 4);
     let signed = dot(Dot4Signs::SignedSigned, 8);
     for (level, kernel, word, times) in [
-        ("x86-64-v4+vnni", &unsigned, "vpdpbusd", 4),
-        ("x86-64-v3+vnni", &unsigned, "vpdpbusd", 4),
-        ("x86-64-v4+vnni", &signed, "vpdpbusd", 8),
-        ("x86-64-v3", &unsigned, "vpmaddubsw", 4),
-        ("x86-64-v3", &unsigned, "vpmaddwd", 4),
+        ("x86-64-v4+vnni+clif", &unsigned, "vpdpbusd", 4),
+        ("x86-64-v3+vnni+clif", &unsigned, "vpdpbusd", 4),
+        ("x86-64-v4+vnni+clif", &signed, "vpdpbusd", 8),
+        ("x86-64-v3+clif", &unsigned, "vpmaddubsw", 4),
+        ("x86-64-v3+clif", &unsigned, "vpmaddwd", 4),
+        ("x86-64-v4+vnni", &unsigned, "vpdpbusd", 1),
+        ("x86-64-v3+vnni", &unsigned, "vpdpbusd", 2),
+        ("x86-64-v4+vnni", &signed, "vpdpbusd", 2),
+        ("x86-64-v3", &unsigned, "vpmaddubsw", 2),
+        ("x86-64-v3", &unsigned, "vpmaddwd", 2),
         ("x86-64-v2", &unsigned, "pmaddubsw", 4),
         ("aarch64+dotprod", &signed, "sdot", 4),
         ("aarch64+dotprod", &unsigned, "sdot", 4),
@@ -301,13 +313,17 @@ fn fma_and_broadcast_are_single_instructions() {
     let fma = lanewise("fma", Type::vector(Scalar::F32, 8), |b, [x, y, z]| vec![b.fma(x, y, z)]);
     let text = asm(&target("aarch64"), &fma);
     assert_eq!(count(&text, "fmla"), 2, "{text}");
-    let text = asm(&target("x86-64-v3"), &fma);
-    assert_eq!(text.matches("vfmadd").count(), 2, "{text}");
+    for (level, times) in [("x86-64-v3+clif", 2), ("x86-64-v3", 1), ("x86-64-v4", 1)] {
+        let text = asm(&target(level), &fma);
+        assert_eq!(text.matches("vfmadd").count(), times, "{level}: {text}");
+    }
 
     let splat = lanewise("splat", Scalar::I32.into(), |b, [x, ..]| vec![b.splat(x, 16)]);
-    let text = asm(&target("x86-64-v3"), &splat);
-    assert_eq!(count(&text, "vbroadcastss"), 1, "{text}");
-    assert_eq!(count(&text, "vmovd"), 0, "{text}");
+    for level in ["x86-64-v3+clif", "x86-64-v3", "x86-64-v4"] {
+        let text = asm(&target(level), &splat);
+        assert_eq!(count(&text, "vbroadcastss"), 1, "{level}: {text}");
+        assert_eq!(count(&text, "vmovd"), 0, "{level}: {text}");
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::names::Names;
 use super::text::{Binds, Expr};
 use super::types::Vectors;
 use crate::caps::AmdGpu;
-use crate::ir::{Address, Block, Constant, For, If, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value};
+use crate::ir::{
+    Address, Block, Constant, For, If, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value,
+};
 use std::collections::BTreeSet;
 
 /// A part of the helpers, which a kernel has only if it uses it. In the order in which they stand.
@@ -72,12 +74,7 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
     if emitter.pieces.contains(&Piece::LookUp) {
         emitter.vectors.name(Type::vector(Scalar::I32, 4));
     }
-    Body {
-        lines: emitter.lines,
-        types: emitter.vectors.declarations(),
-        pieces: emitter.pieces,
-        names: emitter.names,
-    }
+    Body { lines: emitter.lines, types: emitter.vectors.declarations(), pieces: emitter.pieces, names: emitter.names }
 }
 
 impl Emitter<'_> {
@@ -156,9 +153,8 @@ impl Emitter<'_> {
 
     /// A name and the C++ type for a value that becomes a variable.
     fn variable(&mut self, value: Value, ty: Type) -> (String, String) {
-        let signed = ty.lanes == 1
-            && matches!(ty.scalar, Scalar::I32 | Scalar::I64)
-            && self.facts[value.0 as usize].signed > 0;
+        let signed =
+            ty.lanes == 1 && matches!(ty.scalar, Scalar::I32 | Scalar::I64) && self.facts[value.0 as usize].signed > 0;
         let name = self.names.value(value, ty, &self.facts);
         let type_name = if signed { self.vectors.signed(ty) } else { self.vectors.name(ty) };
         self.spelled[value.0 as usize] = Some(Expr { signed, ..Expr::atom(name.clone()) });

@@ -211,7 +211,8 @@ impl Emitter<'_> {
                     let name = if op == BinOp::MinS { "least" } else { "greatest" };
                     Expr::call(self.helper(Piece::Math, name), &[&x, &y])
                 } else {
-                    let name = if op == BinOp::MinS { "__builtin_elementwise_min" } else { "__builtin_elementwise_max" };
+                    let name =
+                        if op == BinOp::MinS { "__builtin_elementwise_min" } else { "__builtin_elementwise_max" };
                     Expr::call(name, &[&x, &y])
                 };
                 self.back(out, ty)
@@ -221,10 +222,9 @@ impl Emitter<'_> {
     }
 
     fn float_binary(&mut self, op: BinOp, a: Value, b: Value, ty: Type) -> Expr {
-        let native = ty.scalar == Scalar::F32
-            || ty.scalar == Scalar::F16 && matches!(op, BinOp::Add | BinOp::Sub | BinOp::Mul);
-        let (x, y) =
-            if native { (self.operand(a), self.operand(b)) } else { (self.widened(a), self.widened(b)) };
+        let native =
+            ty.scalar == Scalar::F32 || ty.scalar == Scalar::F16 && matches!(op, BinOp::Add | BinOp::Sub | BinOp::Mul);
+        let (x, y) = if native { (self.operand(a), self.operand(b)) } else { (self.widened(a), self.widened(b)) };
         let out = match op {
             BinOp::Add => Expr::infix("+", &x, &y),
             BinOp::Sub => Expr::infix("-", &x, &y),
@@ -515,7 +515,11 @@ impl Emitter<'_> {
             return x;
         }
         let name = self.vectors.signed(ty);
-        if ty.lanes == 1 { Expr::call(&name, &[&x]).as_signed() } else { Expr::call(&format!("bits_as<{name}>"), &[&x]) }
+        if ty.lanes == 1 {
+            Expr::call(&name, &[&x]).as_signed()
+        } else {
+            Expr::call(&format!("bits_as<{name}>"), &[&x])
+        }
     }
 
     /// An operand; an integer without its sign.

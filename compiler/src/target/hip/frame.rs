@@ -94,10 +94,9 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
     context.insert("floats", &floats(gpu.float8));
     context.insert("vectors", &["bf16", "e8m0", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz"]);
     let render = |name: &str, context: &Context| {
-        TERA.render(name, context).map(|text| text.trim_end().to_string()).map_err(|error| Error::Bug {
-            message: format!("template {name}: {error:?}"),
-            text: kernel.to_string(),
-        })
+        TERA.render(name, context)
+            .map(|text| text.trim_end().to_string())
+            .map_err(|error| Error::Bug { message: format!("template {name}: {error:?}"), text: kernel.to_string() })
     };
     let pieces = body.pieces.iter().map(|&piece| render(template(piece), &context)).collect::<Result<Vec<String>>>()?;
     let base = render("base", &context)?;

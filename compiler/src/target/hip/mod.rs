@@ -42,9 +42,13 @@ pub struct HipTarget {
 impl HipTarget {
     /// A device by name, such as `mi300x`, or the first one of an instruction set, such as `gfx942`.
     pub fn named(name: &str) -> Result<HipTarget> {
-        let found = AMD_GPUS.iter().find(|gpu| gpu.caps.name == name).or_else(|| AMD_GPUS.iter().find(|gpu| arch(gpu) == name));
+        let found =
+            AMD_GPUS.iter().find(|gpu| gpu.caps.name == name).or_else(|| AMD_GPUS.iter().find(|gpu| arch(gpu) == name));
         found.map(|gpu| HipTarget { gpu }).ok_or_else(|| {
-            Error::Unsupported(format!("AMD device `{name}`; accepted: {}", HipTarget::names().collect::<Vec<_>>().join(", ")))
+            Error::Unsupported(format!(
+                "AMD device `{name}`; accepted: {}",
+                HipTarget::names().collect::<Vec<_>>().join(", ")
+            ))
         })
     }
 

@@ -6,19 +6,149 @@ use std::collections::{HashMap, HashSet};
 
 /// Names that are taken from the start: what C++ keeps, and what the helpers are called.
 const TAKEN: &[&str] = &[
-    "alignas", "alignof", "and", "and_eq", "asm", "atomic_add", "auto", "barrier", "bf16", "bf16_to_f32", "bitand",
-    "bitor", "bits_as", "bitsmith", "bool", "break", "case", "catch", "char", "choose", "class", "co_await", "compl",
-    "const", "const_cast", "constexpr", "continue", "count_bits", "decltype", "default", "delete", "do", "dot4_signed",
-    "dot4_unsigned_signed", "double", "dynamic_cast", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0", "else", "enum",
-    "explicit", "export", "extern", "f16", "f32", "false", "float", "Float8", "for", "friend", "from_lane",
-    "from_lane_down", "from_lane_xor", "fused", "goto", "greatest", "i16", "i32", "i64", "i8", "if", "inline", "int",
-    "least", "load", "long", "look_up", "main", "mask", "maximum", "minimum", "mutable", "namespace", "nearby_block",
-    "new", "noexcept", "not", "not_eq", "nullptr", "operator", "or", "or_eq", "own_lane", "partner", "partner_of", "pick", "both_halves",
-    "power_of_two", "private", "protected", "public", "reduce", "register", "reinterpret_cast", "requires", "return",
-    "root", "saturate", "short", "signed", "sizeof", "static", "static_assert", "static_cast", "store", "struct",
-    "switch", "template", "this", "thread_local", "throw", "true", "try", "typedef", "typeid", "typename", "u16", "u32",
-    "u64", "u8", "uniform", "union", "unsigned", "using", "vector", "virtual", "void", "volatile", "wchar_t", "while",
-    "xor", "xor_eq", "unix", "linux", "NULL", "thread", "thread_y", "thread_z", "lane", "wave",
+    "alignas",
+    "alignof",
+    "and",
+    "and_eq",
+    "asm",
+    "atomic_add",
+    "auto",
+    "barrier",
+    "bf16",
+    "bf16_to_f32",
+    "bitand",
+    "bitor",
+    "bits_as",
+    "bitsmith",
+    "bool",
+    "break",
+    "case",
+    "catch",
+    "char",
+    "choose",
+    "class",
+    "co_await",
+    "compl",
+    "const",
+    "const_cast",
+    "constexpr",
+    "continue",
+    "count_bits",
+    "decltype",
+    "default",
+    "delete",
+    "do",
+    "dot4_signed",
+    "dot4_unsigned_signed",
+    "double",
+    "dynamic_cast",
+    "e4m3fn",
+    "e4m3fnuz",
+    "e5m2",
+    "e5m2fnuz",
+    "e8m0",
+    "else",
+    "enum",
+    "explicit",
+    "export",
+    "extern",
+    "f16",
+    "f32",
+    "false",
+    "float",
+    "Float8",
+    "for",
+    "friend",
+    "from_lane",
+    "from_lane_down",
+    "from_lane_xor",
+    "fused",
+    "goto",
+    "greatest",
+    "i16",
+    "i32",
+    "i64",
+    "i8",
+    "if",
+    "inline",
+    "int",
+    "least",
+    "load",
+    "long",
+    "look_up",
+    "main",
+    "mask",
+    "maximum",
+    "minimum",
+    "mutable",
+    "namespace",
+    "nearby_block",
+    "new",
+    "noexcept",
+    "not",
+    "not_eq",
+    "nullptr",
+    "operator",
+    "or",
+    "or_eq",
+    "own_lane",
+    "partner",
+    "partner_of",
+    "pick",
+    "both_halves",
+    "power_of_two",
+    "private",
+    "protected",
+    "public",
+    "reduce",
+    "register",
+    "reinterpret_cast",
+    "requires",
+    "return",
+    "root",
+    "saturate",
+    "short",
+    "signed",
+    "sizeof",
+    "static",
+    "static_assert",
+    "static_cast",
+    "store",
+    "struct",
+    "switch",
+    "template",
+    "this",
+    "thread_local",
+    "throw",
+    "true",
+    "try",
+    "typedef",
+    "typeid",
+    "typename",
+    "u16",
+    "u32",
+    "u64",
+    "u8",
+    "uniform",
+    "union",
+    "unsigned",
+    "using",
+    "vector",
+    "virtual",
+    "void",
+    "volatile",
+    "wchar_t",
+    "while",
+    "xor",
+    "xor_eq",
+    "unix",
+    "linux",
+    "NULL",
+    "thread",
+    "thread_y",
+    "thread_z",
+    "lane",
+    "wave",
 ];
 
 /// Whether a name of a kernel, parameter or array cannot stand in the source as it is.
@@ -122,7 +252,9 @@ impl Names {
         let fact = &facts[value.0 as usize];
         let stem = match fact.inst {
             Some(Inst::Load { address, .. }) => format!("{}_", self.memory(address.memory).trim_end_matches('_')),
-            Some(Inst::Builtin(Builtin::LocalId(axis))) => return self.reserved(["thread", "thread_y", "thread_z"][*axis as usize % 3]),
+            Some(Inst::Builtin(Builtin::LocalId(axis))) => {
+                return self.reserved(["thread", "thread_y", "thread_z"][*axis as usize % 3]);
+            }
             Some(Inst::Builtin(Builtin::Lane)) => return self.reserved("lane"),
             Some(Inst::Builtin(Builtin::Subgroup)) => return self.reserved("wave"),
             Some(inst) => stem(inst, ty, fact).to_string(),
@@ -146,9 +278,27 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::Bin(BinOp::Shl | BinOp::ShrU | BinOp::ShrS | BinOp::And | BinOp::Or | BinOp::Xor, ..) => {
             if ty.lanes > 1 || ty.scalar.bits() < 32 { "codes" } else { "bits" }
         }
-        Inst::Bin(BinOp::Mul, ..) => if integer { "n" } else { "product" },
-        Inst::Bin(BinOp::Add, ..) => if integer { "n" } else { "sum" },
-        Inst::Bin(BinOp::Sub, ..) => if integer { "n" } else { "difference" },
+        Inst::Bin(BinOp::Mul, ..) => {
+            if integer {
+                "n"
+            } else {
+                "product"
+            }
+        }
+        Inst::Bin(BinOp::Add, ..) => {
+            if integer {
+                "n"
+            } else {
+                "sum"
+            }
+        }
+        Inst::Bin(BinOp::Sub, ..) => {
+            if integer {
+                "n"
+            } else {
+                "difference"
+            }
+        }
         Inst::Un(UnOp::Sqrt, _) => "root_of",
         Inst::Un(UnOp::Nearest | UnOp::Floor, _) => "whole",
         Inst::Un(UnOp::Abs, _) => "size",
@@ -159,7 +309,13 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::Select { .. } => "chosen",
         Inst::Cast(CastOp::Float | CastOp::IntToFloatS | CastOp::IntToFloatU, _) => "number",
         Inst::Cast(CastOp::FloatToIntS, _) => "code",
-        Inst::Cast(..) => if ty.scalar.bits() < 32 { "narrow" } else { "n" },
+        Inst::Cast(..) => {
+            if ty.scalar.bits() < 32 {
+                "narrow"
+            } else {
+                "n"
+            }
+        }
         Inst::Bitcast(_) => "bits",
         Inst::Fma(..) | Inst::Dot4 { .. } => "sum",
         Inst::Vector(_) | Inst::Splat(_) | Inst::Swizzle { .. } => "lanes",

