@@ -319,7 +319,7 @@ impl Emitter<'_> {
         let counter = self.names.open_loop();
         let step = if inner.step == 1 { format!("{counter}++") } else { format!("{counter} += {}", inner.step) };
         self.line(&format!("for ({type_name} {counter} = {}; {counter} < {end}; {step}) {{", start.text));
-        self.spelled[inner.variable.0 as usize] = Some(Expr::atom(counter).as_signed());
+        self.spelled[inner.variable.0 as usize] = Some(Expr::atom(counter).taken_signed());
         self.depth += 1;
         self.block(&inner.body);
         self.assign(&inner.body, &variables);

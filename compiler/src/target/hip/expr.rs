@@ -15,7 +15,7 @@ impl Emitter<'_> {
             Inst::Const(constant) => self.constant(constant, ty),
             Inst::Arg(number) => {
                 let name = Expr::atom(self.names.param(*number));
-                if ty.scalar.is_int() { name.as_signed() } else { name }
+                if ty.scalar.is_int() { name.taken_signed() } else { name }
             }
             Inst::Builtin(builtin) => self.builtin(*builtin),
             Inst::Bin(op, a, b) => self.binary(*op, *a, *b, ty),
@@ -181,7 +181,7 @@ impl Emitter<'_> {
                 let (x, y) = (self.operand(a), self.operand(b));
                 let signed = x.signed && y.signed;
                 let out = self.small(Expr::infix(operator, &x, &y), ty);
-                if signed { out.as_signed() } else { out }
+                if signed { out.taken_signed() } else { out }
             }
             BinOp::Shl | BinOp::ShrU => {
                 let amount = self.shift_amount(b, ty);
@@ -336,7 +336,7 @@ impl Emitter<'_> {
             CastOp::ExtendS => {
                 let x = self.signed(a);
                 let wide = convert(&x, &self.vectors.signed(ty));
-                if vector || ty.scalar.bits() < 32 { self.back(wide, ty) } else { wide.as_signed() }
+                if vector || ty.scalar.bits() < 32 { self.back(wide, ty) } else { wide.taken_signed() }
             }
             CastOp::IntToFloatS => {
                 let x = self.signed(a);
@@ -497,7 +497,7 @@ impl Emitter<'_> {
         if ty.lanes > 1 {
             return self.bits_of(x, ty);
         }
-        if ty.scalar.bits() < 32 { Expr::call(types::element(ty.scalar), &[&x]) } else { x.as_signed() }
+        if ty.scalar.bits() < 32 { Expr::call(types::element(ty.scalar), &[&x]) } else { x.taken_signed() }
     }
 
     /// An integer operand read with its sign.
@@ -506,7 +506,7 @@ impl Emitter<'_> {
         if let Some(Inst::Const(Constant::Splat(bits))) = self.facts[value.0 as usize].inst {
             let lane = types::signed_literal(ty.scalar, *bits);
             if ty.lanes == 1 {
-                return Expr::atom(lane).as_signed();
+                return Expr::atom(lane).taken_signed();
             }
             return Expr::atom(format!("{}({lane})", self.vectors.signed(ty)));
         }
@@ -516,7 +516,7 @@ impl Emitter<'_> {
         }
         let name = self.vectors.signed(ty);
         if ty.lanes == 1 {
-            Expr::call(&name, &[&x]).as_signed()
+            Expr::call(&name, &[&x]).taken_signed()
         } else {
             Expr::call(&format!("bits_as<{name}>"), &[&x])
         }

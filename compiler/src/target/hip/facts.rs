@@ -2,7 +2,7 @@
 //!
 //! Reads a kernel, makes one [`Fact`] per value.
 
-use crate::ir::{BinOp, Block, CastOp, CmpOp, Inst, Kernel, Memory, Value};
+use crate::ir::{BinOp, Block, CastOp, CmpOp, Inst, Kernel, Value};
 
 /// What is known of one value.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,7 +84,7 @@ impl<'k> Gather<'k> {
             Inst::Shuffle { index, .. } => (vec![], vec![index]),
             Inst::Load { ref address, .. } | Inst::Store { ref address, .. } | Inst::AtomicAdd { ref address, .. } => {
                 if let Some(index) = address.index {
-                    self.fact(index).addresses |= matches!(address.memory, Memory::Param(_) | Memory::Shared(_));
+                    self.fact(index).addresses = true;
                 }
                 (address.index.into_iter().collect(), vec![])
             }

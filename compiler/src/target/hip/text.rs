@@ -85,7 +85,7 @@ impl Expr {
     }
 
     /// The same, taken as signed.
-    pub fn as_signed(mut self) -> Expr {
+    pub fn taken_signed(mut self) -> Expr {
         self.signed = true;
         self
     }
