@@ -2,9 +2,12 @@
 
 pub mod cases;
 pub mod hip;
+pub mod machine;
+pub mod poison;
 pub mod ptxas;
 pub mod random;
 pub mod run;
+pub mod x86;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

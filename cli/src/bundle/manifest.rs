@@ -246,11 +246,15 @@ fn holds(role: Role) -> &'static str {
 fn grid(op: &Op, schedule: &Schedule) -> Result<Grid, Failure> {
     let at = |m: usize| lower::grid(op, schedule, m);
     let [_, y, z] = at(1);
-    let fits = |step: Option<u32>| (1..=256).all(|m| at(m) == [step.map_or(1, |step| (m as u32).div_ceil(step)), y, z]);
-    let tile_m =
-        [None, Some(schedule.tile_m.max(1)), Some(1)].into_iter().find(|&step| fits(step)).ok_or_else(|| {
-            Error::Bug { message: "the grid follows no known rule".into(), text: format!("{op:?} {schedule:?}") }
-        })?;
+    let most = 1024;
+    let fits =
+        |step: Option<u32>| (1..=most).all(|m| at(m) == [step.map_or(1, |step| (m as u32).div_ceil(step)), y, z]);
+    // The rows of one workgroup: the most that a single one serves.
+    let tile_m = (1..most).find(|&m| at(m + 1)[0] > 1).map(|m| m as u32);
+    if !fits(tile_m) {
+        let text = format!("{op:?} {schedule:?}");
+        return Err(Error::Bug { message: "the grid follows no known rule".into(), text }.into());
+    }
     let x = tile_m.map_or("1".to_string(), |step| if step == 1 { "m".into() } else { format!("ceil(m / {step})") });
     let tile_n = (y > 1).then_some(schedule.tile_n);
     Ok(Grid { rule: format!("{x} * {y} * {z}"), tile_m, tile_n, y, z })

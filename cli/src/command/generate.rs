@@ -213,7 +213,7 @@ fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Resul
     }
     bar.finish_and_clear();
     rows.sort_by_key(|row| row.phase);
-    let roofs = measure::higher(&before, &roofs::measure(threads, CYCLE));
+    let roofs = before.higher(&roofs::measure(threads, CYCLE));
     let op = |row: &Row| {
         let at = compiled.iter().position(|made| made.artifact.entry == row.entry)?;
         plan.kernels.get(at).map(|kernel| kernel.op)

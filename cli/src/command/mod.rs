@@ -8,6 +8,7 @@ mod generate;
 mod inspect;
 mod list;
 mod pack;
+mod roofline;
 mod run;
 
 use crate::{Io, Outcome};
@@ -23,6 +24,8 @@ pub enum Command {
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
+    /// Measure what this machine reads and computes at most
+    Roofline(roofline::Roofline),
     /// Parse and verify kernel IR files
     Check(check::Check),
     /// Show what a model file or a bundle holds
@@ -43,6 +46,7 @@ impl Command {
             Command::Run(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
+            Command::Roofline(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),
             Command::List(command) => command.run(io),

@@ -11,7 +11,7 @@ mod nvidia;
 pub use amd::{AMD_DEVICES, AMD_GPUS, AmdGpu, Dot4, Float8, Matrix};
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};
-pub use matrix::{LaneMap, MmaShape};
+pub use matrix::{LaneMap, MmaShape, place};
 pub use nvidia::NVIDIA_DEVICES;
 
 use crate::dtype::DType;

@@ -21,6 +21,7 @@ mod named;
 mod nf4;
 mod part;
 mod plain;
+pub mod qt16;
 mod quantized;
 pub mod tables;
 mod valid;

@@ -19,6 +19,7 @@
 
 mod arith;
 mod cast;
+mod dot_runs;
 mod emit;
 mod level;
 mod memory;

@@ -4,10 +4,11 @@
 //! one statement of its own block reads is written where it is read, so that a line says about as much as a person's would.
 
 use super::facts::{Fact, facts};
+use super::matrix;
 use super::names::Names;
 use super::text::{Binds, Expr};
 use super::types::Vectors;
-use crate::caps::AmdGpu;
+use crate::caps::{AmdGpu, Matrix};
 use crate::ir::{
     Address, Block, Constant, For, If, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value,
 };
@@ -24,6 +25,7 @@ pub(super) enum Piece {
     Dot4,
     LookUp,
     Order,
+    Halves,
 }
 
 /// Longest text that is written where it is read.
@@ -40,6 +42,8 @@ pub(super) struct Emitter<'k> {
     pub names: Names,
     pub vectors: Vectors,
     pub pieces: BTreeSet<Piece>,
+    /// Helpers of matrix instructions.
+    products: Vec<String>,
     /// What each value is called, or the expression that stands for it.
     spelled: Vec<Option<Expr>>,
     inlined: Vec<bool>,
@@ -52,6 +56,7 @@ pub(super) struct Body {
     pub lines: Vec<String>,
     pub types: Vec<String>,
     pub pieces: BTreeSet<Piece>,
+    pub products: Vec<String>,
     pub names: Names,
 }
 
@@ -64,6 +69,7 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
         names: Names::new(kernel),
         vectors: Vectors::default(),
         pieces: BTreeSet::new(),
+        products: Vec::new(),
         spelled: vec![None; kernel.types.len()],
         inlined: vec![false; kernel.types.len()],
         lines: Vec::new(),
@@ -211,6 +217,20 @@ impl Emitter<'_> {
                 } else {
                     self.declare(result, &call);
                 }
+            }
+            Inst::Mma { shape, a, b, acc } => {
+                let Some(result) = result else { return };
+                let name = matrix::name(shape);
+                if let Some(helper) = matrix::helper(shape, self.gpu, &mut self.vectors)
+                    && !self.products.contains(&helper)
+                {
+                    self.products.push(helper);
+                }
+                if self.gpu.matrix == Matrix::WmmaTwice {
+                    self.pieces.extend([Piece::Wave, Piece::Halves]);
+                }
+                let [a, b, sum] = [*a, *b, *acc].map(|value| self.operand(value));
+                self.declare(result, &Expr::call(&name, &[&a, &b, &sum]).text);
             }
             pure => {
                 let Some(value) = result else { return };

@@ -81,7 +81,11 @@ impl Emitter<'_> {
             | Inst::Yield(_)
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
-            | Inst::AtomicAdd { .. } => return None,
+            | Inst::AtomicAdd { .. }
+            | Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_) => return None,
         })
     }
 

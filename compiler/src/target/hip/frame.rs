@@ -19,6 +19,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("sync", include_str!("../../../../templates/hip/sync.h.tera")),
     ("dot4", include_str!("../../../../templates/hip/dot4.h.tera")),
     ("look_up", include_str!("../../../../templates/hip/look_up.h.tera")),
+    ("halves", include_str!("../../../../templates/hip/halves.h.tera")),
     ("order", include_str!("../../../../templates/hip/order.h.tera")),
 ];
 
@@ -38,6 +39,7 @@ fn template(piece: Piece) -> &'static str {
         Piece::Dot4 => "dot4",
         Piece::LookUp => "look_up",
         Piece::Order => "order",
+        Piece::Halves => "halves",
     }
 }
 
@@ -99,6 +101,7 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
             .map_err(|error| Error::Bug { message: format!("template {name}: {error:?}"), text: kernel.to_string() })
     };
     let pieces = body.pieces.iter().map(|&piece| render(template(piece), &context)).collect::<Result<Vec<String>>>()?;
+    let pieces: Vec<String> = pieces.into_iter().chain(body.products.iter().map(|text| guarded(text))).collect();
     let base = render("base", &context)?;
     context.insert("base", &base);
     context.insert("pieces", &pieces);
@@ -120,6 +123,12 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
         },
     );
     Ok(render("frame", &context)? + "\n")
+}
+
+/// A helper that stands once, however many kernels share a file.
+fn guarded(text: &str) -> String {
+    let name = text.split_once(" multiply_").and_then(|(_, rest)| rest.split_once('(')).map_or("", |(name, _)| name);
+    format!("#ifndef BITSMITH_{name}\n#define BITSMITH_{name}\n{text}\n#endif")
 }
 
 fn described(kernel: &Kernel, names: &super::names::Names, number: usize) -> String {

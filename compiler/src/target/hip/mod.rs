@@ -10,6 +10,7 @@ mod emit;
 mod expr;
 mod facts;
 mod frame;
+mod matrix;
 mod names;
 mod support;
 mod text;

@@ -161,6 +161,7 @@ pub(super) fn is_taken(name: &str) -> bool {
     let elements = ["u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f16", "f32", "bool", "bf16"];
     TAKEN.contains(&name)
         || name.starts_with("__")
+        || name.starts_with("multiply_")
         || name.starts_with("BITSMITH")
         || name.contains("_to_f32")
         || name.contains("f32_to_")
@@ -317,7 +318,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
             }
         }
         Inst::Bitcast(_) => "bits",
-        Inst::Fma(..) | Inst::Dot4 { .. } => "sum",
+        Inst::Fma(..) | Inst::Dot4 { .. } | Inst::Mma { .. } => "sum",
         Inst::Vector(_) | Inst::Splat(_) | Inst::Swizzle { .. } => "lanes",
         Inst::Extract { .. } => "part",
         Inst::Unpack { .. } | Inst::PermuteBytes { .. } => "codes",
@@ -326,6 +327,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::AtomicAdd { .. } => "before",
         Inst::For(_) => "sum",
         Inst::If(_) => "chosen",
+        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => "value",
         Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
     }
 }

@@ -1,7 +1,9 @@
 //! What this target cannot emit, found before it starts, so that the emitter has no error path.
 
+use super::matrix;
 use super::names::is_taken;
-use crate::caps::AmdGpu;
+use super::types::Vectors;
+use crate::caps::{AmdGpu, MmaShape};
 use crate::error::{Error, Result};
 use crate::ir::{Block, Builtin, Inst, Kernel};
 
@@ -30,6 +32,19 @@ pub(super) fn check(kernel: &Kernel, gpu: &AmdGpu) -> Result<()> {
     if asks.unpack {
         lacks.push("unpack, which is to be expanded before".to_string());
     }
+    if asks.async_copy {
+        lacks.push("asynchronous copies to shared memory".to_string());
+    }
+    for shape in asks.matrices {
+        // The helper of a shape exists exactly where the device has it.
+        if matrix::helper(shape, gpu, &mut Vectors::default()).is_none() {
+            lacks.push(format!("the matrix instruction {shape}"));
+        }
+        if !threads.is_multiple_of(wave) {
+            lacks.push(format!("a matrix instruction of {threads} threads, which are no whole waves of {wave}"));
+        }
+    }
+    lacks.dedup();
     if lacks.is_empty() {
         return Ok(());
     }
@@ -42,6 +57,8 @@ struct Asks {
     subgroup: bool,
     reduce: bool,
     unpack: bool,
+    async_copy: bool,
+    matrices: Vec<&'static MmaShape>,
 }
 
 fn block(block_: &Block, asks: &mut Asks) {
@@ -55,6 +72,11 @@ fn block(block_: &Block, asks: &mut Asks) {
             Inst::SubgroupReduce(..) => (asks.subgroup, asks.reduce) = (true, true),
             Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => asks.subgroup = true,
             Inst::Unpack { .. } => asks.unpack = true,
+            Inst::Mma { shape, .. } => {
+                asks.subgroup = true;
+                asks.matrices.push(shape);
+            }
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => asks.async_copy = true,
             Inst::Const(_)
             | Inst::Arg(_)
             | Inst::Builtin(_)
