@@ -7,6 +7,7 @@
 
 pub mod cpu;
 mod device;
+pub mod hip;
 pub mod roofs;
 pub mod timing;
 
@@ -15,9 +16,9 @@ pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, c
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, or `cpu:<threads>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip` or `hip:<index>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
-    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: cpu, cpu:<threads>"));
+    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>"));
     match name.split_once(':') {
         None if name == "cpu" => Ok(Arc::new(cpu::CpuDevice::new(cpu::available_threads())?)),
         Some(("cpu", threads)) => {
@@ -27,6 +28,8 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
             }
             Ok(Arc::new(cpu::CpuDevice::new(threads)?))
         }
+        None if name == "hip" => Ok(Arc::new(hip::HipDevice::open(0)?)),
+        Some(("hip", index)) => Ok(Arc::new(hip::HipDevice::open(index.parse().map_err(|_| refuse())?)?)),
         _ => Err(refuse()),
     }
 }

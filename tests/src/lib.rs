@@ -1,6 +1,7 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
 pub mod cases;
+pub mod hip;
 pub mod machine;
 pub mod poison;
 pub mod ptxas;
