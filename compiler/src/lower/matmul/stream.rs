@@ -50,7 +50,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 cost *= 0.8;
             }
             for (rank, unroll) in [4, 2, 1].into_iter().enumerate() {
-                list.push((cost, rank, Schedule { family: Family::Stream, tile_m, tile_n, unroll }));
+                list.push((cost, rank, Schedule::single(Family::Stream, tile_m, tile_n, unroll)));
             }
         }
     }
@@ -79,7 +79,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let weights =
         Weights::new(&plan.layout, params.get(Role::Weights), start, matmul.n, schedule.tile_n as usize, caps);
     let rows = Rows::new(&mut b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
-    let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors };
+    let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
     let nothing = b.f32(plan.lanes, 0.0);
     let outer = vec![nothing; rows.count() * plan.vectors];
     let results = match &plan.integers {

@@ -389,6 +389,8 @@ impl<'a> Emitter<'a> {
         let repr = match inst {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
+            // Refused by `support` before.
+            Inst::Mma { .. } | Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => return,
             Inst::Store { address, align, value } => {
                 let value = self.get(*value);
                 return self.store(address, *align, &value);
@@ -475,6 +477,12 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
         let mut each = |values: &[ir::Value]| values.iter().for_each(|&value| f(inst, value));
         match inst {
             Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Barrier => {}
+            Inst::AsyncCommit | Inst::AsyncWait(_) => {}
+            Inst::AsyncCopy { to, from, .. } => {
+                each(to.index.as_slice());
+                each(from.index.as_slice());
+            }
+            Inst::Mma { a, b, acc, .. } => each(&[*a, *b, *acc]),
             Inst::Bin(_, a, b) | Inst::Cmp(_, a, b) => each(&[*a, *b]),
             Inst::Un(_, a) | Inst::Cast(_, a) | Inst::Bitcast(a) | Inst::Splat(a) => each(&[*a]),
             Inst::Unpack { a, .. } | Inst::SubgroupReduce(_, a) => each(&[*a]),
