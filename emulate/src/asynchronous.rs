@@ -262,7 +262,8 @@ impl Machine<'_> {
                 let barrier = Mbarrier { count, pending: count, ..Mbarrier::default() };
                 self.blocks[slot].mbarriers.insert(key, barrier);
                 let span = &mut self.blocks[slot].mbarrier_span;
-                *span = span.start.min(at)..span.end.max(at + 8);
+                let start = if span.is_empty() { at } else { span.start.min(at) };
+                *span = start..span.end.max(at + 8);
                 continue;
             }
             if own {

@@ -120,7 +120,7 @@ impl Machine<'_> {
                 races: Races::new(shared, count),
                 gates: (0..16).map(|_| Gate::default()).collect(),
                 mbarriers: HashMap::new(),
-                mbarrier_span: usize::MAX..0,
+                mbarrier_span: 0..0,
                 pending: Vec::new(),
                 cluster: Gate::default(),
                 live_warps: count as u32,
