@@ -262,7 +262,7 @@ impl Machine<'_> {
                 let barrier = Mbarrier { count, pending: count, ..Mbarrier::default() };
                 self.blocks[slot].mbarriers.insert(key, barrier);
                 let span = &mut self.blocks[slot].mbarrier_span;
-                let start = if span.is_empty() { at } else { span.start.min(at) };
+                let start = if span.end == 0 { at } else { span.start.min(at) };
                 *span = start..span.end.max(at + 8);
                 continue;
             }
