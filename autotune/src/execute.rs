@@ -2,7 +2,7 @@
 
 use crate::problem::Problem;
 use bitsmith_compiler::artifact::Artifact;
-use bitsmith_compiler::lower::{Role, grid};
+use bitsmith_compiler::lower::{Packing, Role, grid, packing};
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{Error, Result};
 use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
@@ -31,7 +31,12 @@ impl<'d> Prepared<'d> {
             .map_err(|_| Error::invalid(format!("M is {}; accepted: below 2^31", problem.m)))?;
         let program = device.load(artifact)?;
         let mut buffers = Vec::new();
-        for buffer in &problem.buffers {
+        // Most schedules take the weights as they are.
+        let repacked = match packing(&problem.op, schedule) {
+            Packing::N16 => None,
+            Packing::Qt16(_) => Some(problem.packed_for(schedule)?),
+        };
+        for buffer in &repacked.as_ref().unwrap_or(problem).buffers {
             let count = if buffer.signature.role == Role::Weights { copies.max(1) } else { 1 };
             let mut list = Vec::with_capacity(count);
             for _ in 0..count {

@@ -14,6 +14,7 @@ mod measure;
 mod memory;
 mod place;
 mod plan;
+pub mod roofline;
 mod shapes;
 mod stages;
 mod table;

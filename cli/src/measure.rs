@@ -196,29 +196,12 @@ fn sample(
     Ok(Measurement::of(samples))
 }
 
-/// The higher of each roof: measured before and after the kernels, so that a neighbour's burst does not lower them.
-pub(crate) fn higher(a: &Roofs, b: &Roofs) -> Roofs {
-    Roofs {
-        threads: a.threads,
-        footprint: a.footprint,
-        read_gbs: a.read_gbs.max(b.read_gbs),
-        dot128_gops: a.dot128_gops.max(b.dot128_gops),
-        dot256_gops: a.dot256_gops.max(b.dot256_gops),
-        dot512_gops: a.dot512_gops.max(b.dot512_gops),
-        maddubs128_gops: a.maddubs128_gops.max(b.maddubs128_gops),
-        fma128_gflops: a.fma128_gflops.max(b.fma128_gflops),
-        fma256_gflops: a.fma256_gflops.max(b.fma256_gflops),
-        fma512_gflops: a.fma512_gflops.max(b.fma512_gflops),
-    }
-}
-
 /// The roof over a kernel: name and height. Everything but prefill is bound by memory.
 fn roof(op: &Op, phase: Phase, roofs: &Roofs) -> (&'static str, f64) {
     match (op, phase) {
         (Op::Matmul(op), Phase::Prefill) => match op.activation {
-            Activation::Int8(_) if roofs.dot128_gops > 0.0 => ("dot128", roofs.dot128_gops),
-            Activation::Int8(_) => ("maddubs128", roofs.maddubs128_gops),
-            Activation::Float(_) | Activation::Fp8(..) => ("fma128", roofs.fma128_gflops),
+            Activation::Int8(_) => roofs.best_dot(op.weight.code.bits()).unwrap_or(("dot", 0.0)),
+            Activation::Float(_) | Activation::Fp8(..) => roofs.best_fma().unwrap_or(("fma", 0.0)),
         },
         _ => ("read", roofs.read_gbs),
     }

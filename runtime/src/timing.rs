@@ -1,10 +1,10 @@
 //! Times: medians of interleaved samples, since machines are noisy and drift.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// What many timings of one thing came to, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The middle one.
     pub median: f64,

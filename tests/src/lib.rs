@@ -1,9 +1,13 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
 pub mod cases;
+pub mod machine;
+pub mod poison;
 pub mod ptxas;
 pub mod random;
 pub mod run;
+pub mod vulkan;
+pub mod x86;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

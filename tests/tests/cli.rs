@@ -382,3 +382,35 @@ fn lists_help_and_completions() {
     assert!(ok_json(&["doctor", "--json"])["tools"].as_array().unwrap().len() >= 6);
     assert!(ok(&["doctor"]).contains("ptxas"));
 }
+
+#[test]
+fn a_roofline_is_measured_and_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (svg, bench) = (file("roofline.svg"), file("bench.json"));
+    let measured = ok(&[
+        "bench",
+        "--n",
+        "64",
+        "--k",
+        "64",
+        "--m",
+        "1",
+        "--threads",
+        "1",
+        "--cycle-mb",
+        "0",
+        "--budget-ms",
+        "1",
+        "--json",
+    ]);
+    fs::write(&bench, &measured).unwrap();
+    let found =
+        ok_json(&["roofline", "--threads", "1", "--footprint-mb", "1", "--svg", &svg, "--points", &bench, "--json"]);
+    assert!(found["roofs"][0]["read_gbs"].as_f64().unwrap() > 0.0);
+    let picture = fs::read_to_string(&svg).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("M=1, 1 threads"), "{picture}");
+    fs::write(&bench, "[]").unwrap();
+    let args = ["roofline", "--footprint-mb", "1", "--svg", &svg, "--points", &bench];
+    fails(2, &args, &["bench.json", "bitsmith bench --json"]);
+}

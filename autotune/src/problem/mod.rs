@@ -12,8 +12,9 @@ pub use random::{numbers, quantized};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Quantized;
 use bitsmith_compiler::format::n16::N16;
-use bitsmith_compiler::lower::{Role, Signature, signature};
+use bitsmith_compiler::lower::{Packing, Role, Signature, packing, signature, signature_packed};
 use bitsmith_compiler::op::{Activation, Op, Per, Quantize};
+use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{Error, Result};
 
 /// An operation with its inputs.
@@ -181,6 +182,20 @@ impl Problem {
             }
             Role::Output => unreachable!("outputs are written"),
         })
+    }
+
+    /// The same problem with weights packed as a schedule's kernel takes them.
+    pub fn packed_for(&self, schedule: &Schedule) -> Result<Problem> {
+        let packing = packing(&self.op, schedule);
+        let mut problem = self.clone();
+        if let (Some(weights), true) = (&self.weights, packing != Packing::N16) {
+            for (buffer, signature) in problem.buffers.iter_mut().zip(signature_packed(&self.op, packing)?) {
+                if signature.role == Role::Weights {
+                    *buffer = Buffer { signature, bytes: packing.pack(weights)? };
+                }
+            }
+        }
+        Ok(problem)
     }
 
     /// The buffers that the operation writes, in order.

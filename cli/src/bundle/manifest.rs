@@ -33,7 +33,8 @@ pub struct Manifest {
     /// Name of the model, or its shapes.
     pub model: String,
     /// The C header.
-    pub header: FileEntry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<FileEntry>,
     /// The kernels.
     pub kernels: Vec<KernelEntry>,
 }
@@ -75,7 +76,7 @@ pub struct KernelEntry {
     pub activation: Option<String>,
     /// Type of the result, or of the codes.
     pub output: String,
-    /// How weights are packed: `n16`.
+    /// How weights are packed, as `pack --packing` takes it: `n16`, `qt16-f16-gt`, `qt16-b8-gt`.
     pub packing: Option<String>,
     /// Bytes of the packed weights.
     pub packed_bytes: Option<usize>,
@@ -85,7 +86,10 @@ pub struct KernelEntry {
     pub chosen_for_rows: Vec<usize>,
     /// How many workgroups a launch has.
     pub grid: Grid,
-    /// Bytes of scratch per thread.
+    /// Threads per workgroup.
+    #[serde(default = "one_thread")]
+    pub workgroup: [u32; 3],
+    /// Bytes of scratch per thread of a CPU, of shared memory per workgroup of a GPU.
     pub scratch_bytes: u64,
     /// Arguments, in order.
     pub args: Vec<ArgEntry>,
@@ -128,6 +132,10 @@ pub struct ArgEntry {
     pub align: u32,
     /// Whether the kernel writes it.
     pub written: bool,
+}
+
+const fn one_thread() -> [u32; 3] {
+    [1; 3]
 }
 
 impl ToolVersions {
@@ -176,7 +184,8 @@ fn sorted(value: Value) -> Value {
 impl KernelEntry {
     /// The entry of a kernel whose object file has this name and hash.
     pub fn new(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
-        let signatures = lower::signature(piece.op)?;
+        let packing = lower::packing(piece.op, piece.schedule);
+        let signatures = lower::signature_packed(piece.op, packing)?;
         let (n, k, format, activation, output) = match piece.op {
             Op::Matmul(op) => (Some(op.n), op.k, Some(op.weight.to_string()), Some(op.activation.to_string()), op.out),
             Op::Dequant(op) => (Some(op.n), op.k, Some(op.weight.to_string()), None, op.out),
@@ -214,11 +223,12 @@ impl KernelEntry {
             format,
             activation,
             output: output.name().to_string(),
-            packing: weights.map(|_| "n16".to_string()),
+            packing: weights.map(|_| packing.name().to_string()),
             packed_bytes: weights.map(|s| s.fixed),
             schedule: *piece.schedule,
             chosen_for_rows: if n.is_some() && piece.op.name() == "dequant" { Vec::new() } else { piece.rows.to_vec() },
             grid: grid(piece.op, piece.schedule)?,
+            workgroup: piece.artifact.workgroup,
             scratch_bytes: piece.artifact.shared_bytes,
             args: args.collect(),
             object: FileEntry { file: file.to_string(), sha256 },
@@ -246,11 +256,15 @@ fn holds(role: Role) -> &'static str {
 fn grid(op: &Op, schedule: &Schedule) -> Result<Grid, Failure> {
     let at = |m: usize| lower::grid(op, schedule, m);
     let [_, y, z] = at(1);
-    let fits = |step: Option<u32>| (1..=256).all(|m| at(m) == [step.map_or(1, |step| (m as u32).div_ceil(step)), y, z]);
-    let tile_m =
-        [None, Some(schedule.tile_m.max(1)), Some(1)].into_iter().find(|&step| fits(step)).ok_or_else(|| {
-            Error::Bug { message: "the grid follows no known rule".into(), text: format!("{op:?} {schedule:?}") }
-        })?;
+    let most = 1024;
+    let fits =
+        |step: Option<u32>| (1..=most).all(|m| at(m) == [step.map_or(1, |step| (m as u32).div_ceil(step)), y, z]);
+    // The rows of one workgroup: the most that a single one serves.
+    let tile_m = (1..most).find(|&m| at(m + 1)[0] > 1).map(|m| m as u32);
+    if !fits(tile_m) {
+        let text = format!("{op:?} {schedule:?}");
+        return Err(Error::Bug { message: "the grid follows no known rule".into(), text }.into());
+    }
     let x = tile_m.map_or("1".to_string(), |step| if step == 1 { "m".into() } else { format!("ceil(m / {step})") });
     let tile_n = (y > 1).then_some(schedule.tile_n);
     Ok(Grid { rule: format!("{x} * {y} * {z}"), tile_m, tile_n, y, z })

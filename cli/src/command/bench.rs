@@ -132,7 +132,7 @@ impl Bench {
                 let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
-            let roofs = measure::higher(&roofs_before, &roofs::measure(threads, footprint));
+            let roofs = roofs_before.higher(&roofs::measure(threads, footprint));
             measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
             summary.roofs.push(roofs);
         }
@@ -166,18 +166,8 @@ impl Bench {
 /// Roofs in a line; what this processor lacks is left out.
 pub(super) fn describe_roofs(roofs: &roofs::Roofs) -> String {
     let mut text = format!("roofs with {} threads: read {:.1} GB/s", roofs.threads, roofs.read_gbs);
-    for (name, value) in [
-        ("dot128", roofs.dot128_gops),
-        ("dot256", roofs.dot256_gops),
-        ("dot512", roofs.dot512_gops),
-        ("maddubs128", roofs.maddubs128_gops),
-        ("fma128", roofs.fma128_gflops),
-        ("fma256", roofs.fma256_gflops),
-        ("fma512", roofs.fma512_gflops),
-    ] {
-        if value > 0.0 {
-            text += &format!(", {name} {value:.0}");
-        }
+    for (name, value) in roofs.arithmetic() {
+        text += &format!(", {name} {value:.0}");
     }
     text + " GOP/s"
 }

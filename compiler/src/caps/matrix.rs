@@ -4,7 +4,7 @@
 //! operand, so that one family over [`MmaShape`] serves every device that has a map.
 
 use crate::dtype::DType;
-use crate::layout::Layout;
+use crate::layout::{Dim, Layout};
 use std::fmt;
 
 /// One matrix instruction of a subgroup: `D[m, n] = A[m, k] · B[k, n] + C[m, n]`.
@@ -40,6 +40,12 @@ pub struct LaneMap {
     pub acc: Layout,
 }
 
+/// Row and column of an address of a map.
+pub fn place(map: &Layout, address: usize) -> (usize, usize) {
+    let at = map.coords(address);
+    (at.get(Dim::Row) as usize, at.get(Dim::Column) as usize)
+}
+
 impl MmaShape {
     /// Elements of A that one lane holds.
     pub const fn a_elements(&self) -> u32 {
@@ -57,9 +63,10 @@ impl MmaShape {
     }
 }
 
+/// The name in the text form: `m16n8k16_f16_f16_f32_l32`.
 impl fmt::Display for MmaShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MmaShape { m, n, k, a, b, acc, lanes, .. } = self;
-        write!(f, "m{m}n{n}k{k} {} {} {} lanes {lanes}", a.name(), b.name(), acc.name())
+        write!(f, "m{m}n{n}k{k}_{}_{}_{}_l{lanes}", a.name(), b.name(), acc.name())
     }
 }

@@ -6,10 +6,12 @@ mod cpu;
 mod gpu;
 mod matrix;
 mod nvidia;
+pub mod vulkan;
+pub mod webgpu;
 
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};
-pub use matrix::{LaneMap, MmaShape};
+pub use matrix::{LaneMap, MmaShape, place};
 pub use nvidia::NVIDIA_DEVICES;
 
 use crate::dtype::DType;

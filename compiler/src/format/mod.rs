@@ -21,13 +21,14 @@ mod named;
 mod nf4;
 mod part;
 mod plain;
+pub mod qt16;
 mod quantized;
 pub mod tables;
 mod valid;
 
 pub use awq::AWQ;
 pub use ct::{CT_PACK, CT_PLAIN, HF_FP8};
-pub use encode::Encoder;
+pub use encode::{Encoder, Rounder};
 pub use gptq::{GPTQ_V1, GPTQ_V2};
 pub use named::Named;
 pub use plain::PLAIN;

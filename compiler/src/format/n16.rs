@@ -88,7 +88,7 @@ fn bytes(dtype: DType) -> usize {
 }
 
 /// Widths of the planes of a code, low bits first; `None` for widths that no format has.
-fn planes(bits: u8) -> Option<&'static [u8]> {
+pub(super) fn planes(bits: u8) -> Option<&'static [u8]> {
     Some(match bits {
         1 => &[1],
         2 => &[2],
@@ -340,12 +340,16 @@ impl N16 {
         })
     }
 
-    /// What makes a two's complement code unsigned.
     fn flip(&self) -> u8 {
-        match self.format.code {
-            Code::Int { bits, signed: true } => 1 << (bits - 1),
-            _ => 0,
-        }
+        flip(self.format.code)
+    }
+}
+
+/// What makes a two's complement code unsigned.
+pub(super) fn flip(code: Code) -> u8 {
+    match code {
+        Code::Int { bits, signed: true } => 1 << (bits - 1),
+        _ => 0,
     }
 }
 
@@ -361,7 +365,7 @@ fn unit_bytes(planes: &[u8]) -> usize {
 }
 
 /// Whether a kernel may decode the code by bit tricks that do not know of NaN and infinity.
-fn storable(code: Code, value: u8) -> bool {
+pub(super) fn storable(code: Code, value: u8) -> bool {
     code.valid(value) && code.decode(value).is_finite()
 }
 

@@ -7,6 +7,7 @@ use super::kernel::{
     ParamKind, Shared, Statement, UnOp,
 };
 use super::types::{Memory, Scalar, Type, Value};
+use crate::caps::MmaShape;
 
 /// Builds one kernel. Statements go to the innermost open block.
 #[derive(Debug)]
@@ -211,6 +212,26 @@ impl Builder {
     /// `acc + Σ a.byte * b.byte` per 32-bit lane.
     pub fn dot4(&mut self, signs: Dot4Signs, a_bits: u8, a: Value, b: Value, acc: Value) -> Value {
         self.push(self.ty(acc), Inst::Dot4 { signs, a_bits, a, b, acc })
+    }
+
+    /// A matrix instruction of the subgroup: fragments of A and B multiplied and added to those of C.
+    pub fn mma(&mut self, shape: &'static MmaShape, a: Value, b: Value, acc: Value) -> Value {
+        self.push(self.ty(acc), Inst::Mma { shape, a, b, acc })
+    }
+
+    /// Starts a copy of 4, 8 or 16 bytes from a buffer to shared memory.
+    pub fn async_copy(&mut self, to: Address, from: Address, bytes: u8) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::AsyncCopy { to, from, bytes } });
+    }
+
+    /// Ends a group of copies.
+    pub fn async_commit(&mut self) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::AsyncCommit });
+    }
+
+    /// Waits until at most `pending` groups of copies are under way.
+    pub fn async_wait(&mut self, pending: u8) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::AsyncWait(pending) });
     }
 
     /// A counted loop. `body` gets the counter and the carried values, and returns their next values.

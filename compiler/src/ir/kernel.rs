@@ -4,6 +4,7 @@
 //! the type of value `v`. Control flow is structured: `for` carries values, `if` yields values, there is no jump.
 
 use super::types::{Memory, Scalar, Type, Value};
+use crate::caps::MmaShape;
 
 /// One kernel: a program for each thread of a grid of workgroups.
 #[derive(Clone, Debug, PartialEq)]
@@ -347,7 +348,8 @@ pub enum Inst {
         /// I32 accumulator.
         acc: Value,
     },
-    /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with 16·n lanes, each below 16.
+    /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with at least 4
+    /// lanes, each below 16.
     PermuteBytes {
         /// The table.
         table: Value,
@@ -372,6 +374,32 @@ pub enum Inst {
         /// I32.
         value: Value,
     },
+    /// All lanes of the subgroup multiply two matrices that lie in fragments: `A · B + C`, see [`MmaShape`]. Integers are
+    /// exact and wrap; products of floats are exact and are summed with C in any order and in at least `f32`.
+    Mma {
+        /// Which instruction; one of the device's.
+        shape: &'static MmaShape,
+        /// This lane's elements of A: a vector of them.
+        a: Value,
+        /// Of B.
+        b: Value,
+        /// Of C; the result is alike.
+        acc: Value,
+    },
+    /// Starts to copy from a buffer to shared memory. What it writes is undefined until an `async_wait` of the same thread
+    /// has seen it arrive, and is seen by other threads after a barrier behind that.
+    AsyncCopy {
+        /// In shared memory; a multiple of `bytes`.
+        to: Address,
+        /// In a buffer; a multiple of `bytes`.
+        from: Address,
+        /// 4, 8 or 16.
+        bytes: u8,
+    },
+    /// Ends a group of this thread's copies: those since the last commit.
+    AsyncCommit,
+    /// Waits until no more than this many of this thread's groups are under way.
+    AsyncWait(u8),
 }
 
 /// A counted loop.

@@ -30,7 +30,12 @@ impl Inst {
             }
         };
         match self {
-            Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Barrier => {}
+            Inst::Const(_)
+            | Inst::Arg(_)
+            | Inst::Builtin(_)
+            | Inst::Barrier
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_) => {}
             Inst::Un(_, a)
             | Inst::Cast(_, a)
             | Inst::Bitcast(a)
@@ -46,7 +51,10 @@ impl Inst {
                 visit(a);
                 visit(b);
             }
-            Inst::Select { cond: a, a: b, b: c } | Inst::Fma(a, b, c) | Inst::Dot4 { a, b, acc: c, .. } => {
+            Inst::Select { cond: a, a: b, b: c }
+            | Inst::Fma(a, b, c)
+            | Inst::Dot4 { a, b, acc: c, .. }
+            | Inst::Mma { a, b, acc: c, .. } => {
                 visit(a);
                 visit(b);
                 visit(c);
@@ -56,6 +64,10 @@ impl Inst {
             Inst::Store { address: at, value, .. } | Inst::AtomicAdd { address: at, value } => {
                 address(at, &mut visit);
                 visit(value);
+            }
+            Inst::AsyncCopy { to, from, .. } => {
+                address(to, &mut visit);
+                address(from, &mut visit);
             }
             Inst::For(inner) => {
                 visit(&mut inner.start);
@@ -96,7 +108,11 @@ impl Inst {
             | Inst::Yield(_)
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
-            | Inst::AtomicAdd { .. } => false,
+            | Inst::AtomicAdd { .. }
+            | Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_) => false,
         }
     }
 }

@@ -63,6 +63,7 @@ use super::kernel::{Address, Block, Constant, For, If, Inst, Kernel, Param, Para
 use super::lexer::{Lexeme, Lexer, Token};
 use super::names::{self, find};
 use super::types::{Memory, Scalar, Type, Value};
+use crate::caps::matrix_shapes;
 use std::collections::{BTreeMap, HashMap};
 
 /// How deep blocks may nest.
@@ -328,6 +329,23 @@ impl<'t> Parser<'t> {
             "store" => Inst::Store { address: self.address()?, align: self.align()?, value: self.comma_value()? },
             "barrier" => Inst::Barrier,
             "atomic_add" => Inst::AtomicAdd { address: self.address()?, value: self.comma_value()? },
+            "mma" => {
+                let at = self.next;
+                let name = self.any_word("a matrix instruction such as m16n8k16_f16_f16_f32_l32")?;
+                let Some(shape) = matrix_shapes().find(|shape| shape.to_string() == name) else {
+                    return Err(self.error(at, "a matrix instruction such as m16n8k16_f16_f16_f32_l32"));
+                };
+                Inst::Mma { shape, a: self.value()?, b: self.comma_value()?, acc: self.comma_value()? }
+            }
+            "async_copy" => {
+                let to = self.address()?;
+                self.mark(',')?;
+                let from = self.address()?;
+                self.word("bytes")?;
+                Inst::AsyncCopy { to, from, bytes: self.int()? }
+            }
+            "async_commit" => Inst::AsyncCommit,
+            "async_wait" => Inst::AsyncWait(self.int()?),
             "permute_bytes" => Inst::PermuteBytes { table: self.value()?, index: self.comma_value()? },
             "yield" => Inst::Yield(self.yielded()?),
             "for" => self.for_loop()?,

@@ -195,6 +195,16 @@ impl Printer<'_> {
                 self.address(address)?;
                 write!(self.out, ", {value}")
             }
+            Inst::Mma { shape, a, b, acc } => write!(self.out, "mma {shape} {a}, {b}, {acc}"),
+            Inst::AsyncCopy { to, from, bytes } => {
+                self.out.write_str("async_copy ")?;
+                self.address(to)?;
+                self.out.write_str(", ")?;
+                self.address(from)?;
+                write!(self.out, " bytes {bytes}")
+            }
+            Inst::AsyncCommit => self.out.write_str("async_commit"),
+            Inst::AsyncWait(pending) => write!(self.out, "async_wait {pending}"),
         }
     }
 

@@ -110,7 +110,15 @@ impl Analysis<'_> {
             // A last subgroup with fewer threads adds fewer numbers.
             Inst::SubgroupReduce(ReduceOp::Add, _) => Uniform::Subgroup,
             Inst::SubgroupReduce(ReduceOp::Max, value) => self.of(*value).min(Uniform::Subgroup),
-            Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) | Inst::For(_) | Inst::If(_) => Uniform::Workgroup,
+            Inst::Mma { .. } => Uniform::Varying,
+            Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::For(_)
+            | Inst::If(_)
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_) => Uniform::Workgroup,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rows of activations: where they start, and their numbers in every lane of a vector.
 
-use super::memory::{Params, Role, at, byte_index, scalar_of};
+use super::memory::{Params, Role, alignment, at, byte_index, scalar_of};
 use super::walk::Pos;
 use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
 use crate::op::{Activation, Matmul, Per};
@@ -16,10 +16,14 @@ pub(super) struct Rows {
     /// Row numbers, `i64`, none past the last row: rows of a tile past it repeat it.
     rows: Vec<Value>,
     lanes: u8,
+    /// What the address of every quad is a multiple of.
+    align: u32,
+    /// Bool: whether this thread sees sums; the others see 0.
+    leader: Option<Value>,
 }
 
 impl Rows {
-    /// `count` rows from `first` (`i32`) on.
+    /// `count` rows from `first` (`i32`, below M) on.
     pub fn new(b: &mut Builder, op: &Matmul, params: &Params, first: Value, count: usize, lanes: u8) -> Rows {
         let (element, scales) = match op.activation {
             Activation::Float(dtype) => (scalar_of(dtype), None),
@@ -43,7 +47,14 @@ impl Rows {
             segments: op.k.div_ceil(op.segment()),
             rows,
             lanes,
+            align: quad_align(op, element.bytes() as usize, params.align),
+            leader: None,
         }
+    }
+
+    /// The same rows, where several threads share each segment: one of them alone sees the sums of its activations.
+    pub fn with_leader(self, leader: Value) -> Rows {
+        Rows { leader: Some(leader), ..self }
     }
 
     /// Number of rows.
@@ -62,7 +73,7 @@ impl Rows {
     pub fn quad_bytes(&self, b: &mut Builder, row: usize, column: Pos, valid: usize) -> Value {
         let start = self.element_at(b, row, column);
         let word = if valid == 4 {
-            b.load(Scalar::I32, at(self.x, start.index, start.fixed), 1)
+            b.load(Scalar::I32, at(self.x, start.index, start.fixed), self.align)
         } else {
             let bytes: Vec<Value> = (0..4)
                 .map(|i| {
@@ -85,9 +96,11 @@ impl Rows {
         let size = self.element.bytes();
         let start = self.element_at(b, row, column);
         let load = |b: &mut Builder, ty: Type, i: usize| {
-            b.load(ty, at(self.x, start.index, start.fixed + i * size as usize), size)
+            let align = if ty.lanes == 1 { size } else { self.align };
+            b.load(ty, at(self.x, start.index, start.fixed + i * size as usize), align)
         };
-        if self.element == Scalar::F32 || valid < 4 {
+        // A CPU broadcasts an f32 from memory as cheaply as it loads one.
+        if valid < 4 || self.element == Scalar::F32 && self.align == size {
             return (0..valid)
                 .map(|i| {
                     let number = load(b, self.element.into(), i);
@@ -120,7 +133,11 @@ impl Rows {
         let start = byte_index(b, self.rows[row], self.segments * 4);
         let segment = segment.times(b, 4);
         let start = segment.add(b, Pos { index: Some(start), fixed: 0 });
-        let sum = b.load(Scalar::I32, at(memory, start.index, start.fixed), 4);
+        let mut sum = b.load(Scalar::I32, at(memory, start.index, start.fixed), 4);
+        if let Some(leader) = self.leader {
+            let nothing = b.int(Scalar::I32, 0);
+            sum = b.select(leader, sum, nothing);
+        }
         b.splat(sum, self.lanes)
     }
 
@@ -145,4 +162,11 @@ impl Rows {
         let scale = b.load(Scalar::F32, at(memory, index, 0), 4);
         Some(b.splat(scale, self.lanes))
     }
+}
+
+/// What the address of any quad of a row is a multiple of, where buffers start at multiples of `buffer`: rows, segments
+/// and quads must all agree.
+fn quad_align(op: &Matmul, size: usize, buffer: u32) -> u32 {
+    let segment = if op.segment() < op.k { op.segment() * size } else { 0 };
+    alignment(&[op.k * size, segment, 4 * size, buffer as usize]).max(size as u32)
 }

@@ -1,15 +1,17 @@
 //! Family `decode`: a whole weight matrix in numbers, row-major.
 //!
-//! A workgroup makes `tile_n` rows. Vector lanes are rows of W, and rows of the result are contiguous along K, so each
-//! square of numbers is turned before it is stored.
+//! A workgroup makes `tile_n` rows. Where it is one thread, vector lanes are rows of W, and rows of the result are contiguous
+//! along K, so each square of numbers is turned before it is stored. Where it is many, each thread takes one row and some
+//! of its columns.
 
 use super::Implementation;
-use super::memory::{Params, Role, at, byte_index, scalar_of};
+use super::memory::{Params, Role, alignment, at, byte_index, scalar_of};
+use super::team::Team;
 use super::unpack::Weights;
-use super::walk::{Pos, Step, Visit, Walk};
-use crate::caps::Caps;
+use super::walk::{Pos, Split, Step, Visit, Walk};
+use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
-use crate::format::n16::N16;
+use crate::format::n16::{N16, ROWS};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Value};
 use crate::op::{Dequant, Op};
 use crate::schedule::{Family, Schedule};
@@ -22,42 +24,79 @@ pub(super) const DECODE: Implementation = Implementation {
     build,
 };
 
-fn refuses(op: &Op, caps: &Caps) -> Option<String> {
+fn refuses(op: &Op, _caps: &Caps) -> Option<String> {
     let Op::Dequant(op) = op else { return Some("decodes weights only".into()) };
-    if caps.subgroup != 1 {
-        return Some("is written for devices whose workgroup is one thread".into());
-    }
     N16::of(&op.weight, op.k).err().map(|error| error.to_string())
 }
 
 fn space(_op: &Op, caps: &Caps, _m: usize) -> Vec<Schedule> {
+    if caps.features.has(Feature::Workgroups) {
+        return [(16, 1), (8, 1), (16, 2)]
+            .map(|(split, unroll)| {
+                Schedule::single(Family::Decode, 1, ROWS as u32, unroll).with_threads(ROWS as u32 * split, split)
+            })
+            .into_iter()
+            .filter(|schedule| schedule.threads <= caps.max_workgroup)
+            .collect();
+    }
     let lanes = (caps.vector_bytes / 4).min(16);
-    [1, 2, 4].map(|unroll| Schedule { family: Family::Decode, tile_m: 1, tile_n: lanes, unroll }).to_vec()
+    [1, 2, 4].map(|unroll| Schedule::single(Family::Decode, 1, lanes, unroll)).to_vec()
 }
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let Op::Dequant(dequant) = op else { return Err(Error::Unsupported(format!("{} in family decode", op.name()))) };
     let layout = N16::of(&dequant.weight, dequant.k)?;
-    let lanes = (caps.vector_bytes / 4).min(16);
-    if schedule.tile_n != lanes || !(1..=64).contains(&schedule.unroll) {
+    let many = caps.features.has(Feature::Workgroups);
+    let rows = if many { ROWS as u32 } else { (caps.vector_bytes / 4).min(16) };
+    let Schedule { tile_n, unroll, threads, split, .. } = *schedule;
+    let sound = threads == if many { rows * split } else { 1 } && threads <= caps.max_workgroup;
+    if tile_n != rows || !(1..=64).contains(&unroll) || !split.is_power_of_two() || split > 1 << 10 || !sound {
         return Err(Error::invalid(format!(
-            "family decode: tile_n is {}, unroll {}; accepted: tile_n {lanes}, unroll 1 to 64",
-            schedule.tile_n, schedule.unroll
+            "family decode: tile_n is {tile_n}, unroll {unroll}, threads {threads}, split {split}; accepted: tile_n {rows}, \
+             unroll 1 to 64, {}",
+            if many { "split a power of two, threads tile_n times split" } else { "threads 1" }
         )));
     }
     let clean = dequant.weight.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-    let name = format!("dequant_n{}_k{}_{clean}_{}_u{}", dequant.n, dequant.k, dequant.out.name(), schedule.unroll);
+    let mut name = format!("dequant_n{}_k{}_{clean}_{}_u{unroll}", dequant.n, dequant.k, dequant.out.name());
+    if many {
+        name.push_str(&format!("t{threads}s{split}"));
+    }
     let mut b = Builder::new(&name);
     let params = Params::declare(&mut b, op, caps)?;
     let tile = b.builtin(Builtin::WorkgroupId(1));
-    let start = b.bin_imm(BinOp::Mul, tile, schedule.tile_n as i64);
+    let start = b.bin_imm(BinOp::Mul, tile, tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
-    let weights = Weights::new(&layout, params.get(Role::Weights), start, dequant.n, schedule.tile_n as usize, caps);
-    let walk = Walk::new(&layout, layout.group.min(dequant.k), schedule.unroll as usize)?;
-    let mut turn =
-        Turn { op: dequant, weights: &weights, output: params.get(Role::Output), start, group: walk.segment };
-    walk.emit(&mut b, &mut turn, Vec::new());
+    let walk = Walk::new(&layout, layout.group.min(dequant.k), unroll as usize)?;
+    let memory = params.get(Role::Weights);
+    let emit = |b: &mut Builder, start: Value, weights: &Weights<'_>, share: Option<&Split>| {
+        let (output, group) = (params.get(Role::Output), walk.segment);
+        let align = store_align(dequant, group, params.align);
+        let mut turn = Turn { op: dequant, weights, output, start, group, align };
+        match share {
+            Some(share) => walk.emit_split(b, &mut turn, share, Vec::new()),
+            None => walk.emit(b, &mut turn, Vec::new()),
+        };
+    };
+    if many {
+        let team = Team::apart(&mut b, tile_n, split);
+        let row = b.add(start, team.row);
+        let share = team.split(&mut b);
+        let end = b.int(Scalar::I64, dequant.n as i64);
+        let inside = b.cmp(CmpOp::LtS, row, end);
+        b.if_then(inside, |b| emit(b, row, &Weights::few(&layout, memory, row, 1, caps), Some(&share)));
+    } else {
+        let weights = Weights::new(&layout, memory, start, dequant.n, tile_n as usize, caps);
+        emit(&mut b, start, &weights, None);
+    }
     Ok(b.finish())
+}
+
+/// What the place of any quad of a result is a multiple of.
+fn store_align(op: &Dequant, group: usize, buffer: u32) -> u32 {
+    let size = scalar_of(op.out).bytes() as usize;
+    let group = if group < op.k { group * size } else { 0 };
+    alignment(&[op.k * size, group, 4 * size, buffer as usize]).max(size as u32)
 }
 
 /// Decodes a quad of columns for a vector of rows, and stores it row by row.
@@ -67,6 +106,8 @@ struct Turn<'a> {
     output: Memory,
     start: Value,
     group: usize,
+    /// What places of four numbers are multiples of.
+    align: u32,
 }
 
 impl Visit for Turn<'_> {
@@ -101,7 +142,8 @@ impl Turn<'_> {
         let out = scalar_of(self.op.out);
         let size = out.bytes() as usize;
         let square = match *columns {
-            [c0, c1, c2, c3] if lanes == 4 => Some(turn_square(b, [c0, c1, c2, c3])),
+            [c0, c1, c2, c3] if lanes == 4 => Some(turn_square(b, [c0, c1, c2, c3]).to_vec()),
+            [_, _, _, _] if lanes == 1 => Some(vec![b.vector(columns)]),
             _ => None,
         };
         let place = byte_index(b, self.start, self.op.k * size);
@@ -111,7 +153,8 @@ impl Turn<'_> {
             let put = |b: &mut Builder, value: Value, at_column: usize| {
                 let value = if out == Scalar::F32 { value } else { b.cast(CastOp::Float, value, out) };
                 let address = at(self.output, place.index, place.fixed + (lane * self.op.k + at_column) * size);
-                b.store(address, size as u32, value);
+                let align = if b.ty(value).lanes == 1 { size as u32 } else { self.align };
+                b.store(address, align, value);
             };
             let write = |b: &mut Builder| match &square {
                 Some(lines) => put(b, lines[lane], 0),

@@ -6,6 +6,8 @@ use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::n16::N16;
+use crate::format::qt16::{Class, LaneOrder, Qt16};
+use crate::format::{Format, Quantized};
 use crate::ir::{Access, Address, BinOp, Builder, Memory, Scalar, Value};
 use crate::op::{Activation, Op, Per};
 
@@ -58,8 +60,52 @@ impl Signature {
     }
 }
 
-/// The buffers of an operation in the order of the kernel's parameters; `m`, an `i32`, follows them.
+/// How the weights of a kernel lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// [`N16`]: 16 rows side by side.
+    N16,
+    /// [`Qt16`] in lane order GT: fragments of matrix instructions.
+    Qt16(Class),
+}
+
+impl Packing {
+    /// Every packing.
+    pub const ALL: [Packing; 3] = [Packing::N16, Packing::Qt16(Class::F16), Packing::Qt16(Class::B8)];
+
+    /// Stable name: `n16`, `qt16-f16-gt`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Packing::N16 => "n16",
+            Packing::Qt16(Class::F16) => "qt16-f16-gt",
+            Packing::Qt16(Class::B8) => "qt16-b8-gt",
+        }
+    }
+
+    /// Bytes of a packed matrix.
+    pub fn bytes(self, format: &Format, n: usize, k: usize) -> Result<usize> {
+        Ok(match self {
+            Packing::N16 => N16::of(format, k)?.bytes(n),
+            Packing::Qt16(class) => Qt16::of(format, k, class, LaneOrder::Gt)?.bytes(n),
+        })
+    }
+
+    /// Packs a matrix.
+    pub fn pack(self, weights: &Quantized) -> Result<Vec<u8>> {
+        Ok(match self {
+            Packing::N16 => N16::pack(weights)?.1,
+            Packing::Qt16(class) => Qt16::pack(weights, class, LaneOrder::Gt)?.1,
+        })
+    }
+}
+
+/// The buffers of an operation with weights in N16; see [`signature_packed`].
 pub fn signature(op: &Op) -> Result<Vec<Signature>> {
+    signature_packed(op, Packing::N16)
+}
+
+/// The buffers of an operation in the order of the kernel's parameters; `m`, an `i32`, follows them.
+pub fn signature_packed(op: &Op, packing: Packing) -> Result<Vec<Signature>> {
     let read = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: false };
     let write = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: true };
     let mut list = Vec::new();
@@ -78,7 +124,7 @@ pub fn signature(op: &Op) -> Result<Vec<Signature>> {
             if let Activation::Int8(_) = op.activation {
                 list.push(read(Role::ActivationSums, "x_sum", DType::I32, 0, op.k.div_ceil(op.segment())));
             }
-            list.push(read(Role::Weights, "w", DType::U8, N16::of(&op.weight, op.k)?.bytes(op.n), 0));
+            list.push(read(Role::Weights, "w", DType::U8, packing.bytes(&op.weight, op.n, op.k)?, 0));
             if op.epilogue.bias {
                 list.push(read(Role::Bias, "bias", DType::F32, op.n, 0));
             }
@@ -91,7 +137,7 @@ pub fn signature(op: &Op) -> Result<Vec<Signature>> {
             list.push(write(Role::Output, "y", op.out, 0, op.n));
         }
         Op::Dequant(op) => {
-            list.push(read(Role::Weights, "w", DType::U8, N16::of(&op.weight, op.k)?.bytes(op.n), 0));
+            list.push(read(Role::Weights, "w", DType::U8, packing.bytes(&op.weight, op.n, op.k)?, 0));
             list.push(write(Role::Output, "y", op.out, op.n * op.k, 0));
         }
         Op::Quantize(op) => {
@@ -122,19 +168,30 @@ pub(super) struct Params {
     buffers: Vec<(Role, Memory)>,
     /// Rows of the launch, `i32`.
     pub m: Value,
+    /// What buffers of activations and results start at multiples of; 1 where that is their element's size.
+    pub align: u32,
 }
 
+/// Device memory starts at multiples of this, and kernels of many threads load this much at a time.
+const VECTOR: u32 = 16;
+
 impl Params {
-    /// Declares an operation's parameters.
+    /// Declares an operation's parameters, weights in N16.
     pub fn declare(b: &mut Builder, op: &Op, caps: &Caps) -> Result<Params> {
+        Params::declare_packed(b, op, Packing::N16, caps)
+    }
+
+    /// Declares an operation's parameters.
+    pub fn declare_packed(b: &mut Builder, op: &Op, packing: Packing, caps: &Caps) -> Result<Params> {
         let mut buffers = Vec::new();
-        for s in signature(op)? {
+        let least = if caps.subgroup > 1 { VECTOR } else { 1 };
+        for s in signature_packed(op, packing)? {
             let access = if s.written { Access::Write } else { Access::Read };
-            let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8) };
+            let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8).max(least) };
             buffers.push((s.role, b.buffer(s.name, access, align)));
         }
         let m = b.scalar("m", Scalar::I32);
-        Ok(Params { buffers, m })
+        Ok(Params { buffers, m, align: least })
     }
 
     /// The buffer of a role.
@@ -195,4 +252,10 @@ pub(super) fn scalar_of(dtype: DType) -> Scalar {
         DType::I32 => Scalar::I32,
         _ => Scalar::I8,
     }
+}
+
+/// The largest power of two that divides all of these; zeros do not count.
+pub(super) fn alignment(places: &[usize]) -> u32 {
+    let low = places.iter().filter(|&&place| place > 0).map(|place| place.trailing_zeros()).min();
+    1 << low.unwrap_or(0)
 }

@@ -8,10 +8,11 @@ mod dequant;
 mod matmul;
 mod memory;
 mod quantize;
+mod team;
 mod unpack;
 mod walk;
 
-pub use memory::{Role, Signature, signature};
+pub use memory::{Packing, Role, Signature, signature, signature_packed};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
@@ -35,7 +36,19 @@ pub struct Implementation {
 }
 
 /// Every family.
-pub const FAMILIES: &[Implementation] = &[matmul::STREAM, matmul::TILE, dequant::DECODE, quantize::ROWS];
+pub const FAMILIES: &[Implementation] =
+    &[matmul::STREAM, matmul::TILE, matmul::SPREAD, matmul::BLOCK, dequant::DECODE, quantize::ROWS];
+
+/// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
+pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::MMA];
+
+/// How a kernel's weights must lie.
+pub fn packing(op: &Op, schedule: &Schedule) -> Packing {
+    match (op, schedule.family) {
+        (Op::Matmul(op), Family::Mma) => Packing::Qt16(matmul::class(op)),
+        _ => Packing::N16,
+    }
+}
 
 /// The families that can serve an operation; if there is none, the error names what each one lacks.
 pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
@@ -50,20 +63,21 @@ pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
     Ok(able)
 }
 
-/// Every schedule worth trying for `m` rows.
+/// Every schedule worth trying for `m` rows whose weights lie in N16; those of [`MATRIX_FAMILIES`] come beside them.
 pub fn space(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
     Ok(families(op, caps)?.into_iter().flat_map(|f| (f.space)(op, caps, m)).collect())
 }
 
 /// The schedule to take for `m` rows where nothing has been measured.
 pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
+    let matrix = MATRIX_FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none());
+    if let Some(schedule) = matrix.flat_map(|f| (f.space)(op, caps, m)).next() {
+        return Ok(schedule);
+    }
     let able = families(op, caps)?;
-    let many_rows = m > 8;
-    let family = able
-        .iter()
-        .find(|f| f.family == if many_rows { Family::Tile } else { Family::Stream })
-        .or(able.first())
-        .expect("families returns at least one");
+    let wanted: &[Family] = if m > 8 { &[Family::Tile, Family::Block] } else { &[Family::Stream, Family::Spread] };
+    let family =
+        able.iter().find(|f| wanted.contains(&f.family)).or(able.first()).expect("families returns at least one");
     (family.space)(op, caps, m)
         .into_iter()
         .next()
@@ -73,7 +87,8 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
 /// Turns an operation and a schedule into a kernel for devices of these caps.
 pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let op = op.checked()?;
-    let family = FAMILIES.iter().find(|f| f.family == schedule.family).expect("every family is listed");
+    let family =
+        FAMILIES.iter().chain(MATRIX_FAMILIES).find(|f| f.family == schedule.family).expect("every family is listed");
     if let Some(why) = (family.refuses)(&op, caps) {
         return Err(Error::Unsupported(format!(
             "{} on {}: family {}: {why}",
@@ -88,8 +103,9 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
-        (Op::Matmul(op), Family::Stream) => {
-            [m.div_ceil(schedule.tile_m as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
+        (Op::Matmul(op), Family::Stream | Family::Spread | Family::Block | Family::Mma) => {
+            let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
+            [m.div_ceil(rows as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
         }
         (Op::Matmul(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
         (Op::Dequant(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],

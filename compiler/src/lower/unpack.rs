@@ -3,6 +3,8 @@
 //! A vector lane is a row of W; see `format::n16` for where things lie. Always holds: what it makes of a code is exactly
 //! `Code::decode`, up to the factors that [`Integers`] and [`Floats`] name.
 
+pub(super) mod fragments;
+
 use super::memory::{at, split, times};
 use super::walk::Pos;
 use crate::caps::{Caps, Feature};
@@ -46,13 +48,23 @@ pub(super) struct Integers {
 }
 
 impl<'a> Weights<'a> {
-    /// Reads rows of a matrix of `n` from `row` (`i64`) on, `lanes` at a time; `tile` rows in all.
+    /// Reads rows of a matrix of `n` from `row` (`i64`) on, as many at a time as the device's vectors hold; `tile` rows in all.
     pub fn new(layout: &'a N16, memory: Memory, row: Value, n: usize, tile: usize, caps: &Caps) -> Weights<'a> {
+        let lanes = (caps.vector_bytes / 4).min(ROWS as u32) as u8;
+        Weights { lanes, ..Weights::strip(layout, memory, row, n, tile, caps) }
+    }
+
+    /// Reads the `lanes` rows from `row` (`i64`) on, which lie in one block of 16 rows.
+    pub fn few(layout: &'a N16, memory: Memory, row: Value, lanes: u8, caps: &Caps) -> Weights<'a> {
+        Weights { lanes, ..Weights::strip(layout, memory, row, ROWS, lanes as usize, caps) }
+    }
+
+    fn strip(layout: &'a N16, memory: Memory, row: Value, n: usize, tile: usize, caps: &Caps) -> Weights<'a> {
         let blocks = n.div_ceil(ROWS);
         Weights {
             layout,
             memory,
-            lanes: (caps.vector_bytes / 4).min(ROWS as u32) as u8,
+            lanes: 1,
             row,
             inside: !tile.is_multiple_of(ROWS),
             last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),
@@ -189,42 +201,7 @@ impl<'a> Weights<'a> {
         let start = start.add(b, base);
         let address = at(self.memory, start.index, start.fixed + section.offset);
         let align = (self.lanes as u32 * size as u32).min(64);
-        let load = |b: &mut Builder, scalar: Scalar| b.load(Type::vector(scalar, self.lanes), address, align);
-        match section.dtype {
-            DType::F32 => load(b, Scalar::F32),
-            DType::F16 if self.f16_convert => {
-                let raw = load(b, Scalar::F16);
-                b.cast(CastOp::Float, raw, Scalar::F32)
-            }
-            DType::F16 => {
-                let raw = load(b, Scalar::I16);
-                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
-                finite_f16(b, raw)
-            }
-            DType::Bf16 => {
-                let raw = load(b, Scalar::I16);
-                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
-                let bits = b.bin_imm(BinOp::Shl, raw, 16);
-                b.bitcast(bits, Type::vector(Scalar::F32, self.lanes))
-            }
-            DType::E4m3fn => {
-                let raw = load(b, Scalar::I8);
-                let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
-                small_float(b, raw, DType::E4m3fn)
-            }
-            DType::E8m0 => {
-                let raw = load(b, Scalar::E8m0);
-                b.cast(CastOp::Float, raw, Scalar::F32)
-            }
-            DType::I8 => {
-                let raw = load(b, Scalar::I8);
-                b.cast(CastOp::IntToFloatS, raw, Scalar::F32)
-            }
-            _ => {
-                let raw = load(b, Scalar::I8);
-                b.cast(CastOp::IntToFloatU, raw, Scalar::F32)
-            }
-        }
+        load_number(b, section.dtype, address, self.lanes, align, self.f16_convert)
     }
 
     fn two_level(&self, b: &mut Builder, inner: &Section, outer: Option<&Section>, group: Pos, v: usize) -> Value {
@@ -304,6 +281,8 @@ impl Integers {
                 if flip {
                     offset -= 128;
                 }
+                // A signed operand is a whole byte to the instruction, however few of its bits are used.
+                let bits = if unsigned { bits } else { 8 };
                 Some(Integers { signs, bits, factor, offset, scale: 1.0, table: None, flip })
             }
             Code::Log { .. } | Code::Float(DType::E2m1) | Code::Table(_) if layout.format.integer_code() => {
@@ -320,7 +299,7 @@ impl Integers {
                     top = top.max(byte);
                     *entry = byte as u8 as i8;
                 }
-                let bits = 32 - (top as u32).leading_zeros() as u8;
+                let bits = if unsigned { 32 - (top as u32).leading_zeros() as u8 } else { 8 };
                 Some(Integers {
                     signs,
                     bits,
@@ -347,6 +326,53 @@ fn integer_meaning(code: Code, zero: Zero) -> (i32, i32) {
         Code::Ternary => (1, 1 + bias),
         Code::Binary => (2, 1 + bias),
         _ => (1, bias),
+    }
+}
+
+/// Numbers of a type in memory as `f32`.
+fn load_number(
+    b: &mut Builder,
+    dtype: DType,
+    address: crate::ir::Address,
+    lanes: u8,
+    align: u32,
+    f16_convert: bool,
+) -> Value {
+    let load = |b: &mut Builder, scalar: Scalar| b.load(Type::vector(scalar, lanes), address, align);
+    match dtype {
+        DType::F32 => load(b, Scalar::F32),
+        DType::F16 if f16_convert => {
+            let raw = load(b, Scalar::F16);
+            b.cast(CastOp::Float, raw, Scalar::F32)
+        }
+        DType::F16 => {
+            let raw = load(b, Scalar::I16);
+            let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+            finite_f16(b, raw)
+        }
+        DType::Bf16 => {
+            let raw = load(b, Scalar::I16);
+            let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+            let bits = b.bin_imm(BinOp::Shl, raw, 16);
+            b.bitcast(bits, Type::vector(Scalar::F32, lanes))
+        }
+        DType::E4m3fn => {
+            let raw = load(b, Scalar::I8);
+            let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
+            small_float(b, raw, DType::E4m3fn)
+        }
+        DType::E8m0 => {
+            let raw = load(b, Scalar::E8m0);
+            b.cast(CastOp::Float, raw, Scalar::F32)
+        }
+        DType::I8 => {
+            let raw = load(b, Scalar::I8);
+            b.cast(CastOp::IntToFloatS, raw, Scalar::F32)
+        }
+        _ => {
+            let raw = load(b, Scalar::I8);
+            b.cast(CastOp::IntToFloatU, raw, Scalar::F32)
+        }
     }
 }
 

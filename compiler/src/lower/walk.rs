@@ -7,7 +7,7 @@
 use super::memory::{split, times};
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
-use crate::ir::{BinOp, Builder, Scalar, Value};
+use crate::ir::{BinOp, Builder, CmpOp, Scalar, Value};
 
 /// A position that is counted in something: a value known when the kernel runs plus a constant.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +76,57 @@ pub(super) struct Step {
     pub unit: Pos,
     /// Column of the first quad.
     pub column: Pos,
+    /// Quads from the start of the piece to the first quad.
+    pub local: Pos,
     /// First quad within the unit.
     pub first: usize,
     /// Columns of each quad that the segment has: 4, or fewer in its last one.
     pub quads: Vec<usize>,
+}
+
+/// A segment, or a part of one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The segment that it is, or lies in.
+    pub segment: Pos,
+    /// Its first column.
+    pub column: Pos,
+    unit: Pos,
+    /// Quads from the start of `unit` to the first one.
+    quad: usize,
+    /// Columns.
+    pub len: usize,
+}
+
+/// What is done for a piece: from a state to the next one.
+pub(super) type OnPiece<'a> = dyn FnMut(&mut Builder, &Piece, Vec<Value>) -> Vec<Value> + 'a;
+
+/// What is done in a turn of a loop.
+pub(super) type OnTurn<'a> = dyn FnMut(&mut Builder, Pos, Vec<Value>) -> Vec<Value> + 'a;
+
+/// Threads that share a walk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Split {
+    /// Which of them this is, `i64`.
+    pub index: Value,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Split {
+    /// Does something on one of the threads; the others keep the state as it was.
+    pub fn one(
+        &self,
+        b: &mut Builder,
+        which: usize,
+        state: Vec<Value>,
+        body: impl FnOnce(&mut Builder, Vec<Value>) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let owner = b.int(Scalar::I64, (which % self.count) as i64);
+        let mine = b.cmp(CmpOp::Eq, self.index, owner);
+        let before = state.clone();
+        b.if_else(mine, |b| body(b, state), |_| before)
+    }
 }
 
 /// What is done at each place of a walk. Both kinds of state are values that loops carry.
@@ -88,6 +135,10 @@ pub(super) trait Visit {
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value>;
     /// The state of the segment after some quads.
     fn step(&mut self, b: &mut Builder, segment: Pos, step: &Step, inner: Vec<Value>) -> Vec<Value>;
+    /// Where several threads have shared a segment: its state from their states.
+    fn merge(&mut self, _b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        inner
+    }
     /// The state of the whole walk after a segment.
     fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value>;
 }
@@ -110,66 +161,138 @@ impl Walk {
 
     /// Emits the walk. Returns the final state.
     pub fn emit(&self, b: &mut Builder, visit: &mut dyn Visit, outer: Vec<Value>) -> Vec<Value> {
+        self.segments(b, None, outer, &mut |b, segment, outer| {
+            let inner = visit.begin(b, segment.segment);
+            let inner = self.piece(b, visit, segment, None, inner);
+            visit.end(b, segment.segment, inner, outer)
+        })
+    }
+
+    /// Whether threads that share the walk take whole segments, so that each one's final state is a part of the result.
+    /// Otherwise they share each segment, and the state of thread 0 is the result.
+    pub fn shares_segments(&self, threads: usize) -> bool {
+        self.k / self.segment / self.period() >= threads
+    }
+
+    /// Emits the walk for threads that share it.
+    pub fn emit_split(&self, b: &mut Builder, visit: &mut dyn Visit, split: &Split, outer: Vec<Value>) -> Vec<Value> {
+        let whole = self.shares_segments(split.count);
+        self.segments(b, whole.then_some(split), outer, &mut |b, segment, outer| {
+            let mut inner = visit.begin(b, segment.segment);
+            inner = self.piece(b, visit, segment, (!whole).then_some(split), inner);
+            if !whole {
+                inner = visit.merge(b, inner);
+            }
+            visit.end(b, segment.segment, inner, outer)
+        })
+    }
+
+    /// Segments until the next one that starts with a unit.
+    fn period(&self) -> usize {
+        let per_unit = self.unit / 4;
+        (1..=per_unit).find(|p| (p * self.stride).is_multiple_of(per_unit)).expect("p = per_unit divides")
+    }
+
+    /// Does something for each segment; where threads share the walk, each takes some of them.
+    pub fn segments(
+        &self,
+        b: &mut Builder,
+        split: Option<&Split>,
+        outer: Vec<Value>,
+        body: &mut OnPiece<'_>,
+    ) -> Vec<Value> {
         let full = self.k / self.segment;
         let rest = self.k % self.segment;
-        // Segments until the next one that starts with a unit.
         let per_unit = self.unit / 4;
-        let period = (1..=per_unit).find(|p| (p * self.stride).is_multiple_of(per_unit)).expect("p = per_unit divides");
+        let period = self.period();
         let loops = full / period;
-        let mut outer = repeat(b, loops, 1, outer, |b, turn, mut outer| {
+        let piece = |b: &mut Builder, segment: Pos, unit: Pos, quad: usize, len: usize| {
+            let column = segment.times(b, self.segment);
+            Piece { segment, column, unit, quad, len }
+        };
+        let mut turn = |b: &mut Builder, turn: Pos, mut outer: Vec<Value>| {
             let base = turn.times(b, period);
             let unit = turn.times(b, period * self.stride / per_unit);
             for i in 0..period {
-                outer = self.segment(b, visit, base.plus(i), unit, i * self.stride, self.segment, outer);
+                let segment = piece(b, base.plus(i), unit, i * self.stride, self.segment);
+                outer = body(b, &segment, outer);
             }
             outer
-        });
-        for s in loops * period..full {
-            outer = self.segment(b, visit, Pos::fixed(s), Pos::fixed(0), s * self.stride, self.segment, outer);
-        }
-        if rest > 0 {
-            outer = self.segment(b, visit, Pos::fixed(full), Pos::fixed(0), full * self.stride, rest, outer);
+        };
+        let mut outer = share(b, split, loops, 1, outer, &mut turn);
+        for s in loops * period..full + usize::from(rest > 0) {
+            let len = if s < full { self.segment } else { rest };
+            let segment = piece(b, Pos::fixed(s), Pos::fixed(0), s * self.stride, len);
+            outer = match split {
+                Some(split) => split.one(b, s, outer, |b, outer| body(b, &segment, outer)),
+                None => body(b, &segment, outer),
+            };
         }
         outer
     }
 
-    /// One segment of `len` columns, which starts `quad` quads after unit `unit`.
-    #[allow(clippy::too_many_arguments)]
-    fn segment(
+    /// Does something for each part of a segment of about `columns` columns, all threads together.
+    pub fn parts(
+        &self,
+        b: &mut Builder,
+        segment: &Piece,
+        columns: usize,
+        state: Vec<Value>,
+        body: &mut OnPiece<'_>,
+    ) -> Vec<Value> {
+        let columns = columns.next_multiple_of(self.unit);
+        let part = |b: &mut Builder, turn: Pos, len: usize| {
+            let (start, units) = (turn.times(b, columns), turn.times(b, columns / self.unit));
+            Piece { column: segment.column.add(b, start), unit: segment.unit.add(b, units), len, ..*segment }
+        };
+        let full = segment.len / columns;
+        let mut state = repeat(b, full, 1, state, |b, turn, state| {
+            let part = part(b, turn, columns);
+            body(b, &part, state)
+        });
+        if !segment.len.is_multiple_of(columns) {
+            let part = part(b, Pos::fixed(full), segment.len % columns);
+            state = body(b, &part, state);
+        }
+        state
+    }
+
+    /// The quads of a piece; where threads share it, each takes some of its units.
+    pub fn piece(
         &self,
         b: &mut Builder,
         visit: &mut dyn Visit,
-        segment: Pos,
-        unit: Pos,
-        quad: usize,
-        len: usize,
-        outer: Vec<Value>,
+        piece: &Piece,
+        split: Option<&Split>,
+        mut inner: Vec<Value>,
     ) -> Vec<Value> {
         let per_unit = self.unit / 4;
-        let column = segment.times(b, self.segment);
-        let mut inner = visit.begin(b, segment);
+        let &Piece { segment, column, unit, quad, len } = piece;
         let mut done = 0;
         if quad.is_multiple_of(per_unit) {
             let base = unit.plus(quad / per_unit);
-            let units = len / self.unit;
-            let turns = units / self.unroll;
-            inner = repeat(b, turns, self.unroll, inner, |b, turn, mut inner| {
+            let turns = len / self.unit / self.unroll;
+            let mut turn = |b: &mut Builder, turn: Pos, mut inner: Vec<Value>| {
                 let unit = base.add(b, turn);
+                let local = turn.times(b, per_unit);
                 let columns = turn.times(b, self.unit);
                 let column = column.add(b, columns);
                 for i in 0..self.unroll {
                     let step = Step {
                         unit: unit.plus(i),
                         column: column.plus(i * self.unit),
+                        local: local.plus(i * per_unit),
                         first: 0,
                         quads: vec![4; per_unit],
                     };
                     inner = visit.step(b, segment, &step, inner);
                 }
                 inner
-            });
+            };
+            inner = share(b, split, turns, self.unroll, inner, &mut turn);
             done = turns * self.unroll * self.unit;
         }
+        let mut tail = 0;
         while done < len {
             let at = quad + done / 4;
             let first = at % per_unit;
@@ -178,11 +301,42 @@ impl Walk {
                 quads.push((len - done - 4 * quads.len()).min(4));
             }
             let columns = 4 * quads.len();
-            let step = Step { unit: unit.plus(at / per_unit), column: column.plus(done), first, quads };
-            inner = visit.step(b, segment, &step, inner);
+            let step = Step {
+                unit: unit.plus(at / per_unit),
+                column: column.plus(done),
+                local: Pos::fixed(done / 4),
+                first,
+                quads,
+            };
+            inner = match split {
+                Some(split) => split.one(b, tail, inner, |b, inner| visit.step(b, segment, &step, inner)),
+                None => visit.step(b, segment, &step, inner),
+            };
             done += columns;
+            tail += 1;
         }
-        visit.end(b, segment, inner, outer)
+        inner
+    }
+}
+
+/// [`repeat`], or where threads share the turns, a loop over this thread's.
+pub(super) fn share(
+    b: &mut Builder,
+    split: Option<&Split>,
+    count: usize,
+    step: usize,
+    state: Vec<Value>,
+    body: &mut OnTurn<'_>,
+) -> Vec<Value> {
+    match split {
+        Some(split) if count > 0 => {
+            let start = times(b, split.index, step);
+            let end = b.int(Scalar::I64, (count * step) as i64);
+            b.for_loop(start, end, (split.count * step) as i64, &state, |b, turn, state| {
+                body(b, Pos { index: Some(turn), fixed: 0 }, state.to_vec())
+            })
+        }
+        _ => repeat(b, count, step, state, body),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::rewrite::{Names, rename, take_body, yielded};
 use crate::ir::interp::evaluate::evaluate;
-use crate::ir::{BinOp, Block, Constant, Inst, Kernel, Statement, Type, Value};
+use crate::ir::{Address, BinOp, Block, Constant, Inst, Kernel, Statement, Type, Value};
 use std::collections::HashMap;
 
 /// Folds constants, integer identities, address offsets and branches of known direction.
@@ -73,7 +73,7 @@ impl Folder {
 
     /// Folds one simple statement in place; false if it is gone.
     fn statement(&mut self, statement: &mut Statement) -> bool {
-        self.address(&mut statement.inst);
+        self.addresses(&mut statement.inst);
         let &[result] = statement.results.as_slice() else { return true };
         let ty = self.kernel.ty(result);
         match self.simplify(&statement.inst, ty) {
@@ -98,10 +98,20 @@ impl Folder {
     }
 
     /// Moves constants out of an address's index into its offset. Only 64-bit sums: a 32-bit one may have wrapped.
-    fn address(&mut self, inst: &mut Inst) {
-        let (Inst::Load { address, .. } | Inst::Store { address, .. } | Inst::AtomicAdd { address, .. }) = inst else {
-            return;
-        };
+    fn addresses(&mut self, inst: &mut Inst) {
+        match inst {
+            Inst::Load { address, .. } | Inst::Store { address, .. } | Inst::AtomicAdd { address, .. } => {
+                self.address(address);
+            }
+            Inst::AsyncCopy { to, from, .. } => {
+                self.address(to);
+                self.address(from);
+            }
+            _ => {}
+        }
+    }
+
+    fn address(&mut self, address: &mut Address) {
         while let Some(index) = address.index {
             let ty = self.kernel.ty(index);
             if let Some(lanes) = self.lanes(index) {

@@ -13,6 +13,28 @@ pub struct Schedule {
     pub tile_n: u32,
     /// Packing units of K per turn of the inner loop.
     pub unroll: u32,
+    /// Threads per workgroup.
+    #[serde(default = "one")]
+    pub threads: u32,
+    /// Threads of a workgroup that share the columns of a row of W.
+    #[serde(default = "one")]
+    pub split: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+impl Schedule {
+    /// A schedule for workgroups of one thread.
+    pub const fn single(family: Family, tile_m: u32, tile_n: u32, unroll: u32) -> Schedule {
+        Schedule { family, tile_m, tile_n, unroll, threads: 1, split: 1 }
+    }
+
+    /// The same schedule for workgroups of so many threads, `split` of which share a row of W.
+    pub const fn with_threads(self, threads: u32, split: u32) -> Schedule {
+        Schedule { threads, split, ..self }
+    }
 }
 
 /// A family of programs for one operation. Each has one file under `lower`.
@@ -23,6 +45,12 @@ pub enum Family {
     Stream,
     /// Matmul for many rows: a workgroup decodes its weights once and walks over tiles of rows.
     Tile,
+    /// Matmul for few rows on workgroups of many threads: each takes a row of W and some of its columns.
+    Spread,
+    /// Matmul for many rows on workgroups of many threads: decoded weights lie in shared memory.
+    Block,
+    /// Matmul by matrix instructions of a subgroup, with weights in QT16.
+    Mma,
     /// Element-wise decoding of weights.
     Decode,
     /// Row-wise quantization of activations.
@@ -31,13 +59,17 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 4] = [Family::Stream, Family::Tile, Family::Decode, Family::Rows];
+    pub const ALL: [Family; 7] =
+        [Family::Stream, Family::Tile, Family::Spread, Family::Block, Family::Mma, Family::Decode, Family::Rows];
 
     /// Stable name.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Stream => "stream",
             Family::Tile => "tile",
+            Family::Spread => "spread",
+            Family::Block => "block",
+            Family::Mma => "mma",
             Family::Decode => "decode",
             Family::Rows => "rows",
         }

@@ -146,7 +146,7 @@ impl Device for CpuDevice {
 }
 
 /// What the processor calls itself, where the system tells.
-fn model() -> String {
+pub fn model() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name =
         text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));

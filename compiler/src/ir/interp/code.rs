@@ -4,6 +4,7 @@
 //! lane-wise operations work on chunks and never see a neighbour), constants lie in the first image of the register
 //! file and cost nothing, and no operation's result overlaps its operands.
 
+use crate::caps::MmaShape;
 use crate::ir::kernel::{
     Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, ReduceOp, ShuffleMode,
     Statement, UnOp,
@@ -147,6 +148,22 @@ pub enum Op {
         scalar: Scalar,
         d: Slot,
         a: Slot,
+    },
+    Mma {
+        shape: &'static MmaShape,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    AsyncCopy {
+        to: Place,
+        from: Place,
+        bytes: u8,
+    },
+    AsyncCommit,
+    AsyncWait {
+        pending: u8,
     },
     /// Starts counting the turns of a loop in its hidden slot.
     Enter {
@@ -301,7 +318,11 @@ pub fn pure_op(
         | Inst::Yield(_)
         | Inst::Shuffle { .. }
         | Inst::SubgroupReduce(..)
-        | Inst::AtomicAdd { .. } => return None,
+        | Inst::AtomicAdd { .. }
+        | Inst::Mma { .. }
+        | Inst::AsyncCopy { .. }
+        | Inst::AsyncCommit
+        | Inst::AsyncWait(_) => return None,
     })
 }
 
@@ -333,7 +354,7 @@ impl Flattener<'_> {
 
     fn push(&mut self, op: Op) -> usize {
         let turns = match op {
-            Op::Barrier | Op::Shuffle { .. } | Op::Reduce { .. } => self.loops.clone(),
+            Op::Barrier | Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => self.loops.clone(),
             _ => Vec::new(),
         };
         self.program.ops.push(op);
@@ -421,6 +442,16 @@ impl Flattener<'_> {
                 Op::Shuffle { mode: *mode, d, a: self.slot(*value), b: self.slot(*index) }
             }
             Inst::SubgroupReduce(op, value) => Op::Reduce { op: *op, scalar: ty.scalar, d, a: self.slot(*value) },
+            Inst::Mma { shape, a, b, acc } => {
+                Op::Mma { shape, d, a: self.slot(*a), b: self.slot(*b), c: self.slot(*acc) }
+            }
+            Inst::AsyncCopy { to, from, bytes } => Op::AsyncCopy {
+                to: self.place(to, *bytes as u32),
+                from: self.place(from, *bytes as u32),
+                bytes: *bytes,
+            },
+            Inst::AsyncCommit => Op::AsyncCommit,
+            Inst::AsyncWait(pending) => Op::AsyncWait { pending: *pending },
             Inst::For(inner) => return self.for_loop(inner, &statement.results),
             Inst::If(inner) => return self.branch(inner, &statement.results),
             pure => {

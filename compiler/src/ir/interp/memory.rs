@@ -126,6 +126,21 @@ impl Space {
     }
 }
 
+impl Space {
+    /// Starts an asynchronous store: it is checked like any other, and until it ends the bytes count as never written.
+    pub fn begin_store(&mut self, memory: Memory, at: i64, len: usize, align: u32, who: Who) -> Result<(), String> {
+        self.access(memory, at, len, align, Use::Store, who)?.fill(0xa5);
+        let region = match memory {
+            Memory::Param(number) => &mut self.params[number as usize],
+            Memory::Shared(number) => &mut self.shared[number as usize],
+        };
+        if let Some(written) = &mut region.written {
+            written[at as usize..][..len].fill(false);
+        }
+        Ok(())
+    }
+}
+
 /// One buffer or shared array.
 #[derive(Debug)]
 struct Region {

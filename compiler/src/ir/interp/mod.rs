@@ -9,12 +9,15 @@
 mod code;
 pub(crate) mod evaluate;
 mod float8;
+mod matrix;
 mod memory;
 mod number;
 mod pure;
 mod trap;
 mod workgroup;
 
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 

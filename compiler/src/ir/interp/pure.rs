@@ -48,6 +48,10 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         | Op::Barrier
         | Op::Shuffle { .. }
         | Op::Reduce { .. }
+        | Op::Mma { .. }
+        | Op::AsyncCopy { .. }
+        | Op::AsyncCommit
+        | Op::AsyncWait { .. }
         | Op::Enter { .. }
         | Op::Head { .. }
         | Op::Next { .. }

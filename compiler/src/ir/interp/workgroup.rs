@@ -3,11 +3,12 @@
 //! Always holds: threads meet only at the same operation in the same turns of the same loops; anything else traps.
 
 use super::code::{Op, Place, Program, Slot};
+use super::matrix;
 use super::memory::{MAX_INTERVALS, Space, Use, Who};
 use super::pure;
 use super::trap::Trap;
 use crate::ir::kernel::{BinOp, Builtin, Kernel, ReduceOp, ShuffleMode};
-use crate::ir::types::Scalar;
+use crate::ir::types::{Memory, Scalar};
 
 /// A launch under way.
 #[derive(Debug)]
@@ -28,6 +29,24 @@ struct Thread {
     regs: Vec<u8>,
     at: usize,
     stop: Stop,
+    copies: Copies,
+}
+
+/// A thread's asynchronous copies. They arrive as late as they may: when a wait asks for them.
+#[derive(Debug, Default)]
+struct Copies {
+    /// Since the last commit.
+    open: Vec<Copy>,
+    /// Groups under way, oldest first.
+    groups: std::collections::VecDeque<Vec<Copy>>,
+}
+
+/// One asynchronous copy, its places resolved.
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    to: (Memory, i64),
+    from: (Memory, i64),
+    bytes: u8,
 }
 
 /// Why a thread stands still.
@@ -52,7 +71,7 @@ struct Fault {
 
 impl<'k> Machine<'k> {
     pub fn new(kernel: &'k Kernel, program: Program, subgroup: u32, grid: [u32; 3], space: Space, steps: u64) -> Self {
-        let thread = || Thread { regs: program.image.clone(), at: 0, stop: Stop::Running };
+        let thread = || Thread { regs: program.image.clone(), at: 0, stop: Stop::Running, copies: Copies::default() };
         let threads = (0..kernel.threads()).map(|_| thread()).collect();
         Machine { kernel, program, subgroup, grid, group: [0; 3], space, steps_left: steps, threads }
     }
@@ -85,6 +104,7 @@ impl<'k> Machine<'k> {
         self.space.enter_workgroup();
         for thread in &mut self.threads {
             (thread.at, thread.stop) = (0, Stop::Running);
+            thread.copies = Copies::default();
         }
         let count = self.threads.len();
         let width = self.subgroup as usize;
@@ -191,6 +211,18 @@ impl<'k> Machine<'k> {
                 }
                 self.scatter(lanes.start, d, &values);
             }
+            Op::Mma { shape, d, a, b, c } => {
+                if count != shape.lanes as usize {
+                    return Err(fault(0, format!("the subgroup has {count} threads; {shape} takes {}", shape.lanes)));
+                }
+                let of = |slot: Slot| -> Vec<&[u8]> {
+                    self.threads[lanes.clone()].iter().map(|thread| &thread.regs[slot as usize..]).collect()
+                };
+                let results = matrix::multiply(shape, &of(a), &of(b), &of(c)).map_err(|m| fault(0, m))?;
+                for (thread, result) in self.threads[lanes.clone()].iter_mut().zip(&results) {
+                    thread.regs[d as usize..][..result.len()].copy_from_slice(result);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -283,7 +315,34 @@ impl<'k> Machine<'k> {
                     continue;
                 }
                 Op::Barrier => break Stop::Barrier,
-                Op::Shuffle { .. } | Op::Reduce { .. } => break Stop::Exchange,
+                Op::AsyncCopy { to, from, bytes } => {
+                    let copy = Copy {
+                        to: (to.memory, address(to, regs)),
+                        from: (from.memory, address(from, regs)),
+                        bytes: *bytes,
+                    };
+                    let (len, align) = (*bytes as usize, *bytes as u32);
+                    let source = self.space.access(copy.from.0, copy.from.1, len, align, Use::Load, who);
+                    source.map_err(fault)?;
+                    self.space.begin_store(copy.to.0, copy.to.1, len, align, who).map_err(fault)?;
+                    thread.copies.open.push(copy);
+                }
+                Op::AsyncCommit => {
+                    let group = std::mem::take(&mut thread.copies.open);
+                    thread.copies.groups.push_back(group);
+                }
+                Op::AsyncWait { pending } => {
+                    while thread.copies.groups.len() > *pending as usize {
+                        for copy in thread.copies.groups.pop_front().unwrap_or_default() {
+                            let (len, align) = (copy.bytes as usize, copy.bytes as u32);
+                            let source = self.space.access(copy.from.0, copy.from.1, len, align, Use::Load, who);
+                            let source = source.map_err(fault)?.to_vec();
+                            let target = self.space.access(copy.to.0, copy.to.1, len, align, Use::Store, who);
+                            target.map_err(fault)?.copy_from_slice(&source);
+                        }
+                    }
+                }
+                Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => break Stop::Exchange,
                 Op::End => break Stop::End,
                 op => pure::step(op, tables, regs).map_err(fault)?,
             }

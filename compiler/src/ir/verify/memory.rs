@@ -60,6 +60,22 @@ impl Check<'_> {
         self.access(Use::Atomic, address, 4, Some(i32));
     }
 
+    pub(super) fn async_copy(&mut self, to: &Address, from: &Address, bytes: u8) {
+        self.needs(Feature::AsyncCopy, "async_copy");
+        if !matches!(bytes, 4 | 8 | 16) {
+            return self.fault(format!("{bytes} bytes; a copy takes 4, 8 or 16"));
+        }
+        if !matches!(to.memory, Memory::Shared(_)) {
+            self.fault("copies to a buffer; it copies to a shared array");
+        }
+        if !matches!(from.memory, Memory::Param(_)) {
+            self.fault("copies from a shared array; it copies from a buffer");
+        }
+        let piece = Some(Type::vector(Scalar::I8, bytes));
+        self.access(Use::Store, to, bytes as u32, piece);
+        self.access(Use::Load, from, bytes as u32, piece);
+    }
+
     fn index(&mut self, index: Value) {
         if let Some(ty) = self.operand(index)
             && ty != Type::scalar(Scalar::I32)

@@ -131,8 +131,8 @@ impl<'k> Check<'k> {
             Inst::PermuteBytes { table, index } => {
                 self.expect(*table, Type::vector(Scalar::I8, 16), "the table");
                 if let Some(found) = self.operand(*index) {
-                    if found.scalar != Scalar::I8 || found.lanes < 16 {
-                        self.fault(format!("the index {index} is {found}; it is i8x16, i8x32 or i8x64"));
+                    if found.scalar != Scalar::I8 || found.lanes < 4 {
+                        self.fault(format!("the index {index} is {found}; it is i8x4, i8x8, i8x16, i8x32 or i8x64"));
                     }
                     self.result_is(ty, found);
                 }
@@ -159,13 +159,21 @@ impl<'k> Check<'k> {
                 }
             }
             Inst::AtomicAdd { address, value } => self.atomic(address, *value, ty),
+            Inst::Mma { shape, a, b, acc } => self.mma(shape, [*a, *b, *acc], ty),
+            Inst::AsyncCopy { to, from, bytes } => self.async_copy(to, from, *bytes),
+            Inst::AsyncCommit | Inst::AsyncWait(_) => self.needs(Feature::AsyncCopy, "a group of copies"),
         }
     }
 
     /// The type of the one result, or a fault where the number of results is wrong.
     fn result(&mut self, statement: &Statement) -> Option<Type> {
         let wanted = match statement.inst {
-            Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => 0,
+            Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_) => 0,
             Inst::For(_) | Inst::If(_) => return None,
             _ => 1,
         };

@@ -3,7 +3,7 @@
 use super::Plan;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value};
 use crate::lower::activation::Rows;
-use crate::lower::memory::{Params, Role, at, byte_index, scalar_of};
+use crate::lower::memory::{Params, Role, alignment, at, byte_index, scalar_of};
 use crate::lower::walk::Pos;
 
 /// Stores the results of a tile: rows `first..` of X (those below M) by rows `start..` of W (those below N).
@@ -65,8 +65,8 @@ pub(super) fn store(
     }
 }
 
-/// One row of the result and of what is added to it.
-struct Line<'a> {
+/// One row of the result and of what is added to it, from a column on.
+pub(super) struct Line<'a> {
     plan: &'a Plan,
     bias: Option<(Memory, Value)>,
     mul: Option<Memory>,
@@ -74,16 +74,21 @@ struct Line<'a> {
     output: Memory,
     /// Byte offset of (m, start) in `[m, n]` arrays of the output type.
     place: Value,
+    /// What places of whole vectors are multiples of, and those of bias.
+    align: (u32, u32),
 }
 
 impl<'a> Line<'a> {
-    fn new(b: &mut Builder, plan: &'a Plan, params: &Params, m: Value, start: Value) -> Line<'a> {
+    /// Row `m` (`i32`) from column `start` (`i64`) on.
+    pub fn new(b: &mut Builder, plan: &'a Plan, params: &Params, m: Value, start: Value) -> Line<'a> {
         let size = scalar_of(plan.op.out).bytes() as usize;
         let line = byte_index(b, m, plan.op.n * size);
         let column = byte_index(b, start, size);
         let place = b.add(line, column);
         let bias = params.find(Role::Bias).map(|memory| (memory, byte_index(b, start, 4)));
+        let (lanes, buffer) = (plan.lanes as usize, params.align as usize);
         Line {
+            align: (alignment(&[plan.op.n * size, lanes * size, buffer]), alignment(&[lanes * 4, buffer])),
             plan,
             bias,
             mul: params.find(Role::Mul),
@@ -94,17 +99,20 @@ impl<'a> Line<'a> {
     }
 
     /// Finishes and stores a number or a vector of them, `column` columns from the start.
-    fn finish(&self, b: &mut Builder, mut y: Value, column: usize) {
+    pub fn finish(&self, b: &mut Builder, mut y: Value, column: usize) {
         let lanes = b.ty(y).lanes;
         let out = scalar_of(self.plan.op.out);
         let size = out.bytes();
+        let whole = lanes == self.plan.lanes;
+        let align = if whole { self.align.0.max(size) } else { size };
         let here = Pos { index: Some(self.place), fixed: column * size as usize };
         if let Some((memory, index)) = self.bias {
-            let bias = b.load(Type::vector(Scalar::F32, lanes), at(memory, Some(index), column * 4), 4);
+            let align = if whole { self.align.1.max(4) } else { 4 };
+            let bias = b.load(Type::vector(Scalar::F32, lanes), at(memory, Some(index), column * 4), align);
             y = b.add(y, bias);
         }
         let load = |b: &mut Builder, memory: Memory| {
-            let raw = b.load(Type::vector(out, lanes), at(memory, here.index, here.fixed), size);
+            let raw = b.load(Type::vector(out, lanes), at(memory, here.index, here.fixed), align);
             if out == Scalar::F32 { raw } else { b.cast(CastOp::Float, raw, Scalar::F32) }
         };
         if let Some(memory) = self.mul {
@@ -119,7 +127,7 @@ impl<'a> Line<'a> {
         if out != Scalar::F32 {
             y = b.cast(CastOp::Float, y, out);
         }
-        b.store(at(self.output, here.index, here.fixed), size, y);
+        b.store(at(self.output, here.index, here.fixed), align, y);
     }
 }
 

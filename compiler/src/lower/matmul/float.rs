@@ -25,7 +25,7 @@ impl FloatSums<'_> {
 
 impl Visit for FloatSums<'_> {
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let nothing =
             b.push(Type::vector(Scalar::F32, weights.lanes), crate::ir::Inst::Const(crate::ir::Constant::Splat(0)));
         let mut state = vec![nothing; self.tile.chains() * self.tile.sums()];
@@ -43,7 +43,7 @@ impl Visit for FloatSums<'_> {
     }
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, mut state: Vec<Value>) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let (count, vectors) = (rows.count(), *vectors);
         let (chains, sums) = (self.tile.chains(), self.tile.sums());
         let extra = chains * sums;
@@ -72,22 +72,38 @@ impl Visit for FloatSums<'_> {
         state
     }
 
+    fn merge(&mut self, b: &mut Builder, mut state: Vec<Value>) -> Vec<Value> {
+        let Some(team) = self.tile.team else { return state };
+        let (chains, sums) = (self.tile.chains(), self.tile.sums());
+        let mut partial = self.tile.folded(b, &state);
+        if self.has_offset() {
+            partial.extend(&state[chains * sums..]);
+        }
+        let combined = team.combine(b, BinOp::Add, &partial);
+        let nothing = b.f32(1, 0.0);
+        for (i, &sum) in combined[..sums].iter().enumerate() {
+            state[i] = sum;
+            (1..chains).for_each(|chain| state[chain * sums + i] = nothing);
+        }
+        if self.has_offset() {
+            state[chains * sums..].copy_from_slice(&combined[sums..]);
+        }
+        state
+    }
+
     fn end(&mut self, b: &mut Builder, segment: Pos, state: Vec<Value>, mut outer: Vec<Value>) -> Vec<Value> {
-        let Tile { weights, rows, vectors } = self.tile;
+        let Tile { weights, rows, vectors, .. } = self.tile;
         let (count, vectors) = (rows.count(), *vectors);
         let column = segment.times(b, self.segment);
         let group = column.divide(b, weights.layout.group);
         let factors: Vec<_> = (0..vectors).map(|v| (weights.scale(b, group, v), weights.offset(b, group, v))).collect();
+        let sums = self.tile.folded(b, &state);
         for row in 0..count {
             let scale_x = rows.group_scale(b, row, column);
             for (v, &(scale, offset)) in factors.iter().enumerate() {
                 let result = &mut outer[row * vectors + v];
                 let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                let mut sum = state[row * vectors + v];
-                for chain in 1..self.tile.chains() {
-                    sum = b.add(sum, state[chain * self.tile.sums() + row * vectors + v]);
-                }
-                *result = b.fma(sum, factor, *result);
+                *result = b.fma(sums[row * vectors + v], factor, *result);
                 if let Some(offset) = offset {
                     let x = state[self.tile.chains() * self.tile.sums() + row];
                     let x = scale_x.map_or(x, |scale| b.mul(x, scale));

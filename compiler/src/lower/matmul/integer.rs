@@ -55,6 +55,15 @@ impl Visit for IntegerSums<'_, '_> {
         inner
     }
 
+    fn merge(&mut self, b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        let Some(team) = self.tile.team else { return inner };
+        let own = self.tile.folded(b, &inner);
+        let mut sums = team.combine(b, BinOp::Add, &own);
+        let nothing = b.int(Scalar::I32, 0);
+        sums.resize(inner.len(), nothing);
+        sums
+    }
+
     fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, mut outer: Vec<Value>) -> Vec<Value> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
         let weights = self.tile.weights;
@@ -80,13 +89,11 @@ impl Visit for IntegerSums<'_, '_> {
             };
             factors.push((scale, zero, offset));
         }
+        let sums = self.tile.folded(b, &inner);
         for row in 0..rows {
             let scale_x = self.tile.rows.group_scale(b, row, column);
             for (v, &(scale, zero, offset)) in factors.iter().enumerate() {
-                let mut sum = inner[row * vectors + v];
-                for chain in 1..self.tile.chains() {
-                    sum = b.add(sum, inner[chain * self.tile.sums() + row * vectors + v]);
-                }
+                let mut sum = sums[row * vectors + v];
                 if self.how.factor == 2 {
                     sum = b.add(sum, sum);
                     let x = self.tile.rows.sum(b, row, segment);

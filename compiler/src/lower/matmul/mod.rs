@@ -1,20 +1,28 @@
 //! Matmul families. What they share: the flush of a segment's sums into the result, the epilogue, the stores.
 
+mod block;
 mod epilogue;
 mod float;
 mod integer;
+mod mma;
+mod spread;
 mod stream;
 mod tile;
 
+pub(super) use block::{BLOCK, block_rows};
+pub(super) use mma::{MMA, class};
+pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
 
 use super::activation::Rows;
+use super::team::Team;
 use super::unpack::{Integers, Weights};
 use super::walk::Walk;
-use crate::caps::Caps;
+use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
+use crate::ir::{Builder, Value};
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::Schedule;
 
@@ -23,6 +31,11 @@ pub(super) struct Tile<'a> {
     weights: &'a Weights<'a>,
     rows: &'a Rows,
     vectors: usize,
+    /// Whether a product waits several cycles for the one before it: fused multiply-adds and dot instructions do, while
+    /// integer products without such an instruction are added up by plain additions.
+    waits: bool,
+    /// The threads that share each segment, where several do.
+    team: Option<&'a Team>,
 }
 
 impl Tile<'_> {
@@ -31,10 +44,22 @@ impl Tile<'_> {
         self.rows.count() * self.vectors
     }
 
+    /// The sums of a state that starts with `[chain][row][vector]`, chains added up.
+    fn folded(&self, b: &mut Builder, state: &[Value]) -> Vec<Value> {
+        let (first, others) = state[..self.chains() * self.sums()].split_at(self.sums());
+        let mut sums = first.to_vec();
+        for chain in others.chunks(self.sums()) {
+            for (sum, &part) in sums.iter_mut().zip(chain) {
+                *sum = b.add(*sum, part);
+            }
+        }
+        sums
+    }
+
     /// Partial sums per sum, added up at the end of a segment. A multiply-add takes about four cycles and two start per
     /// cycle, so eight must be under way: small tiles take two partial sums each.
     fn chains(&self) -> usize {
-        if self.sums() <= 4 { 2 } else { 1 }
+        if self.sums() <= 4 && self.waits { 2 } else { 1 }
     }
 }
 
@@ -49,10 +74,23 @@ struct Plan {
     lanes: u8,
     /// Vectors per tile.
     vectors: usize,
+    /// See [`Tile::waits`].
+    waits: bool,
 }
 
 impl Plan {
+    /// For a workgroup of one thread.
     fn new(op: &Matmul, schedule: &Schedule, caps: &Caps) -> Result<Plan> {
+        let lanes = (caps.vector_bytes / 4).min(16) as u8;
+        let faults = schedule_faults(schedule, lanes as usize);
+        if !faults.is_empty() {
+            return Err(Error::Invalid(faults));
+        }
+        Plan::with_lanes(op, schedule, caps, lanes, schedule.tile_n as usize / lanes as usize)
+    }
+
+    /// For threads that each hold so many vectors of so many rows of W.
+    fn with_lanes(op: &Matmul, schedule: &Schedule, caps: &Caps, lanes: u8, vectors: usize) -> Result<Plan> {
         let layout = N16::of(&op.weight, op.k)?;
         let integers = match op.activation {
             Activation::Int8(_) => Integers::of(&layout, caps),
@@ -65,13 +103,14 @@ impl Plan {
                 walk.segment
             )));
         }
-        let lanes = (caps.vector_bytes / 4).min(16) as u8;
-        let faults = schedule_faults(schedule, lanes as usize);
-        if !faults.is_empty() {
-            return Err(Error::Invalid(faults));
-        }
-        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors: schedule.tile_n as usize / lanes as usize })
+        let waits = integers.is_none() || has_dot(caps);
+        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors, waits })
     }
+}
+
+/// Whether a device multiplies and adds four bytes in one instruction.
+fn has_dot(caps: &Caps) -> bool {
+    caps.features.has(Feature::Dot4UnsignedSigned) || caps.features.has(Feature::Dot4SignedSigned)
 }
 
 /// A tile of `tile_n` rows of W must be whole vectors, and lie in one block of 16 rows or be whole blocks.
@@ -100,10 +139,22 @@ fn as_matmul(op: &Op) -> Result<&Matmul> {
 }
 
 fn refuses(op: &Op, caps: &Caps) -> Option<String> {
-    let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
-    if caps.subgroup != 1 {
+    if caps.features.has(Feature::Workgroups) {
         return Some("is written for devices whose workgroup is one thread".into());
     }
+    refuses_packing(op)
+}
+
+/// Why a family for workgroups of many threads cannot serve.
+fn refuses_threads(op: &Op, caps: &Caps) -> Option<String> {
+    if !caps.features.has(Feature::Workgroups) {
+        return Some("is written for devices with workgroups of many threads".into());
+    }
+    refuses_packing(op)
+}
+
+fn refuses_packing(op: &Op) -> Option<String> {
+    let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
     let layout = match N16::of(&op.weight, op.k) {
         Ok(layout) => layout,
         Err(error) => return Some(error.to_string()),
@@ -126,6 +177,9 @@ fn entry(op: &Matmul, schedule: &Schedule) -> String {
         schedule.tile_n,
         schedule.unroll
     );
+    if schedule.threads > 1 {
+        name.push_str(&format!("t{}s{}", schedule.threads, schedule.split));
+    }
     for (on, text) in
         [(op.epilogue.bias, "_bias"), (op.epilogue.silu_mul, "_silu_mul"), (op.epilogue.residual, "_residual")]
     {

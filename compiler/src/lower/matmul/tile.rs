@@ -30,10 +30,11 @@ pub(in crate::lower) const TILE: Implementation = Implementation {
 };
 
 fn refuses(op: &Op, caps: &Caps) -> Option<String> {
-    let why = super::refuses(op, caps);
-    if why.is_some() {
-        return why;
-    }
+    super::refuses(op, caps).or_else(|| refuses_groups(op))
+}
+
+/// A quad of activations is scaled at once.
+pub(super) fn refuses_groups(op: &Op) -> Option<String> {
     match op {
         Op::Matmul(Matmul {
             activation: Activation::Int8(Per::Group(g)) | Activation::Fp8(_, Per::Group(g)), ..
@@ -47,6 +48,8 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let lanes = (caps.vector_bytes / 4).min(16);
+    // Without a dot instruction, products of neighbours add up in 16 bits: the more of them in a turn, the better.
+    let unrolls = if super::has_dot(caps) { [2, 4, 1] } else { [4, 2, 1] };
     let mut list = Vec::new();
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
@@ -60,8 +63,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
-            for (rank, unroll) in [2, 4, 1].into_iter().enumerate() {
-                list.push((cost, rank, Schedule { family: Family::Tile, tile_m, tile_n, unroll }));
+            for (rank, unroll) in unrolls.into_iter().enumerate() {
+                list.push((cost, rank, Schedule::single(Family::Tile, tile_m, tile_n, unroll)));
             }
         }
     }
@@ -94,6 +97,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         memory: b.shared("decoded", bytes as u32, 64),
         line: schedule.tile_n as usize * 4,
         vector: plan.lanes as usize * 4,
+        base: Pos::fixed(0),
     };
     let groups = Walk::new(&plan.layout, plan.layout.group.min(matmul.k), 1)?;
     let mut decode = Decode {
@@ -102,13 +106,14 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         vectors: plan.vectors,
         scratch: &scratch,
         group: groups.segment,
+        piecewise: false,
     };
     groups.emit(&mut b, &mut decode, Vec::new());
 
     let zero = b.int(Scalar::I32, 0);
     b.for_loop(zero, params.m, schedule.tile_m as i64, &[], |b, first, _| {
         let rows = Rows::new(b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
-        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors };
+        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
         let nothing = b.f32(plan.lanes, 0.0);
         let outer = vec![nothing; rows.count() * plan.vectors];
         let results = match &plan.integers {
@@ -122,7 +127,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
                 plan.walk.emit(b, &mut sums, outer)
             }
-            None => float_sums(b, &plan, &tile, &scratch, schedule.unroll as usize, outer),
+            None => float_sums(b, &tile, &scratch, (Pos::fixed(0), plan.op.k), schedule.unroll as usize, outer),
         };
         epilogue::store(b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
         Vec::new()
@@ -131,31 +136,39 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
 }
 
 /// Decoded weights of the workgroup.
-struct Scratch {
-    memory: Memory,
-    line: usize,
-    vector: usize,
+pub(super) struct Scratch {
+    pub memory: Memory,
+    /// Bytes of a line.
+    pub line: usize,
+    /// Bytes of a vector.
+    pub vector: usize,
+    /// Where this thread's vectors start in a line, in bytes.
+    pub base: Pos,
 }
 
 impl Scratch {
-    fn load(&self, b: &mut Builder, ty: Type, line: Pos, v: usize) -> Value {
-        let place = line.times(b, self.line);
+    /// Vector `v` of a line.
+    pub fn load(&self, b: &mut Builder, ty: Type, line: Pos, v: usize) -> Value {
+        let place = line.times(b, self.line).add(b, self.base);
         b.load(ty, at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32)
     }
 
     fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
-        let place = line.times(b, self.line);
+        let place = line.times(b, self.line).add(b, self.base);
         b.store(at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32, value);
     }
 }
 
 /// Decodes every quad into scratch. The state of a segment holds its scales, zeros and offsets, by vector.
-struct Decode<'a> {
-    weights: &'a Weights<'a>,
-    how: Option<&'a Integers>,
-    vectors: usize,
-    scratch: &'a Scratch,
-    group: usize,
+pub(super) struct Decode<'a> {
+    pub weights: &'a Weights<'a>,
+    pub how: Option<&'a Integers>,
+    pub vectors: usize,
+    pub scratch: &'a Scratch,
+    /// Columns of a segment.
+    pub group: usize,
+    /// Whether lines count from the start of the piece, instead of from the start of the row.
+    pub piecewise: bool,
 }
 
 impl Visit for Decode<'_> {
@@ -170,19 +183,23 @@ impl Visit for Decode<'_> {
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, state: Vec<Value>) -> Vec<Value> {
         let per_vector = state.len() / self.vectors;
+        let (quads, columns) = if self.piecewise {
+            (step.local, step.local.times(b, 4))
+        } else {
+            (step.unit.times(b, self.weights.layout.unit / 4).plus(step.first), step.column)
+        };
         for (i, &valid) in step.quads.iter().enumerate() {
             for v in 0..self.vectors {
                 let words = self.weights.words(b, step.unit, step.first + i, v);
                 if let Some(how) = self.how {
                     let bytes = self.weights.bytes(b, how, &words);
-                    let line = step.unit.times(b, self.weights.layout.unit / 4).plus(step.first + i);
-                    self.scratch.store(b, bytes, line, v);
+                    self.scratch.store(b, bytes, quads.plus(i), v);
                     continue;
                 }
                 for byte in 0..valid {
                     let code = self.weights.floats(b, &words, byte);
                     let w = self.weights.weight(b, code, &state[v * per_vector..][..per_vector]);
-                    self.scratch.store(b, w, step.column.plus(4 * i + byte), v);
+                    self.scratch.store(b, w, columns.plus(4 * i + byte), v);
                 }
             }
         }
@@ -194,18 +211,19 @@ impl Visit for Decode<'_> {
     }
 }
 
-/// `f32` multiply-adds over finished weights, four columns at a time.
-fn float_sums(
+/// `f32` multiply-adds over the finished weights of `len` columns from `start` on, four columns at a time; line 0 of the
+/// scratch holds the first one.
+pub(super) fn float_sums(
     b: &mut Builder,
-    plan: &Plan,
     tile: &Tile<'_>,
     scratch: &Scratch,
+    (start, len): (Pos, usize),
     unroll: usize,
     outer: Vec<Value>,
 ) -> Vec<Value> {
-    let k = plan.op.k;
-    let ty = Type::vector(Scalar::F32, plan.lanes);
-    let quad = |b: &mut Builder, column: Pos, valid: usize, mut state: Vec<Value>| {
+    let ty = Type::vector(Scalar::F32, tile.weights.lanes);
+    let quad = |b: &mut Builder, line: Pos, valid: usize, mut state: Vec<Value>| {
+        let column = start.add(b, line);
         let x: Vec<Vec<Value>> = (0..tile.rows.count())
             .map(|row| {
                 let numbers = tile.rows.quad_floats(b, row, column, valid);
@@ -217,7 +235,7 @@ fn float_sums(
             .collect();
         for byte in 0..valid {
             for v in 0..tile.vectors {
-                let w = scratch.load(b, ty, column.plus(byte), v);
+                let w = scratch.load(b, ty, line.plus(byte), v);
                 for (row, x) in x.iter().enumerate() {
                     let sum = &mut state[row * tile.vectors + v];
                     *sum = b.fma(w, x[byte], *sum);
@@ -227,17 +245,17 @@ fn float_sums(
         state
     };
     let step = 4 * unroll;
-    let mut state = repeat(b, k / step, step, outer, |b, column, mut state| {
+    let mut state = repeat(b, len / step, step, outer, |b, line, mut state| {
         for i in 0..unroll {
-            state = quad(b, column.plus(4 * i), 4, state);
+            state = quad(b, line.plus(4 * i), 4, state);
         }
         state
     });
-    let mut column = k / step * step;
-    while column < k {
-        let valid = (k - column).min(4);
-        state = quad(b, Pos::fixed(column), valid, state);
-        column += valid;
+    let mut line = len / step * step;
+    while line < len {
+        let valid = (len - line).min(4);
+        state = quad(b, Pos::fixed(line), valid, state);
+        line += valid;
     }
     state
 }

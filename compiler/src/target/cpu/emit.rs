@@ -10,7 +10,7 @@ use cranelift_codegen::ir::{self as clif, AbiParam, BlockArg, InstBuilder, MemFl
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
-use super::level::{Facts, Level};
+use super::level::{Arch, Facts, Level};
 use super::value::{Repr, lane_type, piece_count, shape, vector_type};
 use crate::ir::{self, Builtin, Constant, Inst, Memory, Scalar};
 
@@ -23,6 +23,10 @@ pub(super) struct Emitter<'a> {
     pub defs: Vec<Option<&'a Inst>>,
     /// Loads of 32- and 64-bit integers that only splats use: they are read as floats, which broadcast from memory.
     pub broadcast: HashSet<ir::Value>,
+    /// Dot products whose results stay in 16 bits for the next one: see [`super::dot_runs`].
+    pub continued: HashSet<ir::Value>,
+    /// Those results: the accumulator of the run's first dot product, and the 16-bit sums so far.
+    pub pending: HashMap<ir::Value, (Repr, Vec<clif::Value>)>,
     /// Start of each memory, and what lies constantly before it.
     pub bases: HashMap<Memory, (clif::Value, i64)>,
     /// Sums of memory start and index, innermost open block last.
@@ -55,6 +59,11 @@ pub(super) fn function(kernel: &ir::Kernel, level: &Level) -> clif::Function {
         facts: level.facts,
         defs: vec![None; kernel.types.len()],
         broadcast: HashSet::new(),
+        continued: match level.facts {
+            Facts { arch: Arch::X86, vnni: false, .. } => super::dot_runs::continued(kernel),
+            _ => HashSet::new(),
+        },
+        pending: HashMap::new(),
         bases: HashMap::new(),
         addresses: vec![HashMap::new()],
         wide_counters: HashMap::new(),
@@ -380,6 +389,8 @@ impl<'a> Emitter<'a> {
         let repr = match inst {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
+            // Refused by `support` before.
+            Inst::Mma { .. } | Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => return,
             Inst::Store { address, align, value } => {
                 let value = self.get(*value);
                 return self.store(address, *align, &value);
@@ -421,7 +432,13 @@ impl<'a> Emitter<'a> {
             Inst::Unpack { a, shift, bits, signed } => {
                 self.unpack(*a, *shift, *bits, *signed, self.type_of_result(result))
             }
-            Inst::Dot4 { signs, a_bits, a, b, acc } => self.dot4(*signs, *a_bits, *a, *b, *acc),
+            Inst::Dot4 { signs, a_bits, a, b, acc } => {
+                let goes_on = result.filter(|value| self.continued.contains(value));
+                match goes_on {
+                    Some(result) => return self.dot4_continued(*a, *b, *acc, result),
+                    None => self.dot4(*signs, *a_bits, *a, *b, *acc),
+                }
+            }
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
@@ -454,12 +471,18 @@ impl<'a> Emitter<'a> {
 }
 
 /// Calls `f` with each operand of each instruction.
-fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
+pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
     for statement in &block.statements {
         let inst = &statement.inst;
         let mut each = |values: &[ir::Value]| values.iter().for_each(|&value| f(inst, value));
         match inst {
             Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Barrier => {}
+            Inst::AsyncCommit | Inst::AsyncWait(_) => {}
+            Inst::AsyncCopy { to, from, .. } => {
+                each(to.index.as_slice());
+                each(from.index.as_slice());
+            }
+            Inst::Mma { a, b, acc, .. } => each(&[*a, *b, *acc]),
             Inst::Bin(_, a, b) | Inst::Cmp(_, a, b) => each(&[*a, *b]),
             Inst::Un(_, a) | Inst::Cast(_, a) | Inst::Bitcast(a) | Inst::Splat(a) => each(&[*a]),
             Inst::Unpack { a, .. } | Inst::SubgroupReduce(_, a) => each(&[*a]),

@@ -68,6 +68,15 @@ impl Emitter<'_> {
     }
 
     pub(super) fn dot4(&mut self, signs: Dot4Signs, a_bits: u8, a: ir::Value, b: ir::Value, acc: ir::Value) -> Repr {
+        if self.continued.contains(&acc) {
+            let (acc, sums) = self.sixteen_bit_sums(a, b, acc);
+            let pieces = std::iter::zip(&acc.pieces, sums).map(|(&acc, sum)| {
+                let wide = self.widened_pairs(sum);
+                self.b.ins().iadd(wide, acc)
+            });
+            let pieces = pieces.collect();
+            return acc.with(pieces);
+        }
         let (a, b, acc) = (self.get(a), self.get(b), self.get(acc));
         if acc.lanes == 1 {
             let vector = self.in_lane_0(acc.one());
@@ -78,6 +87,27 @@ impl Emitter<'_> {
             .map(|i| self.dot4_piece(signs, a_bits, a.pieces[i], b.pieces[i], acc.pieces[i]))
             .collect();
         acc.with(pieces)
+    }
+
+    /// A dot product in the middle of a run: its sums wait in 16 bits for the next one.
+    pub(super) fn dot4_continued(&mut self, a: ir::Value, b: ir::Value, acc: ir::Value, result: ir::Value) {
+        let sums = self.sixteen_bit_sums(a, b, acc);
+        self.pending.insert(result, sums);
+    }
+
+    /// The accumulator of the run that `acc` belongs to, or `acc` itself, and the run's sums with one product more.
+    fn sixteen_bit_sums(&mut self, a: ir::Value, b: ir::Value, acc: ir::Value) -> (Repr, Vec<clif::Value>) {
+        let (a, b) = (self.get(a), self.get(b));
+        let products: Vec<clif::Value> =
+            std::iter::zip(&a.pieces, &b.pieces).map(|(&a, &b)| self.b.ins().x86_pmaddubsw(b, a)).collect();
+        match self.pending.remove(&acc) {
+            Some((acc, sums)) => {
+                let sums = std::iter::zip(sums, products).map(|(sum, product)| self.b.ins().iadd(sum, product));
+                let sums = sums.collect();
+                (acc, sums)
+            }
+            None => (self.get(acc), products),
+        }
     }
 
     fn dot4_piece(
@@ -163,6 +193,11 @@ impl Emitter<'_> {
     /// x86: Σ of four products, where no sum of two leaves 16 bits.
     fn dot_pairs(&mut self, unsigned: clif::Value, signed: clif::Value) -> clif::Value {
         let pairs = self.b.ins().x86_pmaddubsw(signed, unsigned);
+        self.widened_pairs(pairs)
+    }
+
+    /// x86: sums of neighbouring 16-bit lanes, in 32 bits.
+    fn widened_pairs(&mut self, pairs: clif::Value) -> clif::Value {
         let ones = self.number(types::I16X8, 1);
         let [low_pairs, low_ones] = [pairs, ones].map(|value| self.b.ins().swiden_low(value));
         let [high_pairs, high_ones] = [pairs, ones].map(|value| self.b.ins().swiden_high(value));

@@ -49,6 +49,15 @@ fn block(kernel: &ir::Kernel, wide: bool, block_: &ir::Block, lacks: &mut Vec<St
                     lacks.push(format!("a cast of {from} to {to}, which is to be expanded before"));
                 }
             }
+            Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
+                lacks.push("asynchronous copies".to_string());
+            }
+            Inst::PermuteBytes { index, .. } => {
+                if kernel.ty(*index).lanes < 16 {
+                    lacks.push("byte look-ups of fewer than 16 indices".to_string());
+                }
+            }
             Inst::Const(_)
             | Inst::Arg(_)
             | Inst::Builtin(_)
@@ -65,7 +74,6 @@ fn block(kernel: &ir::Kernel, wide: bool, block_: &ir::Block, lacks: &mut Vec<St
             | Inst::Yield(_)
             | Inst::Unpack { .. }
             | Inst::Dot4 { .. }
-            | Inst::PermuteBytes { .. }
             | Inst::Shuffle { .. }
             | Inst::AtomicAdd { .. } => {}
         }

@@ -318,6 +318,19 @@ impl Emitter<'_> {
             Inst::Shuffle { mode, value, index } => vec![self.shuffle(*mode, *value, *index)],
             Inst::SubgroupReduce(op, value) => vec![self.reduce(*op, *value)],
             Inst::AtomicAdd { address, value } => vec![self.atomic(address, *value)],
+            Inst::Mma { shape, a, b, acc } => self.mma(shape, [*a, *b, *acc]),
+            Inst::AsyncCopy { to, from, bytes } => {
+                self.async_copy(to, from, *bytes);
+                Vec::new()
+            }
+            Inst::AsyncCommit => {
+                self.text.line(format_args!("cp.async.commit_group"));
+                Vec::new()
+            }
+            Inst::AsyncWait(pending) => {
+                self.text.line(format_args!("cp.async.wait_group {pending}"));
+                Vec::new()
+            }
             // Written by `block`.
             Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
         }

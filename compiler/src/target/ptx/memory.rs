@@ -143,7 +143,7 @@ impl Emitter<'_> {
 }
 
 /// Registers as a vector operand.
-fn list(registers: &[Word]) -> String {
+pub(super) fn list(registers: &[Word]) -> String {
     let names: Vec<String> = registers.iter().map(Word::to_string).collect();
     format!("{{{}}}", names.join(", "))
 }

@@ -17,6 +17,7 @@ mod emit;
 mod extended;
 mod group;
 mod lanes;
+mod matrix;
 mod memory;
 mod text;
 

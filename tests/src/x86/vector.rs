@@ -1,0 +1,519 @@
+//! Vectors and masks.
+
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+use super::{Machine, Named, Outcome};
+
+type Bytes = [u8; 64];
+
+fn lane(bytes: &Bytes, width: usize, index: usize) -> u64 {
+    bytes[index * width..][..width].iter().rev().fold(0, |all, &byte| all << 8 | u64::from(byte))
+}
+
+fn put(bytes: &mut Bytes, width: usize, index: usize, value: u64) {
+    bytes[index * width..][..width].copy_from_slice(&value.to_le_bytes()[..width]);
+}
+
+fn signed(value: u64, width: usize) -> i64 {
+    let spare = 64 - 8 * width as u32;
+    ((value << spare) as i64) >> spare
+}
+
+fn float(bits: u64) -> f32 {
+    f32::from_bits(bits as u32)
+}
+
+fn bits(number: f32) -> u64 {
+    u64::from(number.to_bits())
+}
+
+/// Width of the lanes that a name ends in: `b`, `w`, `d`, `q`.
+fn suffix(name: &str) -> usize {
+    match name.as_bytes().last() {
+        Some(b'b') => 1,
+        Some(b'w') => 2,
+        Some(b'd') => 4,
+        _ => 8,
+    }
+}
+
+impl Machine {
+    /// Bytes of the vector that an instruction writes (or, where it writes memory or a mask, reads).
+    fn vector_bytes(&self, i: &Instruction) -> usize {
+        let is_vector = |operand: &u32| i.op_kind(*operand) == OpKind::Register && i.op_register(*operand).is_vector();
+        (0..i.op_count()).find(is_vector).map_or(0, |operand| i.op_register(operand).size())
+    }
+
+    /// An operand of so many bytes; the rest is zero.
+    fn vector(&self, i: &Instruction, operand: u32, bytes: usize) -> Outcome<Bytes> {
+        let mut out = [0; 64];
+        if self.is_memory(i, operand) {
+            let at = self.address(i)?;
+            if i.is_broadcast() {
+                let element = i.memory_size().element_size();
+                let one = self.load(at, element)?;
+                (0..bytes).for_each(|byte| out[byte] = one[byte % element]);
+            } else {
+                out[..bytes].copy_from_slice(&self.load(at, bytes)?);
+            }
+            return Ok(out);
+        }
+        let register = i.op_register(operand);
+        if !register.is_vector() {
+            return Err(format!("reads {register:?} as a vector"));
+        }
+        out[..bytes].copy_from_slice(&self.vectors[register.number()][..bytes]);
+        Ok(out)
+    }
+
+    /// Writes a vector of lanes of `width` bytes under the instruction's mask; the rest of the register is cleared.
+    fn write_vector(&mut self, i: &Instruction, value: &Bytes, bytes: usize, width: usize) -> Outcome {
+        if self.is_memory(i, 0) {
+            if i.has_op_mask() {
+                return Err("a masked store".into());
+            }
+            return self.store(self.address(i)?, &value[..bytes]);
+        }
+        let old = self.vectors[i.op_register(0).number()];
+        let mut new = [0; 64];
+        for index in 0..bytes / width {
+            let on = !i.has_op_mask() || self.masks[i.op_mask().number()] >> index & 1 == 1;
+            let kept = if i.zeroing_masking() { 0 } else { lane(&old, width, index) };
+            put(&mut new, width, index, if on { lane(value, width, index) } else { kept });
+        }
+        self.vectors[i.op_register(0).number()] = new;
+        Ok(())
+    }
+
+    /// Lane by lane from two sources.
+    fn two(&mut self, i: &Instruction, width: usize, f: impl Fn(u64, u64) -> u64) -> Outcome<bool> {
+        let bytes = self.vector_bytes(i);
+        let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+        let mut out = [0; 64];
+        for index in 0..bytes / width {
+            put(&mut out, width, index, f(lane(&a, width, index), lane(&b, width, index)));
+        }
+        self.write_vector(i, &out, bytes, width)?;
+        Ok(true)
+    }
+
+    /// Lane by lane from one source.
+    fn one(&mut self, i: &Instruction, width: usize, f: impl Fn(u64) -> u64) -> Outcome<bool> {
+        let bytes = self.vector_bytes(i);
+        let a = self.vector(i, 1, bytes)?;
+        let mut out = [0; 64];
+        for index in 0..bytes / width {
+            put(&mut out, width, index, f(lane(&a, width, index)));
+        }
+        self.write_vector(i, &out, bytes, width)?;
+        Ok(true)
+    }
+
+    /// A comparison: ones and zeros in lanes, or bits of a mask.
+    fn compare(&mut self, i: &Instruction, width: usize, f: impl Fn(u64, u64) -> bool) -> Outcome<bool> {
+        if !i.op_register(0).is_mask() {
+            return self.two(i, width, |a, b| if f(a, b) { u64::MAX } else { 0 });
+        }
+        if i.has_op_mask() {
+            return Err("a masked comparison".into());
+        }
+        let bytes = i.op_register(1).size();
+        let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+        let set = |all: u64, index: usize| all | u64::from(f(lane(&a, width, index), lane(&b, width, index))) << index;
+        self.masks[i.op_register(0).number()] = (0..bytes / width).fold(0, set);
+        Ok(true)
+    }
+
+    /// A change of width: lanes of `from` bytes to lanes of `to`.
+    fn resize(&mut self, i: &Instruction, from: usize, to: usize, f: impl Fn(u64) -> u64) -> Outcome<bool> {
+        // The wider side says how many lanes there are.
+        let wide = if to > from { i.op_register(0).size() } else { i.op_register(1).size() };
+        let lanes = wide / from.max(to);
+        let a = self.vector(i, 1, lanes * from)?;
+        let mut out = [0; 64];
+        (0..lanes).for_each(|index| put(&mut out, to, index, f(lane(&a, from, index))));
+        self.write_vector(i, &out, lanes * to, to)?;
+        Ok(true)
+    }
+
+    /// Runs an instruction on vectors or masks; `false` if it is none that the machine knows.
+    pub(super) fn vector_step(&mut self, i: &Instruction) -> Outcome<bool> {
+        let name = format!("{:?}", i.mnemonic()).to_lowercase();
+        match i.mnemonic() {
+            M::Vpaddb | M::Vpaddw | M::Vpaddd | M::Vpaddq => self.two(i, suffix(&name), u64::wrapping_add),
+            M::Vpsubb | M::Vpsubw | M::Vpsubd | M::Vpsubq => self.two(i, suffix(&name), u64::wrapping_sub),
+            M::Vpmullw => self.two(i, 2, u64::wrapping_mul),
+            M::Vpmulld => self.two(i, 4, u64::wrapping_mul),
+            M::Vpmullq => self.two(i, 8, u64::wrapping_mul),
+            M::Vpmuludq => self.two(i, 8, |a, b| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
+            M::Vpand => self.two(i, 8, |a, b| a & b),
+            M::Vpor => self.two(i, 8, |a, b| a | b),
+            M::Vpxor => self.two(i, 8, |a, b| a ^ b),
+            M::Vpandd => self.two(i, 4, |a, b| a & b),
+            M::Vpord => self.two(i, 4, |a, b| a | b),
+            M::Vpxord => self.two(i, 4, |a, b| a ^ b),
+            M::Vpminsb | M::Vpminsw | M::Vpminsd | M::Vpminsq => {
+                let width = suffix(&name);
+                self.two(i, width, |a, b| signed(a, width).min(signed(b, width)) as u64)
+            }
+            M::Vpmaxsb | M::Vpmaxsw | M::Vpmaxsd | M::Vpmaxsq => {
+                let width = suffix(&name);
+                self.two(i, width, |a, b| signed(a, width).max(signed(b, width)) as u64)
+            }
+            M::Vpcmpeqb | M::Vpcmpeqw | M::Vpcmpeqd | M::Vpcmpeqq => self.compare(i, suffix(&name), |a, b| a == b),
+            M::Vpcmpgtb | M::Vpcmpgtw | M::Vpcmpgtd | M::Vpcmpgtq => {
+                let width = suffix(&name);
+                self.compare(i, width, |a, b| signed(a, width) > signed(b, width))
+            }
+            M::Vpcmpb | M::Vpcmpw | M::Vpcmpd | M::Vpcmpq | M::Vpcmpub | M::Vpcmpuw | M::Vpcmpud | M::Vpcmpuq => {
+                let width = suffix(&name);
+                let unsigned = name.starts_with("vpcmpu");
+                let predicate = i.immediate8() & 7;
+                self.compare(i, width, |a, b| {
+                    let order = if unsigned { a.cmp(&b) } else { signed(a, width).cmp(&signed(b, width)) };
+                    match predicate {
+                        0 => order.is_eq(),
+                        1 => order.is_lt(),
+                        2 => order.is_le(),
+                        3 => false,
+                        4 => order.is_ne(),
+                        5 => order.is_ge(),
+                        6 => order.is_gt(),
+                        _ => true,
+                    }
+                })
+            }
+            M::Vcmpps => {
+                let predicate = i.immediate8();
+                self.compare(i, 4, |a, b| {
+                    let (a, b) = (float(a), float(b));
+                    match predicate {
+                        0 => a == b,
+                        3 => a.is_nan() || b.is_nan(),
+                        4 => a != b,
+                        7 => !(a.is_nan() || b.is_nan()),
+                        13 => a >= b,
+                        17 => a < b,
+                        18 => a <= b,
+                        other => panic!("predicate {other} of vcmpps is not known"),
+                    }
+                })
+            }
+            M::Vpsllw | M::Vpslld | M::Vpsllq => self.shift(i, suffix(&name), |a, by, _| a << by, 0),
+            M::Vpsrlw | M::Vpsrld | M::Vpsrlq => self.shift(i, suffix(&name), |a, by, _| a >> by, 0),
+            M::Vpsraw | M::Vpsrad | M::Vpsraq => {
+                let width = suffix(&name);
+                self.shift(i, width, |a, by, width| (signed(a, width) >> by) as u64, 8 * width as u64 - 1)
+            }
+            M::Vpsllvw | M::Vpsllvd | M::Vpsllvq => {
+                let width = suffix(&name);
+                self.two(i, width, |a, by| if by < 8 * width as u64 { a << by } else { 0 })
+            }
+            M::Vpsrlvw | M::Vpsrlvd | M::Vpsrlvq => {
+                let width = suffix(&name);
+                self.two(i, width, |a, by| if by < 8 * width as u64 { a >> by } else { 0 })
+            }
+            M::Vpsravw | M::Vpsravd | M::Vpsravq => {
+                let width = suffix(&name);
+                self.two(i, width, |a, by| (signed(a, width) >> by.min(8 * width as u64 - 1)) as u64)
+            }
+            M::Vaddps => self.two(i, 4, |a, b| bits(float(a) + float(b))),
+            M::Vsubps => self.two(i, 4, |a, b| bits(float(a) - float(b))),
+            M::Vmulps => self.two(i, 4, |a, b| bits(float(a) * float(b))),
+            M::Vdivps => self.two(i, 4, |a, b| bits(float(a) / float(b))),
+            // The second source where either is NaN, or both are zeros.
+            M::Vminps => self.two(i, 4, |a, b| if float(a) < float(b) { a } else { b }),
+            M::Vmaxps => self.two(i, 4, |a, b| if float(a) > float(b) { a } else { b }),
+            M::Vsqrtps => self.one(i, 4, |a| bits(float(a).sqrt())),
+            M::Vroundps | M::Vrndscaleps => {
+                let how = i.immediate8();
+                if !matches!(how, 8 | 9) {
+                    return Err("a rounding that is not known".into());
+                }
+                self.one(i, 4, |a| bits(if how == 8 { float(a).round_ties_even() } else { float(a).floor() }))
+            }
+            M::Vfmadd231ps => {
+                let bytes = self.vector_bytes(i);
+                let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
+                let mut out = [0; 64];
+                for index in 0..bytes / 4 {
+                    let [acc, a, b] = sources.each_ref().map(|source| float(lane(source, 4, index)));
+                    put(&mut out, 4, index, bits(a.mul_add(b, acc)));
+                }
+                self.write_vector(i, &out, bytes, 4)?;
+                Ok(true)
+            }
+            M::Vcvtdq2ps => self.one(i, 4, |a| bits(a as u32 as i32 as f32)),
+            M::Vcvtudq2ps => self.one(i, 4, |a| bits(a as u32 as f32)),
+            M::Vcvttps2dq => self.one(i, 4, |a| {
+                let number = float(a);
+                let fits = (-2147483648.0..2147483648.0).contains(&number);
+                u64::from(if fits { number as i32 as u32 } else { 0x8000_0000 })
+            }),
+            M::Vcvtph2ps => self.resize(i, 2, 4, |a| bits(half::f16::from_bits(a as u16).to_f32())),
+            M::Vcvtps2ph if i.immediate8() == 0 => {
+                self.resize(i, 4, 2, |a| u64::from(half::f16::from_f32(float(a)).to_bits()))
+            }
+            _ => self.lane_step(i, &name),
+        }
+    }
+
+    /// A shift of all lanes by a number; past the width the result is that of `most`, or zero where `most` is 0.
+    fn shift(&mut self, i: &Instruction, width: usize, f: fn(u64, u64, usize) -> u64, most: u64) -> Outcome<bool> {
+        if i.op_kind(2) != OpKind::Immediate8 {
+            return Err("a shift by a register".into());
+        }
+        let by = u64::from(i.immediate8());
+        self.one(i, width, |a| match by < 8 * width as u64 {
+            true => f(a, by, width),
+            false if most > 0 => f(a, most, width),
+            false => 0,
+        })
+    }
+
+    /// Moves of lanes, dot products, masks.
+    fn lane_step(&mut self, i: &Instruction, name: &str) -> Outcome<bool> {
+        let bytes = self.vector_bytes(i);
+        match i.mnemonic() {
+            M::Vmovups => {
+                let value = self.vector(i, 1, bytes)?;
+                self.write_vector(i, &value, bytes, 4)?;
+            }
+            M::Vmovd | M::Vmovq => {
+                let size = if i.mnemonic() == M::Vmovd { 4 } else { 8 };
+                let is_vector = |operand| i.op_kind(operand) == OpKind::Register && i.op_register(operand).is_vector();
+                let value = if is_vector(1) {
+                    lane(&self.vectors[i.op_register(1).number()], size, 0)
+                } else {
+                    self.number(i, 1)?
+                };
+                if is_vector(0) {
+                    let mut out = [0; 64];
+                    put(&mut out, size, 0, value);
+                    self.vectors[i.op_register(0).number()] = out;
+                } else {
+                    self.write(i, 0, value)?;
+                }
+            }
+            M::Vpbroadcastb | M::Vpbroadcastw | M::Vpbroadcastd | M::Vpbroadcastq | M::Vbroadcastss => {
+                let width = if i.mnemonic() == M::Vbroadcastss { 4 } else { suffix(name) };
+                let from_general = i.op_kind(1) == OpKind::Register && i.op_register(1).is_general();
+                let value = if from_general { self.number(i, 1)? } else { lane(&self.vector(i, 1, width)?, width, 0) };
+                let mut out = [0; 64];
+                (0..bytes / width).for_each(|index| put(&mut out, width, index, value));
+                self.write_vector(i, &out, bytes, width)?;
+            }
+            M::Vpshufb => {
+                return self.within_quarters(i, |a, b, byte| {
+                    let pick = b[byte];
+                    if pick & 0x80 != 0 { 0 } else { a[byte / 16 * 16 + (pick & 15) as usize] }
+                });
+            }
+            M::Vpunpcklqdq => {
+                return self.within_quarters(i, |a, b, byte| {
+                    let from = byte / 16 * 16 + byte % 8;
+                    if byte % 16 < 8 { a[from] } else { b[from] }
+                });
+            }
+            M::Vshufps => {
+                let picks = i.immediate8();
+                return self.within_quarters(i, move |a, b, byte| {
+                    let word = byte % 16 / 4;
+                    let from = byte / 16 * 16 + (picks >> (2 * word) & 3) as usize * 4 + byte % 4;
+                    if word < 2 { a[from] } else { b[from] }
+                });
+            }
+            M::Vpermilps => {
+                let picks = i.immediate8();
+                let a = self.vector(i, 1, bytes)?;
+                let mut out = [0; 64];
+                for index in 0..bytes / 4 {
+                    let from = index / 4 * 4 + (picks >> (2 * (index % 4)) & 3) as usize;
+                    put(&mut out, 4, index, lane(&a, 4, from));
+                }
+                self.write_vector(i, &out, bytes, 4)?;
+            }
+            M::Vpermq => {
+                let picks = i.immediate8();
+                let a = self.vector(i, 1, bytes)?;
+                let mut out = [0; 64];
+                for index in 0..bytes / 8 {
+                    put(&mut out, 8, index, lane(&a, 8, index / 4 * 4 + (picks >> (2 * (index % 4)) & 3) as usize));
+                }
+                self.write_vector(i, &out, bytes, 8)?;
+            }
+            M::Vinsertps => {
+                let control = i.immediate8();
+                let source = self.vector(i, 2, 16)?;
+                let mut out = self.vector(i, 1, 16)?;
+                put(&mut out, 4, (control >> 4 & 3) as usize, lane(&source, 4, (control >> 6) as usize));
+                (0..4).filter(|index| control >> index & 1 == 1).for_each(|index| put(&mut out, 4, index, 0));
+                self.write_vector(i, &out, 16, 4)?;
+            }
+            M::Vpinsrb | M::Vpinsrw | M::Vpinsrd | M::Vpinsrq => {
+                let width = suffix(name);
+                let value = self.number(i, 2)?;
+                let mut out = self.vector(i, 1, 16)?;
+                put(&mut out, width, i.immediate8() as usize % (16 / width), value);
+                self.write_vector(i, &out, 16, width)?;
+            }
+            M::Vpextrb | M::Vpextrw | M::Vpextrd | M::Vpextrq => {
+                let width = suffix(name);
+                let a = self.vector(i, 1, 16)?;
+                self.write(i, 0, lane(&a, width, i.immediate8() as usize % (16 / width)))?;
+            }
+            M::Vextracti128 | M::Vextracti32x4 | M::Vextracti64x4 => {
+                let part = if i.mnemonic() == M::Vextracti64x4 { 32 } else { 16 };
+                let whole = i.op_register(1).size();
+                let a = self.vector(i, 1, whole)?;
+                let from = i.immediate8() as usize % (whole / part) * part;
+                let mut out = [0; 64];
+                out[..part].copy_from_slice(&a[from..from + part]);
+                self.write_vector(i, &out, part, 4)?;
+            }
+            M::Vinserti128 | M::Vinserti32x4 | M::Vinserti64x4 => {
+                let part = if i.mnemonic() == M::Vinserti64x4 { 32 } else { 16 };
+                let mut out = self.vector(i, 1, bytes)?;
+                let piece = self.vector(i, 2, part)?;
+                let at = i.immediate8() as usize % (bytes / part) * part;
+                out[at..at + part].copy_from_slice(&piece[..part]);
+                self.write_vector(i, &out, bytes, 4)?;
+            }
+            M::Vpblendvb => {
+                let (a, b, mask) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?, self.vector(i, 3, bytes)?);
+                let mut out = [0; 64];
+                (0..bytes).for_each(|at| out[at] = if mask[at] & 0x80 != 0 { b[at] } else { a[at] });
+                self.write_vector(i, &out, bytes, 1)?;
+            }
+            M::Vpblendmb | M::Vpblendmw | M::Vpblendmd | M::Vpblendmq => {
+                let width = suffix(name);
+                if !i.has_op_mask() || i.zeroing_masking() {
+                    return Err("a blend of a form that is not known".into());
+                }
+                let mask = self.masks[i.op_mask().number()];
+                let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+                let mut out = [0; 64];
+                for index in 0..bytes / width {
+                    put(&mut out, width, index, lane(if mask >> index & 1 == 1 { &b } else { &a }, width, index));
+                }
+                self.vectors[i.op_register(0).number()] = out;
+            }
+            M::Vpdpbusd => {
+                let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
+                let mut out = [0; 64];
+                for index in 0..bytes / 4 {
+                    let product = |at: usize| i32::from(sources[1][at]) * i32::from(sources[2][at] as i8);
+                    let sum: i32 = (4 * index..4 * index + 4).map(product).sum();
+                    put(&mut out, 4, index, lane(&sources[0], 4, index).wrapping_add(sum as u64));
+                }
+                self.write_vector(i, &out, bytes, 4)?;
+            }
+            M::Vpmaddubsw => {
+                let pair = |a: u64, b: u64, at: u32| (a >> at & 0xff) as i32 * i32::from((b >> at) as u8 as i8);
+                return self.two(i, 2, |a, b| (pair(a, b, 0) + pair(a, b, 8)).clamp(-32768, 32767) as u64);
+            }
+            M::Vpmaddwd => {
+                let pair = |a: u64, b: u64, at: u32| i32::from((a >> at) as i16) * i32::from((b >> at) as i16);
+                return self.two(i, 4, |a, b| pair(a, b, 0).wrapping_add(pair(a, b, 16)) as u64);
+            }
+            M::Vpacksswb | M::Vpackuswb | M::Vpackssdw | M::Vpackusdw => self.pack(i, name)?,
+            _ => return self.mask_step(i, name),
+        }
+        Ok(true)
+    }
+
+    /// A byte at a time from two sources, each quarter of 16 bytes by itself.
+    fn within_quarters(&mut self, i: &Instruction, f: impl Fn(&Bytes, &Bytes, usize) -> u8) -> Outcome<bool> {
+        let bytes = self.vector_bytes(i);
+        let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+        let mut out = [0; 64];
+        (0..bytes).for_each(|byte| out[byte] = f(&a, &b, byte));
+        self.write_vector(i, &out, bytes, 1)?;
+        Ok(true)
+    }
+
+    fn pack(&mut self, i: &Instruction, name: &str) -> Outcome {
+        let bytes = self.vector_bytes(i);
+        let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+        let from = if name.ends_with("wb") { 2 } else { 4 };
+        let to = from / 2;
+        let (low, high) = if name.contains("us") {
+            (0, (1i64 << (8 * to)) - 1)
+        } else {
+            (-(1i64 << (8 * to - 1)), (1i64 << (8 * to - 1)) - 1)
+        };
+        let mut out = [0; 64];
+        for index in 0..bytes / to {
+            let (quarter, within) = (index / (16 / to), index % (16 / to));
+            let half = 16 / from;
+            let source = if within < half { &a } else { &b };
+            let number = signed(lane(source, from, quarter * half + within % half), from);
+            put(&mut out, to, index, number.clamp(low, high) as u64);
+        }
+        self.write_vector(i, &out, bytes, to)
+    }
+
+    /// Changes of width and mask registers.
+    fn mask_step(&mut self, i: &Instruction, name: &str) -> Outcome<bool> {
+        let letter = |letter: u8| suffix(std::str::from_utf8(&[letter]).unwrap_or("q"));
+        let k = |machine: &Machine, register: Register| machine.masks[register.number()];
+        if let Some(widths) = name.strip_prefix("vpmovzx").or(name.strip_prefix("vpmovsx")) {
+            let (from, to) = (letter(widths.as_bytes()[0]), letter(widths.as_bytes()[1]));
+            let extends_sign = name.starts_with("vpmovsx");
+            return self.resize(i, from, to, |a| if extends_sign { signed(a, from) as u64 } else { a });
+        }
+        match i.mnemonic() {
+            M::Vpmovwb => return self.resize(i, 2, 1, |a| a),
+            M::Vpmovdb => return self.resize(i, 4, 1, |a| a),
+            M::Vpmovdw => return self.resize(i, 4, 2, |a| a),
+            M::Vpmovqb => return self.resize(i, 8, 1, |a| a),
+            M::Vpmovqw => return self.resize(i, 8, 2, |a| a),
+            M::Vpmovqd => return self.resize(i, 8, 4, |a| a),
+            M::Vpmovsdb => return self.resize(i, 4, 1, |a| signed(a, 4).clamp(-128, 127) as u64),
+            M::Vpmovsdw => return self.resize(i, 4, 2, |a| signed(a, 4).clamp(-32768, 32767) as u64),
+            M::Vpmovm2b | M::Vpmovm2d => {
+                let width = suffix(name);
+                let bytes = i.op_register(0).size();
+                let mask = k(self, i.op_register(1));
+                let mut out = [0; 64];
+                for index in 0..bytes / width {
+                    put(&mut out, width, index, if mask >> index & 1 == 1 { u64::MAX } else { 0 });
+                }
+                self.write_vector(i, &out, bytes, width)?;
+            }
+            M::Vpmovb2m => {
+                let bytes = i.op_register(1).size();
+                let a = self.vector(i, 1, bytes)?;
+                let set = |all: u64, at: usize| all | u64::from(a[at] >> 7) << at;
+                self.masks[i.op_register(0).number()] = (0..bytes).fold(0, set);
+            }
+            M::Kmovd | M::Kmovq => {
+                let from_mask = i.op_kind(1) == OpKind::Register && i.op_register(1).is_mask();
+                let value = if from_mask { k(self, i.op_register(1)) } else { self.number(i, 1)? };
+                let value = if i.mnemonic() == M::Kmovd { value & 0xffff_ffff } else { value };
+                if i.op_kind(0) == OpKind::Register && i.op_register(0).is_mask() {
+                    self.masks[i.op_register(0).number()] = value;
+                } else {
+                    self.write(i, 0, value)?;
+                }
+            }
+            M::Kandq | M::Kandnq | M::Korq | M::Kxorq => {
+                let (a, b) = (k(self, i.op_register(1)), k(self, i.op_register(2)));
+                self.masks[i.op_register(0).number()] = match i.mnemonic() {
+                    M::Kandq => a & b,
+                    M::Kandnq => !a & b,
+                    M::Korq => a | b,
+                    _ => a ^ b,
+                };
+            }
+            M::Knotq => self.masks[i.op_register(0).number()] = !k(self, i.op_register(1)),
+            M::Kshiftlq | M::Kshiftrq => {
+                let (a, by) = (k(self, i.op_register(1)), u32::from(i.immediate8()));
+                let out = if i.mnemonic() == M::Kshiftlq { a.checked_shl(by) } else { a.checked_shr(by) };
+                self.masks[i.op_register(0).number()] = out.unwrap_or(0);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
