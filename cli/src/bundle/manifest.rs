@@ -76,7 +76,7 @@ pub struct KernelEntry {
     pub activation: Option<String>,
     /// Type of the result, or of the codes.
     pub output: String,
-    /// How weights are packed: `n16`.
+    /// How weights are packed, as `pack --packing` takes it: `n16`, `qt16-f16-gt`, `qt16-b8-gt`.
     pub packing: Option<String>,
     /// Bytes of the packed weights.
     pub packed_bytes: Option<usize>,
@@ -184,7 +184,8 @@ fn sorted(value: Value) -> Value {
 impl KernelEntry {
     /// The entry of a kernel whose object file has this name and hash.
     pub fn new(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
-        let signatures = lower::signature(piece.op)?;
+        let packing = lower::packing(piece.op, piece.schedule);
+        let signatures = lower::signature_packed(piece.op, packing)?;
         let (n, k, format, activation, output) = match piece.op {
             Op::Matmul(op) => (Some(op.n), op.k, Some(op.weight.to_string()), Some(op.activation.to_string()), op.out),
             Op::Dequant(op) => (Some(op.n), op.k, Some(op.weight.to_string()), None, op.out),
@@ -222,7 +223,7 @@ impl KernelEntry {
             format,
             activation,
             output: output.name().to_string(),
-            packing: weights.map(|_| "n16".to_string()),
+            packing: weights.map(|_| packing.name().to_string()),
             packed_bytes: weights.map(|s| s.fixed),
             schedule: *piece.schedule,
             chosen_for_rows: if n.is_some() && piece.op.name() == "dequant" { Vec::new() } else { piece.rows.to_vec() },

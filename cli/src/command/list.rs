@@ -7,7 +7,7 @@ use bitsmith_calibrate::shapes::MODELS;
 use bitsmith_compiler::caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::lower::FAMILIES;
+use bitsmith_compiler::lower::{FAMILIES, MATRIX_FAMILIES};
 use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
@@ -159,7 +159,10 @@ impl List {
                 (head, rows.collect())
             }
             What::Families => {
-                let rows = FAMILIES.iter().map(|f| vec![f.family.name().to_string(), f.summary.to_string()]);
+                let rows = FAMILIES
+                    .iter()
+                    .chain(MATRIX_FAMILIES)
+                    .map(|f| vec![f.family.name().to_string(), f.summary.to_string()]);
                 (vec!["family", "what it is good for"], rows.collect())
             }
             What::Activations => (vec!["activation", "what it is"], pairs(&ACTIVATIONS)),

@@ -5,7 +5,7 @@ use crate::table::bytes;
 use crate::{Io, Outcome, memory, weights};
 use bitsmith_calibrate::file::ModelFile;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::format::n16::N16;
+use bitsmith_compiler::lower::Packing;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,9 +24,18 @@ pub struct Pack {
     /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// The layout, as the manifest of a bundle names it
+    #[arg(long, value_name = "LAYOUT", default_value = "n16", value_parser = packing)]
+    packing: Packing,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+fn packing(text: &str) -> Result<Packing, String> {
+    let names = || Packing::ALL.map(Packing::name).join(", ");
+    let found = Packing::ALL.into_iter().find(|packing| packing.name() == text);
+    found.ok_or_else(|| format!("accepted: {}", names()))
 }
 
 impl Pack {
@@ -38,17 +47,23 @@ impl Pack {
         // Floats, codes, packed bytes.
         memory::check(&format!("packing `{}`", self.tensor), 8.0 * n as f64 * k as f64, "take a smaller tensor")?;
         let quantized = weights::load(&tensor, n, k, format)?;
-        let (_, packed) = N16::pack(&quantized)?;
+        let packed = self.packing.pack(&quantized)?;
+        let packing = self.packing.name();
         write(&self.out, &packed)?;
         let format = quantized.format.to_string();
         if self.json {
             return io.json(&serde_json::json!({
-                "tensor": self.tensor, "n": n, "k": k, "format": format, "packing": "n16",
+                "tensor": self.tensor, "n": n, "k": k, "format": format, "packing": packing,
                 "bytes": packed.len(), "sha256": crate::bundle::sha256(&packed), "file": self.out,
             }));
         }
         let size = bytes(packed.len() as f64);
-        writeln!(io.out, "{}: {n}x{k} in {format}, packed as n16: {size} in {}", self.tensor, self.out.display())?;
+        writeln!(
+            io.out,
+            "{}: {n}x{k} in {format}, packed as {packing}: {size} in {}",
+            self.tensor,
+            self.out.display()
+        )?;
         Ok(())
     }
 }

@@ -6,6 +6,8 @@ mod cpu;
 mod gpu;
 mod matrix;
 mod nvidia;
+pub mod vulkan;
+pub mod webgpu;
 
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};

@@ -70,6 +70,9 @@ pub enum Packing {
 }
 
 impl Packing {
+    /// Every packing.
+    pub const ALL: [Packing; 3] = [Packing::N16, Packing::Qt16(Class::F16), Packing::Qt16(Class::B8)];
+
     /// Stable name: `n16`, `qt16-f16-gt`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -63,13 +63,17 @@ pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
     Ok(able)
 }
 
-/// Every schedule worth trying for `m` rows.
+/// Every schedule worth trying for `m` rows whose weights lie in N16; those of [`MATRIX_FAMILIES`] come beside them.
 pub fn space(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
     Ok(families(op, caps)?.into_iter().flat_map(|f| (f.space)(op, caps, m)).collect())
 }
 
 /// The schedule to take for `m` rows where nothing has been measured.
 pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
+    let matrix = MATRIX_FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none());
+    if let Some(schedule) = matrix.flat_map(|f| (f.space)(op, caps, m)).next() {
+        return Ok(schedule);
+    }
     let able = families(op, caps)?;
     let wanted: &[Family] = if m > 8 { &[Family::Tile, Family::Block] } else { &[Family::Stream, Family::Spread] };
     let family =

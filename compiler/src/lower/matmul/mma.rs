@@ -82,8 +82,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let mut list = Vec::new();
     let tokens = m.min(32).next_multiple_of(8).next_power_of_two() as u32;
     for tile_m in [tokens, 8].into_iter().take(if tokens == 8 { 1 } else { 2 }) {
-        for tile_n in [32, 16, 64] {
-            for split in [8, 4, 2, 1] {
+        for tile_n in if m > 32 { [64, 32, 16] } else { [32, 16, 64] } {
+            for split in if m > 32 { [4, 2, 8, 1] } else { [8, 4, 2, 1] } {
                 let schedule =
                     Schedule::single(Family::Mma, tile_m, tile_n, 1).with_threads(caps.subgroup * split, split);
                 let shared = schedule.threads <= caps.max_workgroup && (segments == 1 || segments >= split as usize);
