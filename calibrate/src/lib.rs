@@ -6,6 +6,16 @@
 
 #![deny(unsafe_code)]
 
+pub mod collect;
+pub mod engine;
+pub mod evaluate;
+pub mod export;
 pub mod file;
+pub mod import;
+pub mod model;
+pub mod pick;
+pub mod quantize;
 pub mod recipe;
+pub mod report;
 pub mod shapes;
+pub mod text;

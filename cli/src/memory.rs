@@ -21,3 +21,10 @@ pub(crate) fn check(what: &str, needed: f64, remedy: &str) -> Result<(), Failure
         _ => Ok(()),
     }
 }
+
+/// The most memory that this process has had at once; `None` where the system does not tell.
+pub(crate) fn peak() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

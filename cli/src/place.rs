@@ -1,35 +1,105 @@
-//! What `--device` names: a device here, or a CPU level to generate for.
+//! What `--device` names: a device here, or one to generate for.
 
 use crate::failure::Failure;
 use bitsmith_compiler::Error;
+use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::target::Target;
-use bitsmith_compiler::target::cpu::CpuTarget;
+use bitsmith_compiler::target::cpu::{CpuTarget, object};
+use bitsmith_compiler::target::ptx::PtxTarget;
 use bitsmith_runtime::Device;
 use std::sync::Arc;
 
 /// Somewhere kernels are made for, and may be run.
 pub(crate) struct Place {
     /// What makes the code.
-    pub target: CpuTarget,
+    pub maker: Maker,
     /// What runs it; `None` where code is made for another machine.
     pub device: Option<Arc<dyn Device>>,
 }
 
+/// What makes the code, and the files that hold it.
+pub enum Maker {
+    /// Object files of machine code.
+    Machine(CpuTarget),
+    /// Text files that a driver compiles.
+    Text {
+        /// The target.
+        target: Box<dyn Target>,
+        /// Its name, as `--device` takes it.
+        name: String,
+        /// The platform that runs the text.
+        platform: &'static str,
+        /// How the files' names end.
+        extension: &'static str,
+    },
+}
+
+impl Maker {
+    /// The target as the compiler takes it.
+    pub fn target(&self) -> &dyn Target {
+        match self {
+            Maker::Machine(target) => target,
+            Maker::Text { target, .. } => &**target,
+        }
+    }
+
+    /// The name that `--device` takes.
+    pub fn name(&self) -> &str {
+        match self {
+            Maker::Machine(target) => target.name(),
+            Maker::Text { name, .. } => name,
+        }
+    }
+
+    /// The platform that the code is for.
+    pub fn platform(&self) -> String {
+        match self {
+            Maker::Machine(target) => target.triple().to_string(),
+            Maker::Text { platform, .. } => platform.to_string(),
+        }
+    }
+
+    /// Whether a C program can link the files.
+    pub fn links(&self) -> bool {
+        matches!(self, Maker::Machine(_))
+    }
+
+    /// The file of an artifact: its name and content.
+    pub fn file(&self, artifact: &Artifact) -> Result<(String, Vec<u8>), Failure> {
+        Ok(match self {
+            Maker::Machine(target) => (format!("{}.o", artifact.entry), object(&[artifact], target.triple())?),
+            Maker::Text { extension, .. } => {
+                (format!("{}.{extension}", artifact.entry), artifact.payload.bytes().to_vec())
+            }
+        })
+    }
+}
+
 impl Place {
-    /// The place of a name: `cpu`, `cpu:<threads>`, or a CPU level, for which nothing is run.
+    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cuda:<index>`), or a CPU level, an NVIDIA device or
+    /// architecture, for which nothing is run.
     pub fn open(name: &str) -> Result<Place, Failure> {
         if name == "cpu" || name.starts_with("cpu:") {
             let device = bitsmith_runtime::open(name)?;
-            return Ok(Place { target: CpuTarget::host()?, device: Some(device) });
+            return Ok(Place { maker: Maker::Machine(CpuTarget::host()?), device: Some(device) });
+        }
+        if let Ok(target) = PtxTarget::named(name) {
+            let maker = Maker::Text {
+                target: Box::new(target),
+                name: name.to_ascii_lowercase(),
+                platform: "nvptx64-nvidia-cuda",
+                extension: "ptx",
+            };
+            return Ok(Place { maker, device: None });
         }
         match CpuTarget::named(name) {
-            Ok(target) => Ok(Place { target, device: None }),
+            Ok(target) => Ok(Place { maker: Maker::Machine(target), device: None }),
             Err(Error::Unsupported(why)) if name.contains('@') => {
                 Err(Failure::Request(Error::Unsupported(format!("device `{name}`: {why}"))))
             }
             Err(_) => Err(Failure::Request(Error::Unsupported(format!(
                 "device `{name}`; accepted: cpu, cpu:<threads>, or to generate code only: {}",
-                CpuTarget::names().collect::<Vec<_>>().join(", ")
+                CpuTarget::names().chain(PtxTarget::names()).collect::<Vec<_>>().join(", ")
             )))),
         }
     }
@@ -38,13 +108,13 @@ impl Place {
     pub fn running(name: &str) -> Result<Arc<dyn Device>, Failure> {
         Place::open(name)?.device.ok_or_else(|| {
             Failure::Request(Error::Unsupported(format!(
-                "device `{name}` is a CPU level that kernels can be generated for, nothing to run on; accepted: cpu, cpu:<threads>"
+                "device `{name}` is one that kernels can be generated for, nothing to run on; accepted: cpu, cpu:<threads>"
             )))
         })
     }
 
     /// The target as the compiler takes it.
     pub fn target(&self) -> &dyn Target {
-        &self.target
+        self.maker.target()
     }
 }

@@ -1,5 +1,7 @@
 //! `--emit`: any stage of a compilation as text.
 
+mod tools;
+
 use crate::failure::Failure;
 use crate::{Io, Outcome};
 use bitsmith_compiler::op::Op;
@@ -24,6 +26,14 @@ pub enum Stage {
     Clif,
     /// Assembly.
     Asm,
+    /// NVIDIA's portable assembly.
+    Ptx,
+    /// NVIDIA's machine code, by `ptxas` and `cuobjdump`.
+    Sass,
+    /// The assembled module in hexadecimal, by `ptxas`.
+    Cubin,
+    /// Registers, shared and local memory, by `ptxas`.
+    Resources,
 }
 
 /// Which stages are printed, of which kernels.
@@ -57,7 +67,8 @@ impl Emit {
                 Stage::Schedule => describe_schedule(schedule),
                 Stage::Kir => compiled.kernel.to_string(),
                 Stage::Legal => compiled.legal.to_string(),
-                Stage::Clif | Stage::Asm => {
+                Stage::Sass | Stage::Cubin | Stage::Resources => tools::nvidia(stage, &compiled.artifact)?,
+                Stage::Clif | Stage::Asm | Stage::Ptx => {
                     let name = stage.name();
                     let verified = ir::verify(&compiled.legal, target.caps()).map_err(|faults| Error::Bug {
                         message: faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),

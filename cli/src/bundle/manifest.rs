@@ -33,7 +33,8 @@ pub struct Manifest {
     /// Name of the model, or its shapes.
     pub model: String,
     /// The C header.
-    pub header: FileEntry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<FileEntry>,
     /// The kernels.
     pub kernels: Vec<KernelEntry>,
 }
@@ -85,7 +86,10 @@ pub struct KernelEntry {
     pub chosen_for_rows: Vec<usize>,
     /// How many workgroups a launch has.
     pub grid: Grid,
-    /// Bytes of scratch per thread.
+    /// Threads per workgroup.
+    #[serde(default = "one_thread")]
+    pub workgroup: [u32; 3],
+    /// Bytes of scratch per thread of a CPU, of shared memory per workgroup of a GPU.
     pub scratch_bytes: u64,
     /// Arguments, in order.
     pub args: Vec<ArgEntry>,
@@ -128,6 +132,10 @@ pub struct ArgEntry {
     pub align: u32,
     /// Whether the kernel writes it.
     pub written: bool,
+}
+
+const fn one_thread() -> [u32; 3] {
+    [1; 3]
 }
 
 impl ToolVersions {
@@ -220,6 +228,7 @@ impl KernelEntry {
             schedule: *piece.schedule,
             chosen_for_rows: if n.is_some() && piece.op.name() == "dequant" { Vec::new() } else { piece.rows.to_vec() },
             grid: grid(piece.op, piece.schedule)?,
+            workgroup: piece.artifact.workgroup,
             scratch_bytes: piece.artifact.shared_bytes,
             args: args.collect(),
             object: FileEntry { file: file.to_string(), sha256 },

@@ -1,4 +1,4 @@
-//! A bundle: a folder with the object files of some kernels, a C header and a manifest.
+//! A bundle: a folder with the object files of some kernels and a C header, or with their texts, and a manifest.
 //!
 //! Reads compiled kernels; makes files. Always holds: the same kernels give the same bytes, a bundle appears as a whole or
 //! not at all, and nothing but a bundle is ever replaced. Measurements are kept apart, since they differ from run to run.
@@ -11,10 +11,10 @@ pub use manifest::{ArgEntry, FileEntry, Grid, KernelEntry, MANIFEST, Manifest, S
 pub use write::{check, write};
 
 use crate::failure::Failure;
+use crate::place::Maker;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_compiler::target::cpu::{CpuTarget, object};
 use sha2::{Digest, Sha256};
 
 /// A kernel as a bundle takes it.
@@ -38,28 +38,29 @@ pub type File = (String, Vec<u8>);
 pub const HEADER: &str = "bitsmith_kernels.h";
 
 /// Every file of a bundle, the manifest last.
-pub fn files(pieces: &[Piece<'_>], target: &CpuTarget, recipe: &str, model: &str) -> Result<Vec<File>, Failure> {
+pub fn files(pieces: &[Piece<'_>], maker: &Maker, recipe: &str, model: &str) -> Result<Vec<File>, Failure> {
     let mut files = Vec::new();
     let mut kernels = Vec::new();
     for piece in pieces {
-        let name = format!("{}.o", piece.artifact.entry);
-        let bytes = object(&[piece.artifact], target.triple())?;
+        let (name, bytes) = maker.file(piece.artifact)?;
         kernels.push(KernelEntry::new(piece, &name, sha256(&bytes))?);
         files.push((name, bytes));
     }
     let mut manifest = Manifest {
         schema: SCHEMA,
         tool: ToolVersions::here(),
-        target: target.name().to_string(),
-        triple: target.triple().to_string(),
+        target: maker.name().to_string(),
+        triple: maker.platform(),
         recipe: recipe.to_string(),
         model: model.to_string(),
-        header: FileEntry { file: HEADER.to_string(), sha256: String::new() },
+        header: None,
         kernels,
     };
-    let header = header::render(&manifest)?.into_bytes();
-    manifest.header.sha256 = sha256(&header);
-    files.push((HEADER.to_string(), header));
+    if maker.links() {
+        let header = header::render(&manifest)?.into_bytes();
+        manifest.header = Some(FileEntry { file: HEADER.to_string(), sha256: sha256(&header) });
+        files.push((HEADER.to_string(), header));
+    }
     files.push((MANIFEST.to_string(), manifest.to_text()?.into_bytes()));
     Ok(files)
 }

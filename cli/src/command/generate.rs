@@ -30,7 +30,7 @@ pub struct Generate {
     /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
     #[arg(long, value_name = "SHAPES")]
     shapes: String,
-    /// Where the kernels run: cpu, cpu:<threads>, or a CPU level to make code for another machine
+    /// Where the kernels run: cpu, cpu:<threads>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture (sm_90a)
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Folder of the bundle; an old bundle there is replaced
@@ -113,7 +113,7 @@ impl Generate {
             .collect::<Result<Vec<Compiled>, Failure>>()?;
         let pieces: Vec<Piece<'_>> =
             plan.kernels.iter().zip(&compiled).map(|(kernel, made)| piece(kernel, made)).collect();
-        let files = bundle::files(&pieces, &place.target, recipe.name, &model.name)?;
+        let files = bundle::files(&pieces, &place.maker, recipe.name, &model.name)?;
         let mut emitted = Map::new();
         for (kernel, made) in plan.kernels.iter().zip(&compiled) {
             if let Some(stages) = self.emit.of(&kernel.op, &kernel.schedule, made, place.target())? {
@@ -142,7 +142,7 @@ impl Generate {
         let summary = Summary {
             recipe: recipe.name,
             model: &model.name,
-            target: place.target.name(),
+            target: place.maker.name(),
             bundle: self.out.display().to_string(),
             files: files.len(),
             bytes: files.iter().map(|(_, bytes)| bytes.len()).sum(),
@@ -261,13 +261,12 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
     }
     writeln!(
         io.out,
-        "{} kernels for {} in {}: {} files, {}, described by {MANIFEST} and {}; {:.1} s",
+        "{} kernels for {} in {}: {} files, {}, described by {MANIFEST}; {:.1} s",
         summary.kernels.len(),
         summary.target,
         summary.bundle,
         summary.files,
         bytes(summary.bytes as f64),
-        bundle::HEADER,
         summary.seconds
     )?;
     Ok(())

@@ -6,6 +6,7 @@ use crate::stages::describe_schedule;
 use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
 use bitsmith_calibrate::file::ModelFile;
+use bitsmith_calibrate::import::Checkpoint;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ impl Inspect {
     fn bundle(&self, io: &mut Io<'_>, path: &Path) -> Outcome {
         let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, "read", &error))?;
         let manifest = Manifest::parse(&text, &path.display().to_string())?;
-        let files = std::iter::once(&manifest.header).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        let files = manifest.header.iter().chain(manifest.kernels.iter().map(|kernel| &kernel.object));
         let faults: Vec<String> = files.filter_map(|file| fault(&self.path, &file.file, &file.sha256)).collect();
         if self.json {
             io.json(&serde_json::json!({ "kind": "bundle", "manifest": manifest, "faults": faults }))?;
@@ -81,6 +82,30 @@ impl Inspect {
         if faults.is_empty() { Ok(()) } else { Err(Failure::Found(faults.join("\nerror: "))) }
     }
 
+    /// What a checkpoint is and which quirks it has; nothing where it is none that the engine knows.
+    fn checkpoint(&self) -> Vec<String> {
+        let Ok(checkpoint) = Checkpoint::open(&self.path) else { return Vec::new() };
+        let s = &checkpoint.config.shape;
+        let mut lines = vec![
+            format!(
+                "{}: {} layers, width {}, {} heads over {} of {}, vocabulary {}",
+                checkpoint.config.family.model_type(),
+                s.layers,
+                s.hidden,
+                s.heads,
+                s.kv_heads,
+                s.head_dim,
+                s.vocab
+            ),
+            format!("quantized: {}", checkpoint.scheme.describe()),
+        ];
+        // Quirks show when layers are read; one at a time, so that memory stays small.
+        let fault = (0..s.layers).find_map(|layer| checkpoint.layer(layer).err());
+        lines.extend(checkpoint.notes().into_iter().map(|note| format!("note: {note}")));
+        lines.extend(fault.map(|fault| format!("cannot be run: {fault}")));
+        lines
+    }
+
     fn model(&self, io: &mut Io<'_>) -> Outcome {
         let file = ModelFile::open(&self.path)?;
         let tensors: Vec<TensorRow> = (file.tensors().iter())
@@ -105,6 +130,9 @@ impl Inspect {
             return io.json(&serde_json::json!({ "kind": kind, "metadata": metadata, "tensors": tensors }));
         }
         writeln!(io.out, "{}", file.name())?;
+        for line in self.checkpoint() {
+            writeln!(io.out, "  {line}")?;
+        }
         for (key, value) in metadata {
             writeln!(io.out, "  {key} = {value}")?;
         }

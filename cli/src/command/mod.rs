@@ -1,13 +1,19 @@
 //! The subcommands, one file each.
 
 mod bench;
+mod calibrate;
 mod check;
 mod completions;
 mod doctor;
+mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod list;
 mod pack;
+mod pick;
+mod quantize;
+mod report;
 mod roofline;
 mod run;
 
@@ -24,6 +30,18 @@ pub enum Command {
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
+    /// Choose a recipe for a model on a machine
+    Pick(pick::Pick),
+    /// Collect statistics of what flows through a model
+    Calibrate(calibrate::Calibrate),
+    /// Take a model through a recipe and write it for other tools
+    Quantize(quantize::Quantize),
+    /// Write a model in the files of another tool, without rounding again
+    Export(export::Export),
+    /// Say what quantizing cost and brought: JSON, Markdown, HTML
+    Report(report::Report),
+    /// Perplexity and task accuracy of a model, alone or beside a reference
+    Eval(eval::Eval),
     /// Measure what this machine reads and computes at most
     Roofline(roofline::Roofline),
     /// Parse and verify kernel IR files
@@ -46,6 +64,12 @@ impl Command {
             Command::Run(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
+            Command::Pick(command) => command.run(io),
+            Command::Calibrate(command) => command.run(io),
+            Command::Report(command) => command.run(io),
+            Command::Quantize(command) => command.run(io),
+            Command::Export(command) => command.run(io),
+            Command::Eval(command) => command.run(io),
             Command::Roofline(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),

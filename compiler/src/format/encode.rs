@@ -41,6 +41,38 @@ impl Format {
     }
 }
 
+impl Format {
+    /// Quantizes by rounding to the nearest code after each granule's range was multiplied by its own `shrink`, as a clip
+    /// search found it; one per granule.
+    pub fn encode_shrunk(&self, w: &[f32], n: usize, k: usize, shrink: &[f64]) -> Result<Quantized> {
+        check(self, w, n, k, None)?;
+        let ranges = ranges(self.granularity, w, n, k);
+        if shrink.len() != ranges.len() || !shrink.iter().all(|p| p.is_finite() && *p > 0.0) {
+            return Err(Error::invalid(format!(
+                "{} shrinks for {} granules; accepted is one finite number above 0 each",
+                shrink.len(),
+                ranges.len()
+            )));
+        }
+        Ok(with_shrink(self, &Coder::new(self.code), w, n, k, &ranges, shrink))
+    }
+}
+
+/// Rounds single numbers to codes, for quantizers that go through a matrix in an order of their own.
+pub struct Rounder(Coder);
+
+impl Rounder {
+    /// For one kind of code.
+    pub fn new(code: Code) -> Rounder {
+        Rounder(Coder::new(code))
+    }
+
+    /// The code whose number is nearest to `x`, which has the scale divided out and the zero added.
+    pub fn code(&self, x: f64) -> u8 {
+        self.0.code(x)
+    }
+}
+
 /// Refuses what cannot be quantized, with the place of the first bad number of each kind.
 fn check(format: &Format, w: &[f32], n: usize, k: usize, importance: Option<&[f32]>) -> Result<()> {
     let mut faults = format.shape_faults(n, k);

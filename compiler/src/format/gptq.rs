@@ -48,6 +48,28 @@ pub fn version(qzeros: &[u8], code_bits: u8) -> Option<u8> {
     }
 }
 
+/// Words of version 1 zeros that look as an unmasked writer leaves them: a zero of 0 is stored as -1, whose sign bits fill
+/// every higher field of the word. A sound file can hold such a word, so this is a suspicion, not a proof; 3-bit fields
+/// straddle words, and are not looked at.
+pub fn spoiled_words(qzeros: &[u8], code_bits: u8) -> usize {
+    if !matches!(code_bits, 2 | 4 | 8) {
+        return 0;
+    }
+    let mask = ((1u64 << code_bits) - 1) as u32;
+    let fields = 32 / code_bits as u32;
+    qzeros
+        .chunks_exact(4)
+        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+        .filter(|word| {
+            let first = (0..fields).find(|i| word >> (i * code_bits as u32) & mask == mask);
+            first.is_some_and(|i| {
+                let rest = word >> (i * code_bits as u32);
+                i + 1 < fields && rest == u32::MAX >> (i * code_bits as u32)
+            })
+        })
+        .count()
+}
+
 fn parse(tail: &str) -> Result<Format> {
     let accepted = || Error::invalid(format!("`{tail}` after gptq-; accepted is {}", FAMILY.accepted));
     let mut words = tail.split('-');

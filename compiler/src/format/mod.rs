@@ -28,7 +28,7 @@ mod valid;
 
 pub use awq::AWQ;
 pub use ct::{CT_PACK, CT_PLAIN, HF_FP8};
-pub use encode::Encoder;
+pub use encode::{Encoder, Rounder};
 pub use gptq::{GPTQ_V1, GPTQ_V2};
 pub use named::Named;
 pub use plain::PLAIN;

@@ -109,7 +109,7 @@ impl Machine {
         }
         match i.mnemonic() {
             M::Jmp => self.ip = i.near_branch64(),
-            M::Nop | M::Vzeroupper => {}
+            M::Nop | M::Vzeroupper | M::Prefetcht0 => {}
             M::Ret => {
                 let top = self.load(self.general[4], 8)?;
                 self.ip = top.iter().rev().fold(0, |all, &byte| all << 8 | u64::from(byte));

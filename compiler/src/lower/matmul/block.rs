@@ -138,7 +138,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let rows = Rows::new(&mut b, matmul, &params, below, schedule.tile_m as usize, COLUMNS as u8);
 
     let block = Block { plan: &plan, decoder, decoded, finished, split, columns: (PIECE * schedule.unroll) as usize };
-    let tile = Tile { weights: &weights, rows: &rows, vectors: 1, team: None };
+    let tile = Tile { weights: &weights, rows: &rows, vectors: 1, waits: plan.waits, team: None };
     let results = block.emit(&mut b, &tile);
     let end = b.int(Scalar::I64, matmul.n as i64);
     let inside = b.cmp(CmpOp::LtS, start, end);

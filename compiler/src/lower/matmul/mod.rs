@@ -31,6 +31,9 @@ pub(super) struct Tile<'a> {
     weights: &'a Weights<'a>,
     rows: &'a Rows,
     vectors: usize,
+    /// Whether a product waits several cycles for the one before it: fused multiply-adds and dot instructions do, while
+    /// integer products without such an instruction are added up by plain additions.
+    waits: bool,
     /// The threads that share each segment, where several do.
     team: Option<&'a Team>,
 }
@@ -56,7 +59,7 @@ impl Tile<'_> {
     /// Partial sums per sum, added up at the end of a segment. A multiply-add takes about four cycles and two start per
     /// cycle, so eight must be under way: small tiles take two partial sums each.
     fn chains(&self) -> usize {
-        if self.sums() <= 4 { 2 } else { 1 }
+        if self.sums() <= 4 && self.waits { 2 } else { 1 }
     }
 }
 
@@ -71,6 +74,8 @@ struct Plan {
     lanes: u8,
     /// Vectors per tile.
     vectors: usize,
+    /// See [`Tile::waits`].
+    waits: bool,
 }
 
 impl Plan {
@@ -98,7 +103,8 @@ impl Plan {
                 walk.segment
             )));
         }
-        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors })
+        let waits = integers.is_none() || has_dot(caps);
+        Ok(Plan { op: *op, layout, walk, integers, lanes, vectors, waits })
     }
 }
 

@@ -96,7 +96,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     if !whole {
         rows = rows.with_leader(team.leader);
     }
-    let tile = Tile { weights: &weights, rows: &rows, vectors: 1, team: (!whole).then_some(&team) };
+    let tile = Tile { weights: &weights, rows: &rows, vectors: 1, waits: plan.waits, team: (!whole).then_some(&team) };
     let nothing = b.f32(1, 0.0);
     let outer = vec![nothing; rows.count()];
     let split = team.split(&mut b);

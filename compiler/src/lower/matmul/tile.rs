@@ -113,7 +113,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let zero = b.int(Scalar::I32, 0);
     b.for_loop(zero, params.m, schedule.tile_m as i64, &[], |b, first, _| {
         let rows = Rows::new(b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
-        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, team: None };
+        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
         let nothing = b.f32(plan.lanes, 0.0);
         let outer = vec![nothing; rows.count() * plan.vectors];
         let results = match &plan.integers {

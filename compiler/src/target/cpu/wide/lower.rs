@@ -42,7 +42,10 @@ pub(super) struct Lower<'a> {
     pub uses: Vec<u32>,
     /// The dot product of the same block that takes a sum as its accumulator.
     pub continued: HashMap<ir::Value, &'a Inst>,
-    depth: u32,
+    /// Lines that the present block has asked for.
+    pub prefetched: HashSet<Mem>,
+    /// Loops of the kernel around the present block.
+    pub depth: u32,
     arguments: Vec<Option<Reg>>,
     grid: [Reg; 3],
     workgroup: [Reg; 3],
@@ -68,6 +71,7 @@ pub(super) fn function(kernel: &ir::Kernel, facts: Facts) -> Function {
         chains: HashMap::new(),
         uses: vec![0; kernel.types.len()],
         continued: HashMap::new(),
+        prefetched: HashSet::new(),
         depth: 0,
         arguments: vec![None; kernel.params.len()],
         grid: [arguments[0]; 3],
@@ -212,6 +216,7 @@ impl<'a> Lower<'a> {
     fn enter(&mut self, label: Label) {
         self.f.begin(label, self.depth);
         self.vectors.clear();
+        self.prefetched.clear();
     }
 
     /// The class of the registers of a value in the shape that its type alone decides.

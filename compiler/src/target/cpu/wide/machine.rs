@@ -59,7 +59,7 @@ impl Size {
 }
 
 /// Where an address starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Base {
     /// A register.
     Reg(Reg),
@@ -67,8 +67,8 @@ pub(super) enum Base {
     Constant(u32),
 }
 
-/// A place in memory: `base + index * scale + offset`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A place in memory, `base + index * scale + offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Mem {
     pub base: Base,
     pub index: Option<(Reg, u8)>,

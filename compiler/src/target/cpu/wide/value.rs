@@ -330,11 +330,11 @@ impl<'a> Lower<'a> {
                 let (size, count) = if is_general(ty) { (Size::B4, 1) } else { self.vector_shape(ty.bytes()) };
                 let step = if is_general(ty) { ty.bytes() } else { size.bytes().min(ty.bytes()) };
                 let place = self.place(address, ty.bytes());
-                Some(
-                    (0..count as i32)
-                        .map(|i| Mem { offset: place.offset + i * step as i32, bytes: step, ..place })
-                        .collect(),
-                )
+                let parts: Vec<Mem> = (0..count as i32)
+                    .map(|i| Mem { offset: place.offset + i * step as i32, bytes: step, ..place })
+                    .collect();
+                parts.iter().for_each(|part| self.prefetch(address, part));
+                Some(parts)
             }
             _ => None,
         }

@@ -1,7 +1,14 @@
 //! Recipes: the names that users know, and the formats behind them.
 //!
-//! Reads a name, makes the format of the weights and that of the activations, as strings of the format grammar.
-//! Always holds: names are unique, whatever their case.
+//! Reads a name, makes the format of the weights and that of the activations, as strings of the format grammar; or reads
+//! a recipe file ([`RecipeFile`]), which starts from a name and says what is different, and for which layers. Always
+//! holds: names are unique, whatever their case.
+
+mod file;
+mod plan;
+
+pub use file::{Budget, Calibration, LayerRule, OnIndivisible, RecipeFile, Smooth};
+pub use plan::{LinearPlan, Method, Plan, Sizes, preflight};
 
 use bitsmith_compiler::{Error, Result};
 

@@ -1,0 +1,160 @@
+//! AWQ: input channels that matter are scaled up before weights are rounded, and scaled back in front (Lin et al. 2023).
+//!
+//! Reads the matrices that share an input, and statistics of it; makes the scales `s` with `W·s` to be quantized and
+//! `x/s` to be folded into what comes before. The loss is the mean squared error of outputs, taken through the second
+//! moments of the inputs: `tr(D H Dᵀ)` with `D = Q(W·s)/s − W`. Both rules of AutoAWQ are tried, with weights (duo) and
+//! without.
+
+use super::stats::Stats;
+use crate::engine::math::product;
+use bitsmith_compiler::Result;
+use bitsmith_compiler::format::{Format, Granularity};
+use rayon::prelude::*;
+
+/// Ratios that are tried: 0, 1/20 … 19/20.
+const RATIOS: usize = 20;
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scales {
+    /// One per input; all 1 where nothing helped.
+    pub scales: Vec<f32>,
+    /// Mean squared error of an output at each ratio.
+    pub losses: Vec<f64>,
+    /// Which ratio was best.
+    pub best: usize,
+    /// Whether weights entered the rule.
+    pub duo: bool,
+}
+
+/// Matrices that share an input: weights `[n, k]` and the format that each gets.
+pub type Shared<'a> = &'a [(&'a [f32], usize, Format)];
+
+/// Searches both rules and keeps the better.
+pub fn search(shared: Shared<'_>, stats: &Stats) -> Result<Scales> {
+    let plain = search_rule(shared, stats, false)?;
+    let duo = search_rule(shared, stats, true)?;
+    Ok(if duo.losses[duo.best] < plain.losses[plain.best] { duo } else { plain })
+}
+
+/// Searches one rule.
+pub fn search_rule(shared: Shared<'_>, stats: &Stats, duo: bool) -> Result<Scales> {
+    let k = stats.k;
+    let moments = stats.full_moments();
+    let x_mean = stats.mean_abs();
+    let w_mean = weight_means(shared, k);
+    let outputs: usize = shared.iter().map(|(_, n, _)| n).sum();
+    let (mut losses, mut best, mut kept) = (Vec::new(), 0, vec![1.0; k]);
+    for step in 0..RATIOS {
+        let ratio = step as f32 / RATIOS as f32;
+        let scales = scales(&x_mean, duo.then_some(&w_mean[..]), ratio);
+        let mut loss = 0.0;
+        for (w, n, format) in shared {
+            let scaled: Vec<f32> =
+                w.chunks_exact(k).flat_map(|row| row.iter().zip(&scales).map(|(w, s)| w * s)).collect();
+            let q = format.encode_nearest(&scaled, *n, k, None)?;
+            let mut difference = crate::model::dequantize(&q);
+            difference.par_chunks_exact_mut(k).zip(w.par_chunks_exact(k)).for_each(|(d, w)| {
+                d.iter_mut().zip(w).zip(&scales).for_each(|((d, w), s)| *d = *d / s - w);
+            });
+            loss += quadratic(&difference, &moments, *n, k);
+        }
+        losses.push(loss / (stats.moment_rows() * outputs as f64));
+        if losses[step] < losses[best] || step == 0 {
+            (best, kept) = (step, scales);
+        }
+    }
+    Ok(Scales { scales: kept, losses, best, duo })
+}
+
+/// `tr(D H Dᵀ)`.
+pub fn quadratic(difference: &[f32], moments: &[f32], n: usize, k: usize) -> f64 {
+    let through = product(difference, moments, n, k, k);
+    through.iter().zip(difference).map(|(a, b)| *a as f64 * *b as f64).sum()
+}
+
+fn scales(x_mean: &[f32], w_mean: Option<&[f32]>, ratio: f32) -> Vec<f32> {
+    let rule = |c: usize| {
+        let x = x_mean[c].powf(ratio);
+        let s = w_mean.map_or(x, |w| x / (w[c].powf(1.0 - ratio) + 1e-4));
+        if s.is_finite() { s.max(1e-4) } else { 1.0 }
+    };
+    let mut list: Vec<f32> = (0..x_mean.len()).map(rule).collect();
+    let (most, least) = list.iter().fold((0.0f32, f32::INFINITY), |(a, b), &s| (a.max(s), b.min(s)));
+    let middle = (most * least).sqrt();
+    list.iter_mut().for_each(|s| *s /= middle);
+    list
+}
+
+/// Mean over rows of each weight's share of the largest of its group.
+fn weight_means(shared: Shared<'_>, k: usize) -> Vec<f32> {
+    let (mut sums, mut rows) = (vec![0.0f64; k], 0);
+    for (w, n, format) in shared {
+        let group = match format.granularity {
+            Granularity::Group(g) => g as usize,
+            Granularity::Block { k, .. } => k as usize,
+            Granularity::Tensor | Granularity::Channel => k,
+        };
+        rows += n;
+        for row in w.chunks_exact(k) {
+            for (g, part) in row.chunks(group).enumerate() {
+                let most = part.iter().fold(0.0f32, |a, w| a.max(w.abs())) + 1e-6;
+                part.iter().enumerate().for_each(|(i, w)| sums[g * group + i] += (w.abs() / most) as f64);
+            }
+        }
+    }
+    sums.iter().map(|sum| (sum / rows.max(1) as f64) as f32).collect()
+}
+
+/// The largest magnitude that each group of each row should keep, so that outputs move least: ten steps down to half.
+pub fn clip(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Result<Vec<f32>> {
+    let group = match format.granularity {
+        Granularity::Group(g) => g as usize,
+        Granularity::Block { .. } | Granularity::Tensor | Granularity::Channel => k,
+    };
+    let groups = k.div_ceil(group);
+    let moments = stats.full_moments();
+    let most: Vec<f32> = w
+        .chunks_exact(k)
+        .flat_map(|row| row.chunks(group).map(|g| g.iter().fold(0.0f32, |a, w| a.max(w.abs()))))
+        .collect();
+    let (mut best, mut least) = (most.clone(), vec![f64::INFINITY; n * groups]);
+    for step in 0..10 {
+        let share = 1.0 - step as f32 / 20.0;
+        let cut = clamped(w, k, group, &most.iter().map(|m| m * share).collect::<Vec<_>>());
+        let values = crate::model::dequantize(&format.encode_nearest(&cut, n, k, None)?);
+        let errors: Vec<f64> = (0..n * groups)
+            .into_par_iter()
+            .map(|i| {
+                let (row, start) = (i / groups, i % groups * group);
+                let width = group.min(k - start);
+                let d: Vec<f32> = (0..width).map(|c| values[row * k + start + c] - w[row * k + start + c]).collect();
+                (0..width)
+                    .map(|a| {
+                        let line = &moments[(start + a) * k + start..][..width];
+                        let through: f32 = line.iter().zip(&d).map(|(h, d)| h * d).sum();
+                        d[a] as f64 * through as f64
+                    })
+                    .sum()
+            })
+            .collect();
+        for (i, error) in errors.into_iter().enumerate() {
+            if error < least[i] {
+                (least[i], best[i]) = (error, most[i] * share);
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// Weights cut to a largest magnitude per group of a row.
+pub fn clamped(w: &[f32], k: usize, group: usize, most: &[f32]) -> Vec<f32> {
+    let groups = k.div_ceil(group);
+    w.iter()
+        .enumerate()
+        .map(|(i, w)| {
+            let most = most[i / k * groups + i % k / group];
+            w.clamp(-most, most)
+        })
+        .collect()
+}

@@ -1,0 +1,235 @@
+//! What calibration keeps of the inputs of a matrix: maxima, means, a histogram, second moments, a few rows.
+//!
+//! Reads rows of inputs as they stream by; keeps numbers whose size depends on the width of the layer, not on the number
+//! of tokens. Always holds: the same rows in the same order give the same statistics, bit for bit.
+
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::{Accum, MatMut, MatRef, Par};
+use serde::{Deserialize, Serialize};
+
+/// Bins of the histogram of magnitudes.
+const BINS: usize = 2048;
+/// Rows that are kept as they are.
+const SAMPLE: usize = 256;
+
+/// Statistics of the inputs at one site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Inputs per row.
+    pub k: usize,
+    /// Rows seen.
+    pub rows: u64,
+    /// Largest magnitude of each channel.
+    pub absmax: Vec<f32>,
+    /// Sum of magnitudes of each channel.
+    pub sum_abs: Vec<f64>,
+    /// Magnitudes of all inputs.
+    pub histogram: Histogram,
+    /// Some rows as they were: every `stride`-th.
+    pub sample: Vec<f32>,
+    stride: u64,
+    /// `Σ x xᵀ`, lower triangle, where it was asked for.
+    #[serde(skip)]
+    pub moments: Option<Vec<f32>>,
+}
+
+/// A histogram whose range doubles when a number falls beyond it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// Upper end of the last bin.
+    pub top: f32,
+    /// Counts.
+    pub bins: Vec<u64>,
+}
+
+impl Histogram {
+    fn new() -> Histogram {
+        Histogram { top: 1.0 / 1024.0, bins: vec![0; BINS] }
+    }
+
+    fn add(&mut self, x: f32) {
+        let x = x.abs();
+        if !x.is_finite() {
+            return;
+        }
+        while x >= self.top {
+            for i in 0..BINS / 2 {
+                self.bins[i] = self.bins[2 * i] + self.bins[2 * i + 1];
+            }
+            self.bins[BINS / 2..].fill(0);
+            self.top *= 2.0;
+        }
+        self.bins[((x / self.top * BINS as f32) as usize).min(BINS - 1)] += 1;
+    }
+
+    /// The magnitude below which this share of inputs lies, to the width of a bin.
+    pub fn percentile(&self, share: f64) -> f32 {
+        let total: u64 = self.bins.iter().sum();
+        let wanted = (total as f64 * share).ceil() as u64;
+        let mut seen = 0;
+        for (i, count) in self.bins.iter().enumerate() {
+            seen += count;
+            if seen >= wanted && seen > 0 {
+                return self.top * (i + 1) as f32 / BINS as f32;
+            }
+        }
+        0.0
+    }
+}
+
+impl Stats {
+    /// Nothing seen yet; `moments` asks for second moments, `k²` numbers.
+    pub fn new(k: usize, moments: bool) -> Stats {
+        Stats {
+            k,
+            rows: 0,
+            absmax: vec![0.0; k],
+            sum_abs: vec![0.0; k],
+            histogram: Histogram::new(),
+            sample: Vec::new(),
+            stride: 1,
+            moments: moments.then(|| vec![0.0; k * k]),
+        }
+    }
+
+    /// Takes more rows.
+    pub fn add(&mut self, x: &[f32]) {
+        for row in x.chunks_exact(self.k) {
+            for ((x, most), sum) in row.iter().zip(&mut self.absmax).zip(&mut self.sum_abs) {
+                *most = most.max(x.abs());
+                *sum += x.abs() as f64;
+                self.histogram.add(*x);
+            }
+            if self.rows.is_multiple_of(self.stride) {
+                self.sample.extend_from_slice(row);
+                if self.sample.len() == 2 * SAMPLE * self.k {
+                    // Half of them stay, and from now on half as many come.
+                    self.stride *= 2;
+                    let kept: Vec<f32> =
+                        self.sample.chunks_exact(2 * self.k).flat_map(|pair| pair[..self.k].iter().copied()).collect();
+                    self.sample = kept;
+                }
+            }
+            self.rows += 1;
+        }
+        if let Some(moments) = &mut self.moments {
+            let m = x.len() / self.k;
+            let x = MatRef::from_row_major_slice(x, m, self.k);
+            matmul(
+                MatMut::from_row_major_slice_mut(moments, self.k, self.k),
+                BlockStructure::TriangularLower,
+                Accum::Add,
+                x.transpose(),
+                BlockStructure::Rectangular,
+                x,
+                BlockStructure::Rectangular,
+                1.0,
+                Par::rayon(0),
+            );
+        }
+    }
+
+    /// Mean magnitude of each channel.
+    pub fn mean_abs(&self) -> Vec<f32> {
+        self.sum_abs.iter().map(|sum| (sum / self.rows.max(1) as f64) as f32).collect()
+    }
+
+    /// Channels whose largest magnitude is more than `times` the median of all, the largest first.
+    pub fn outliers(&self, times: f32) -> Vec<usize> {
+        let mut sorted = self.absmax.clone();
+        sorted.sort_by(f32::total_cmp);
+        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+        let mut list: Vec<usize> = (0..self.k).filter(|&c| self.absmax[c] > times * median).collect();
+        list.sort_by(|&a, &b| self.absmax[b].total_cmp(&self.absmax[a]));
+        list
+    }
+
+    /// `Σ x xᵀ` as a full symmetric matrix; from the sampled rows where moments were not asked for.
+    pub fn full_moments(&self) -> Vec<f32> {
+        let mut own;
+        let lower = match &self.moments {
+            Some(lower) => lower,
+            None => {
+                own = Stats::new(self.k, true);
+                own.add(&self.sample);
+                own.moments.get_or_insert_default()
+            }
+        };
+        let mut full = lower.clone();
+        for i in 0..self.k {
+            for j in 0..i {
+                full[j * self.k + i] = full[i * self.k + j];
+            }
+        }
+        full
+    }
+
+    /// Statistics of the inputs divided by `s`, channel by channel. The histogram is taken anew from the sampled rows.
+    pub fn divide(&mut self, s: &[f32]) {
+        for (c, s) in s.iter().enumerate() {
+            self.absmax[c] /= s;
+            self.sum_abs[c] /= *s as f64;
+        }
+        self.sample.chunks_exact_mut(self.k).for_each(|row| row.iter_mut().zip(s).for_each(|(x, s)| *x /= s));
+        self.histogram = Histogram::new();
+        for x in &self.sample {
+            self.histogram.add(*x);
+        }
+        if let Some(moments) = &mut self.moments {
+            for (row, a) in moments.chunks_exact_mut(self.k).zip(s) {
+                row.iter_mut().zip(s).for_each(|(m, b)| *m /= a * b);
+            }
+        }
+    }
+
+    /// Statistics of the inputs in another order, some of them perhaps several times.
+    pub fn gather(&self, order: &[u32]) -> Stats {
+        let at = |c: &u32| *c as usize;
+        let full = self.moments.is_some().then(|| self.full_moments());
+        let pick = |row: &[f32]| order.iter().map(|c| row[at(c)]).collect::<Vec<f32>>();
+        Stats {
+            k: order.len(),
+            rows: self.rows,
+            absmax: pick(&self.absmax),
+            sum_abs: order.iter().map(|c| self.sum_abs[at(c)]).collect(),
+            histogram: self.histogram.clone(),
+            sample: self.sample.chunks_exact(self.k).flat_map(pick).collect(),
+            stride: self.stride,
+            moments: full.map(|full| order.iter().flat_map(|c| pick(&full[at(c) * self.k..][..self.k])).collect()),
+        }
+    }
+
+    /// How many rows the moments hold.
+    pub fn moment_rows(&self) -> f64 {
+        if self.moments.is_some() { self.rows as f64 } else { (self.sample.len() / self.k) as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_those_of_the_rows() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let rows: Vec<f32> = (0..3000 * 8).map(|i| (rng.f32() - 0.5) * if i % 8 == 5 { 40.0 } else { 2.0 }).collect();
+        let mut stats = Stats::new(8, true);
+        rows.chunks(8 * 700).for_each(|chunk| stats.add(chunk));
+        assert_eq!(stats.rows, 3000);
+        let max5 = rows.iter().skip(5).step_by(8).fold(0.0f32, |a, x| a.max(x.abs()));
+        assert_eq!(stats.absmax[5], max5);
+        assert_eq!(stats.outliers(4.0), [5]);
+        let mut sorted: Vec<f32> = rows.iter().map(|x| x.abs()).collect();
+        sorted.sort_by(f32::total_cmp);
+        for share in [0.5, 0.9, 0.999] {
+            let exact = sorted[(sorted.len() as f64 * share) as usize];
+            let found = stats.histogram.percentile(share);
+            assert!((found - exact).abs() <= stats.histogram.top / BINS as f32 + 0.01, "{share}: {found} {exact}");
+        }
+        assert!(stats.sample.len() / 8 >= SAMPLE && stats.sample.len() / 8 <= 2 * SAMPLE);
+        let full = stats.full_moments();
+        let exact: f64 = rows.chunks(8).map(|row| row[1] as f64 * row[5] as f64).sum();
+        assert!((full[8 + 5] as f64 - exact).abs() < 0.05 * exact.abs().max(10.0), "{} {exact}", full[8 + 5]);
+        assert_eq!(full[8 + 5], full[5 * 8 + 1]);
+    }
+}

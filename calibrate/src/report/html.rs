@@ -1,0 +1,117 @@
+//! A report as one HTML page without outside files: the frame is `templates/report.html`, plots are inline SVG.
+
+use super::Report;
+use super::plot::{bars, escape, intervals};
+use bitsmith_compiler::{Error, Result};
+
+const FRAME: &str = include_str!("../../../templates/report.html");
+
+/// The whole page.
+pub fn html(r: &Report) -> Result<String> {
+    let c = &r.comparison;
+    let fact = |name: &str, value: String, note: String| {
+        format!(
+            "<div class=\"fact\"><b>{}</b><span>{}</span><small>{}</small></div>",
+            escape(&value),
+            escape(name),
+            escape(&note)
+        )
+    };
+    let facts = [
+        fact(
+            "perplexity",
+            format!("{:.3}", c.model.perplexity),
+            format!("{:.3} before, {:+.2} %", c.reference.perplexity, 100.0 * c.increase),
+        ),
+        fact(
+            "mean divergence, nats",
+            format!("{:.2e}", c.mean_divergence),
+            format!("99.9 % of tokens below {:.2e}", c.divergence_999),
+        ),
+        fact("same most likely token", format!("{:.1} %", 100.0 * c.top_1), format!("of {} tokens", c.model.tokens)),
+        fact(
+            "bytes",
+            format!("{:.2} x smaller", r.bytes_before as f64 / r.bytes_after.max(1) as f64),
+            format!("{} before, {} now", r.bytes_before, r.bytes_after),
+        ),
+    ];
+    let noise: Vec<(String, f64, String)> = r
+        .layers
+        .iter()
+        .filter_map(|l| {
+            let x = l.output_sqnr.or(l.weight_sqnr)?;
+            Some((short(&l.name), x.max(0.0), format!("{x:.1} dB")))
+        })
+        .collect();
+    let saturation: Vec<(String, f64, String)> = r
+        .layers
+        .iter()
+        .filter_map(|l| l.saturation.map(|s| (short(&l.name), s, format!("{:.2} %", 100.0 * s))))
+        .collect();
+    let tasks: Vec<_> = r
+        .probes
+        .iter()
+        .map(|p| (p.model.name.clone(), p.reference.accuracy, p.model.accuracy, p.model.low, p.model.high))
+        .collect();
+    let speed: Vec<(String, f64, String)> = r
+        .performance
+        .iter()
+        .flat_map(|s| {
+            [
+                (format!("{}, reference (f32)", s.phase), s.reference, format!("{:.0}/s", s.reference)),
+                (format!("{}, quantized", s.phase), s.model, format!("{:.0}/s", s.model)),
+            ]
+        })
+        .collect();
+    let mut plots = String::new();
+    if !noise.is_empty() {
+        plots += &bars("Signal to quantization noise, decibels (longer is better)", &noise);
+    }
+    if !saturation.is_empty() {
+        plots += &bars("Codes at either end of their range", &saturation);
+    }
+    if !tasks.is_empty() {
+        plots += &intervals("Tasks: quantized (dot, with 95 % interval), reference (ring)", &tasks);
+    }
+    // Prefill and decode differ by orders of magnitude, so each has its own scale.
+    for pair in speed.chunks(2) {
+        plots += &bars("Tokens per second", pair);
+    }
+    let decibels = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.1}"));
+    let rows: String = r
+        .layers
+        .iter()
+        .map(|l| {
+            format!(
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                escape(&l.name),
+                escape(&l.format),
+                escape(l.activation.as_deref().unwrap_or("–")),
+                decibels(l.weight_sqnr),
+                decibels(l.output_sqnr),
+                l.bytes
+            )
+        })
+        .collect();
+    let mut context = tera::Context::new();
+    context.insert("title", &r.model);
+    context.insert("verdict", &r.verdict);
+    context.insert(
+        "about",
+        &format!(
+            "Quantized as {}; compared with {} on {}: {} windows of {} tokens. Matrices multiplied by {}.",
+            r.scheme, r.reference, r.text, c.model.windows, c.model.window, r.path
+        ),
+    );
+    context.insert("facts", &facts.concat());
+    context.insert("plots", &plots);
+    context.insert("rows", &rows);
+    context.insert("worst", &r.worst.join(", "));
+    tera::Tera::one_off(FRAME, &context, true)
+        .map_err(|error| Error::Bug { message: format!("report template: {error:?}"), text: FRAME.to_string() })
+}
+
+/// The name without what all layers share.
+fn short(name: &str) -> String {
+    name.strip_prefix("model.layers.").unwrap_or(name).to_owned()
+}

@@ -1,0 +1,220 @@
+//! `quantize`: a model through a recipe, to a folder that other tools read.
+
+use super::eval::{Via, read_text, tokenizer};
+use crate::table::{Table, bytes};
+use crate::{Io, Outcome};
+use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache};
+use bitsmith_calibrate::evaluate::{Windows, compare};
+use bitsmith_calibrate::export::{Target, export};
+use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, Source, fall_back, quantize, sizes};
+use bitsmith_calibrate::recipe::{OnIndivisible, Plan, RecipeFile};
+use bitsmith_compiler::Error;
+use std::path::PathBuf;
+
+/// Arguments of `quantize`.
+#[derive(Debug, clap::Args)]
+pub struct Quantize {
+    /// A model folder (safetensors with config.json) or a GGUF file, in floats
+    model: PathBuf,
+    /// A preset, or a recipe file (.toml, .yaml)
+    #[arg(long)]
+    recipe: String,
+    /// Where to write: a new folder, or a new file for gguf
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// What to write: compressed-tensors, gptq, awq, gguf, packed
+    #[arg(long, default_value = "compressed-tensors")]
+    format: String,
+    /// Text for calibration, and for the comparison with the model in floats; without it, rounding to nearest is what there is
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// The tokenizer, where it does not lie with the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Calibration prompts; replaces the recipe's
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Tokens of a calibration prompt; replaces the recipe's
+    #[arg(long)]
+    length: Option<usize>,
+    /// Which places of the text prompts are taken from; replaces the recipe's
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where K is no multiple of the group; replaces the recipe's
+    #[arg(long, value_enum)]
+    on_indivisible: Option<Indivisible>,
+    /// Windows at the start of the text that are kept for the comparison
+    #[arg(long, default_value_t = 12)]
+    windows: usize,
+    /// Tokens of a window
+    #[arg(long, default_value_t = 256)]
+    window: usize,
+    /// Who multiplies in the comparison
+    #[arg(long, value_enum, default_value_t = Via::Kernels)]
+    via: Via,
+    /// The device of the kernels
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Look for faults only; write nothing
+    #[arg(long)]
+    check: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Indivisible {
+    /// Leave the layer in floats
+    Skip,
+    /// Add columns of zeros
+    Pad,
+    /// Take the largest smaller group that divides
+    SmallerGroup,
+}
+
+impl Quantize {
+    fn recipe(&self) -> Result<RecipeFile, Error> {
+        let mut recipe = RecipeFile::resolve(&self.recipe)?;
+        let how = &mut recipe.calibration;
+        how.samples = self.samples.unwrap_or(how.samples);
+        how.length = self.length.unwrap_or(how.length);
+        how.seed = self.seed.unwrap_or(how.seed);
+        if let Some(what) = self.on_indivisible {
+            recipe.on_indivisible = Some(match what {
+                Indivisible::Skip => OnIndivisible::Skip,
+                Indivisible::Pad => OnIndivisible::Pad,
+                Indivisible::SmallerGroup => OnIndivisible::SmallerGroup,
+            });
+        }
+        Ok(recipe)
+    }
+
+    pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        let target = Target::by_name(&self.format)?;
+        let recipe = self.recipe()?;
+        if self.out.exists() {
+            return Err(crate::Failure::invalid(format!("{}: is there already; name a new place", self.out.display())));
+        }
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let model = checkpoint.model()?;
+        let plan = Plan::new(&recipe, &sizes(&model), self.text.is_some())?;
+        let ids = match &self.text {
+            None => None,
+            Some(path) => Some(tokenizer(self.tokenizer.as_deref(), &checkpoint.folder)?.encode(&read_text(path)?)?),
+        };
+        let bos = checkpoint.config.bos;
+        let windows = match &ids {
+            Some(ids) if self.windows > 0 => Some(Windows::new(ids, bos, self.window, self.windows)?),
+            _ => None,
+        };
+        let prompts = match &ids {
+            Some(ids) => Some(Prompts::new(ids, bos, &recipe.calibration, self.windows * self.window)?),
+            None => None,
+        };
+        for linear in plan.linears.iter().filter(|linear| linear.note.is_some()) {
+            writeln!(io.err, "note: {}: {}", linear.name, linear.note.as_deref().unwrap_or_default())?;
+        }
+        if self.check {
+            writeln!(io.out, "no fault: {} matrices, {} to quantize", plan.linears.len(), quantized(&plan))?;
+            return Ok(());
+        }
+        let floats = Dense { activations: Activations::Floats };
+        let source = Source::Model(&model);
+        let mut done = quantize(&source, &recipe, &plan, prompts.as_ref(), &floats, &mut |_, _| {})?;
+        let mut fell = None;
+        if let (Some(budget), Some(windows)) = (recipe.budget, &windows) {
+            let executor = self.via.executor(&self.device)?;
+            let reference = Engine::new(&model, &floats)?;
+            let judge = Judge { reference: &reference, windows, executor: executor.as_ref() };
+            let found =
+                fall_back(&mut done.model, &done.floats, &mut done.reports, &judge, budget.perplexity_increase)?;
+            if !self.json {
+                writeln!(
+                    io.out,
+                    "budget {:.2} %: {:+.3} % before, {:+.3} % with {} matrices in more bits{}",
+                    100.0 * budget.perplexity_increase,
+                    100.0 * found.before,
+                    100.0 * found.now,
+                    found.fallen.len(),
+                    if found.met { "" } else { "; it is not met" }
+                )?;
+            }
+            fell = Some(found);
+        } else if recipe.budget.is_some() {
+            return Err(crate::Failure::invalid(
+                "the recipe has a budget, which takes --text and --windows to measure",
+            ));
+        }
+        let written = export(&done.model, target, &self.out, Some(&checkpoint.folder))?;
+        if written.path.is_dir() {
+            let path = written.path.join(super::report::NOTES);
+            let notes = serde_json::to_string(&done.reports).map_err(|error| crate::Failure::Output(error.into()))?;
+            std::fs::write(&path, notes).map_err(|error| crate::Failure::file(&path, "written", &error))?;
+        }
+        let before: usize = done.reports.iter().map(|r| r.bytes_before).sum();
+        let after: usize = done.reports.iter().map(|r| r.bytes_after).sum();
+        let mut json = serde_json::json!({
+            "out": self.out, "bytes": written.bytes, "matrices_before": before, "matrices_after": after,
+            "recipe": recipe, "layers": done.reports, "budget": fell,
+        });
+        if !self.json {
+            write!(io.out, "{}", table(&done.reports))?;
+            writeln!(
+                io.out,
+                "matrices: {} before, {} now; {} written to {}",
+                bytes(before as f64),
+                bytes(after as f64),
+                bytes(written.bytes as f64),
+                self.out.display()
+            )?;
+        }
+        if let Some(windows) = &windows {
+            let reference = Engine::new(&model, &floats)?;
+            let executor = self.via.executor(&self.device)?;
+            let engine = Engine::new(&done.model, executor.as_ref())?;
+            let found = compare(&reference, &engine, windows, &FloatCache::boxed)?;
+            json["comparison"] = serde_json::to_value(found).unwrap_or_default();
+            if !self.json {
+                writeln!(
+                    io.out,
+                    "perplexity {:.4} before, {:.4} now ({:+.3} %) over {} windows of {} tokens; mean divergence {:.3e} nats; \
+                     same most likely token {:.2} %",
+                    found.reference.perplexity,
+                    found.model.perplexity,
+                    100.0 * found.increase,
+                    found.model.windows,
+                    found.model.window,
+                    found.mean_divergence,
+                    100.0 * found.top_1
+                )?;
+            }
+        }
+        if self.json {
+            io.json(&json)?;
+        }
+        Ok(())
+    }
+}
+
+fn quantized(plan: &Plan) -> usize {
+    plan.linears.iter().filter(|linear| linear.format.is_some()).count()
+}
+
+fn table(reports: &[LinearReport]) -> Table {
+    let mut table = Table::new(&["layer", "NxK", "format", "activations", "method", "weights dB", "outputs dB"]);
+    let number = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.1}"));
+    for r in reports {
+        table.row(vec![
+            r.name.clone(),
+            format!("{}x{}", r.n, r.k),
+            r.format.clone(),
+            r.activation.clone().unwrap_or("-".into()),
+            r.method.map_or("-".into(), |m| format!("{m:?}").to_lowercase()),
+            number(r.weight_sqnr),
+            number(r.output_sqnr),
+        ]);
+    }
+    table
+}
