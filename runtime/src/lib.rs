@@ -17,16 +17,11 @@ pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, c
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-<<<<<<< HEAD
-/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip` or `hip:<index>`.
-pub fn open(name: &str) -> Result<Arc<dyn Device>> {
-    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>"));
-=======
-/// Opens a device by name: `cpu`, `cpu:<threads>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
     let refuse = || {
         Error::Unsupported(format!(
-            "device `{name}`; accepted: cpu, cpu:<threads>, vulkan:<index>, vulkan:<index>@<subgroup>"
+            "device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
         ))
     };
     if let Some(rest) = name.strip_prefix("vulkan")
@@ -38,7 +33,6 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
         let options = vulkan::Options { index, subgroup, ..vulkan::Options::default() };
         return Ok(Arc::new(vulkan::VulkanDevice::open(options)?));
     }
->>>>>>> main
     match name.split_once(':') {
         None if name == "cpu" => Ok(Arc::new(cpu::CpuDevice::new(cpu::available_threads())?)),
         Some(("cpu", threads)) => {
