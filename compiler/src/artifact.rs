@@ -30,6 +30,8 @@ pub enum Payload {
     Machine(Vec<u8>),
     /// Source or assembly text.
     Text(String),
+    /// A module that a driver compiles: SPIR-V, its words low byte first.
+    Binary(Vec<u8>),
 }
 
 impl Default for Payload {
@@ -42,7 +44,7 @@ impl Payload {
     /// The bytes that a file would hold.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Payload::Machine(bytes) => bytes,
+            Payload::Machine(bytes) | Payload::Binary(bytes) => bytes,
             Payload::Text(text) => text.as_bytes(),
         }
     }

@@ -10,15 +10,29 @@ mod device;
 pub mod hip;
 pub mod roofs;
 pub mod timing;
+pub mod vulkan;
 
 pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, check_launch};
 
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip` or `hip:<index>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
-    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>"));
+    let refuse = || {
+        Error::Unsupported(format!(
+            "device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
+        ))
+    };
+    if let Some(rest) = name.strip_prefix("vulkan")
+        && (rest.is_empty() || rest.starts_with([':', '@']))
+    {
+        let (place, subgroup) = rest.split_once('@').map_or((rest, None), |(place, width)| (place, Some(width)));
+        let index = place.strip_prefix(':').map_or(Ok(0), |index| index.parse().map_err(|_| refuse()))?;
+        let subgroup = subgroup.map(|width| width.parse().map_err(|_| refuse())).transpose()?;
+        let options = vulkan::Options { index, subgroup, ..vulkan::Options::default() };
+        return Ok(Arc::new(vulkan::VulkanDevice::open(options)?));
+    }
     match name.split_once(':') {
         None if name == "cpu" => Ok(Arc::new(cpu::CpuDevice::new(cpu::available_threads())?)),
         Some(("cpu", threads)) => {

@@ -182,7 +182,8 @@ impl Task<'_> {
             }
             if end < k {
                 matmul(
-                    MatMut::from_row_major_slice_with_stride_mut(&mut w[end..], rows, k - end, k),
+                    // By way of columns: the row-major constructor of faer 0.24.4 takes the stride for that of columns.
+                    MatMut::from_column_major_slice_with_stride_mut(&mut w[end..], k - end, rows, k).transpose_mut(),
                     Accum::Add,
                     MatRef::from_row_major_slice_with_stride(&errors, rows, end - start, BLOCK),
                     MatRef::from_row_major_slice_with_stride(&factor[start * k + end..], end - start, k - end, k),

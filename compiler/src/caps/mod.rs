@@ -7,6 +7,8 @@ mod cpu;
 mod gpu;
 mod matrix;
 mod nvidia;
+pub mod vulkan;
+pub mod webgpu;
 
 pub use amd::{AMD_DEVICES, AMD_GPUS, AmdGpu, Dot4, Float8, Matrix};
 pub use cpu::CPU_LEVELS;

@@ -8,6 +8,7 @@ mod dce;
 pub mod expand;
 mod fold;
 mod hoist;
+mod narrow;
 mod rewrite;
 mod unroll;
 
@@ -19,6 +20,7 @@ pub use dce::{dce, renumber};
 pub use expand::expand;
 pub use fold::fold;
 pub use hoist::{hoist, hoist_where};
+pub use narrow::narrow;
 pub use unroll::unroll;
 
 use crate::caps::Caps;
@@ -57,6 +59,12 @@ pub const HOIST: Pass = Pass {
     name: "hoist",
     reason: "what a loop does not change is done once before it",
     run: |kernel, _| hoist(kernel),
+};
+/// `narrow`.
+pub const NARROW: Pass = Pass {
+    name: "narrow",
+    reason: "buffers are below 2 GiB, so that 32 bits hold every index",
+    run: |kernel, _| narrow(kernel),
 };
 /// `unroll` with [`UNROLL_LIMIT`].
 pub const UNROLL: Pass = Pass {

@@ -3,11 +3,13 @@
 pub mod cpu;
 pub mod hip;
 pub mod ptx;
+pub mod spirv;
+pub mod wgsl;
 
-use crate::artifact::Artifact;
+use crate::artifact::{Arg, ArgKind, Artifact};
 use crate::caps::Caps;
-use crate::error::Result;
-use crate::ir::{Kernel, Verified};
+use crate::error::{Error, Result};
+use crate::ir::{self, Kernel, Verified};
 
 /// Somewhere kernels can be emitted for.
 pub trait Target: std::fmt::Debug + Send + Sync {
@@ -22,4 +24,21 @@ pub trait Target: std::fmt::Debug + Send + Sync {
 
     /// A stage between kernel and artifact as text for a person, by name (`clif`, `asm`); `None` if it has no such stage.
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>>;
+}
+
+/// A parameter as the caller of an artifact sees it.
+fn arg(param: &ir::Param) -> Result<Arg> {
+    use ir::{Access, ParamKind, Scalar};
+    let kind = match param.kind {
+        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
+        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
+        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
+        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
+        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
+        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
+        ParamKind::Scalar(other) => {
+            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
+        }
+    };
+    Ok(Arg { name: param.name.clone(), kind })
 }

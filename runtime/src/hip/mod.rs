@@ -181,6 +181,9 @@ impl Device for HipDevice {
         let compiled;
         let code = match &artifact.payload {
             Payload::Machine(code) => code,
+            Payload::Binary(_) => {
+                return Err(Error::invalid(format!("{} is a module for another driver", artifact.entry)));
+            }
             Payload::Text(source) => {
                 compiled = compile::compile(artifact, source, self.target.arch())?;
                 &compiled

@@ -36,7 +36,7 @@ pub fn knows(clang: &Path, gfx: &str) -> bool {
 pub fn source(artifact: &Artifact) -> &str {
     match &artifact.payload {
         Payload::Text(text) => text,
-        Payload::Machine(_) => panic!("{} is no source", artifact.entry),
+        Payload::Machine(_) | Payload::Binary(_) => panic!("{} is no source", artifact.entry),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod arithmetic;
 mod float;
+mod small;
 
 use super::rewrite::{Names, rename, take_body};
 use crate::caps::{Caps, Feature};
@@ -32,6 +33,12 @@ pub struct Choice {
     pub f16_casts: bool,
     /// Casts from and to bf16 to integer arithmetic.
     pub bf16_casts: bool,
+    /// Arithmetic on f16 to arithmetic on `f32` and casts.
+    pub f16_arithmetic: bool,
+    /// `fma` of f16 to arithmetic on `f32`, for devices that have the rest but round this twice.
+    pub f16_fma: bool,
+    /// Arithmetic on bf16 to arithmetic on `f32` and casts.
+    pub bf16_arithmetic: bool,
     /// `shuffle` and `subgroup_reduce` of a subgroup of one thread to nothing.
     pub subgroup_of_one: bool,
 }
@@ -51,6 +58,9 @@ impl Choice {
             native_ocp_casts: false,
             f16_casts: lacks(Feature::F16Convert),
             bf16_casts: true,
+            f16_arithmetic: lacks(Feature::F16Arithmetic),
+            f16_fma: lacks(Feature::F16Arithmetic),
+            bf16_arithmetic: lacks(Feature::Bf16Arithmetic),
             subgroup_of_one: caps.subgroup == 1,
         }
     }
@@ -67,6 +77,9 @@ impl Choice {
         native_ocp_casts: false,
         f16_casts: false,
         bf16_casts: false,
+        f16_arithmetic: false,
+        f16_fma: false,
+        bf16_arithmetic: false,
         subgroup_of_one: false,
     };
 
@@ -82,6 +95,9 @@ impl Choice {
         native_ocp_casts: false,
         f16_casts: true,
         bf16_casts: true,
+        f16_arithmetic: true,
+        f16_fma: true,
+        bf16_arithmetic: true,
         subgroup_of_one: true,
     };
 
@@ -183,7 +199,7 @@ impl Choice {
             Inst::Un(UnOp::Popcount, a) if self.popcount => Some(arithmetic::popcount(b, a)),
             Inst::SubgroupReduce(_, a) | Inst::Shuffle { value: a, .. } if self.subgroup_of_one => Some(a),
             Inst::Cast(CastOp::Float, a) => self.float_cast(b, a, ty.scalar),
-            _ => None,
+            _ => self.small_arithmetic(b, inst, ty),
         }
     }
 

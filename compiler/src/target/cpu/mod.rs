@@ -39,12 +39,12 @@ pub use wide::Report;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::{CompiledCode, Context};
 
-use crate::artifact::{Arg, ArgKind, Artifact, Payload};
+use crate::artifact::{Artifact, Payload};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::ir::{self, Verified};
 use crate::pass::{self, Pass};
-use crate::target::Target;
+use crate::target::{Target, arg};
 
 /// What a kernel goes through before this target emits it.
 const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, HOIST, pass::DCE];
@@ -211,22 +211,6 @@ impl Target for CpuTarget {
             _ => None,
         }
     }
-}
-
-fn arg(param: &ir::Param) -> Result<Arg> {
-    use ir::{Access, ParamKind, Scalar};
-    let kind = match param.kind {
-        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
-        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
-        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
-        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
-        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
-        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
-        ParamKind::Scalar(other) => {
-            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
-        }
-    };
-    Ok(Arg { name: param.name.clone(), kind })
 }
 
 fn bug(message: &str, kernel: &ir::Kernel) -> Error {

@@ -80,7 +80,13 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
     if emitter.pieces.contains(&Piece::LookUp) {
         emitter.vectors.name(Type::vector(Scalar::I32, 4));
     }
-    Body { lines: emitter.lines, types: emitter.vectors.declarations(), pieces: emitter.pieces, names: emitter.names }
+    Body {
+        lines: emitter.lines,
+        types: emitter.vectors.declarations(),
+        pieces: emitter.pieces,
+        products: emitter.products,
+        names: emitter.names,
+    }
 }
 
 impl Emitter<'_> {

@@ -16,13 +16,13 @@ mod support;
 mod text;
 mod types;
 
-use crate::artifact::{Arg, ArgKind, Artifact, Payload};
+use crate::artifact::{Artifact, Payload};
 use crate::caps::{AMD_GPUS, AmdGpu, Caps};
 use crate::error::{Error, Result};
-use crate::ir::{Access, Kernel, Param, ParamKind, Scalar, Verified};
+use crate::ir::{Kernel, Verified};
 use crate::pass::expand::{Choice, expand_chosen};
 use crate::pass::{self, Pass};
-use crate::target::Target;
+use crate::target::{Target, arg};
 
 /// What a kernel goes through before this target emits it.
 const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, pass::HOIST, pass::DCE];
@@ -101,19 +101,4 @@ impl Target for HipTarget {
 
 fn arch(gpu: &AmdGpu) -> &'static str {
     gpu.caps.gpu.map_or("", |gpu| gpu.arch)
-}
-
-fn arg(param: &Param) -> Result<Arg> {
-    let kind = match param.kind {
-        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
-        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
-        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
-        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
-        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
-        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
-        ParamKind::Scalar(other) => {
-            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
-        }
-    };
-    Ok(Arg { name: param.name.clone(), kind })
 }

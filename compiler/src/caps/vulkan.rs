@@ -1,0 +1,88 @@
+//! Vulkan devices: what a driver reports, as far as kernels care.
+//!
+//! The names are families of devices; a runtime fills in what the driver at hand reports. All of them have 8-, 16- and
+//! 64-bit integers, 8- and 16-bit storage, and shuffles and sums of subgroups: Vulkan 1.2 with the features that desktop
+//! drivers have had since 2020. Sources: vulkan.gpuinfo.org and each driver's `vulkaninfo`.
+
+use super::{Caps, Feature, Features};
+
+/// One Vulkan device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Vulkan {
+    /// What families and the verifier ask.
+    pub caps: Caps,
+    /// IEEE behaviour of f16 that the driver can promise (`VkPhysicalDeviceFloatControlsProperties`).
+    pub f16_modes: FloatModes,
+    /// IEEE behaviour of f32.
+    pub f32_modes: FloatModes,
+    /// Whether `Fma` of f16 rounds once.
+    pub fuses_f16: bool,
+}
+
+/// What a driver promises of a float type when asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloatModes {
+    /// Signed zeros, infinities and NaN are kept.
+    pub preserves_nan: bool,
+    /// Results and conversions round to nearest even.
+    pub rounds_to_even: bool,
+    /// Subnormal numbers are not flushed.
+    pub keeps_subnormals: bool,
+}
+
+impl Vulkan {
+    /// The same device, run with subgroups of this many threads.
+    pub const fn with_subgroup(self, subgroup: u32) -> Vulkan {
+        Vulkan { caps: Caps { subgroup, ..self.caps }, ..self }
+    }
+}
+
+const COMMON: FloatModes = FloatModes { preserves_nan: true, rounds_to_even: true, keeps_subnormals: false };
+const IEEE: FloatModes = FloatModes { keeps_subnormals: true, ..COMMON };
+
+const BASE: Features = Features::of(&[
+    Feature::Workgroups,
+    Feature::Subgroups,
+    Feature::Atomics,
+    Feature::F16Arithmetic,
+    Feature::F16Convert,
+    Feature::Fma,
+]);
+const DOT: Features = BASE.with(Feature::Dot4SignedSigned).with(Feature::Dot4UnsignedSigned);
+
+const GENERIC: Vulkan = Vulkan {
+    caps: Caps {
+        name: "vulkan",
+        features: BASE,
+        subgroup: 32,
+        max_workgroup: 256,
+        max_shared_bytes: 32 << 10,
+        vector_bytes: 16,
+        vector_registers: 64,
+        buffer_align: 64,
+        matrix: &[],
+        gpu: None,
+    },
+    f16_modes: COMMON,
+    f32_modes: COMMON,
+    fuses_f16: false,
+};
+
+const fn device(name: &'static str, features: Features, subgroup: u32, shared: u32, fuses_f16: bool) -> Vulkan {
+    Vulkan {
+        caps: Caps { name, features, subgroup, max_workgroup: 1024, max_shared_bytes: shared << 10, ..GENERIC.caps },
+        f16_modes: IEEE,
+        f32_modes: IEEE,
+        fuses_f16,
+    }
+}
+
+/// Every Vulkan device that kernels can be generated for.
+pub const DEVICES: &[Vulkan] = &[
+    GENERIC,
+    device("vulkan-nvidia", DOT, 32, 48, true),
+    device("vulkan-amd", DOT, 64, 64, true),
+    device("vulkan-intel", DOT, 16, 64, true),
+    // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself.
+    Vulkan { f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
+];

@@ -1,0 +1,316 @@
+//! Loads, stores and atomics: byte addresses become elements of arrays.
+//!
+//! A buffer is seen through arrays of bytes, half-words, words, pairs or quads of words, as many as its accesses need; all
+//! of them are one binding. A shared array has one element type: the widest that every access to it is aligned to.
+//! Offsets are 32-bit: they wrap to the right byte, since every binding is below 2 GiB (the runtime checks that).
+
+use super::module::{Module, Repr};
+use super::value::{self, Pieces};
+use crate::ir::{Access, Address, Block, Inst, Kernel, Memory, ParamKind, Scalar, Type, Value};
+use rspirv::dr::Operand;
+use rspirv::spirv::{Capability, Decoration, Op, Scope, StorageClass, Word};
+use std::collections::BTreeMap;
+
+/// Memory of a kernel, by the arrays that it is seen through.
+pub(super) struct Arrays {
+    /// Variable of each buffer and element size.
+    views: BTreeMap<(u16, u32), Word>,
+    /// Variable and element size of each shared array.
+    shared: Vec<(Word, u32)>,
+    /// Scalars: the variable and each parameter's member.
+    scalars: Option<(Word, BTreeMap<u16, u32>)>,
+    /// Number of each buffer's binding.
+    bindings: BTreeMap<u16, u32>,
+    /// Whether other threads of the workgroup may read what one writes.
+    coherent: bool,
+}
+
+/// Offset in the push constants of each scalar parameter, and their size. The runtime lays them out by the same rule:
+/// in order, each at a multiple of its size.
+pub(super) fn scalar_offsets(kernel: &Kernel) -> (BTreeMap<u16, u32>, u32) {
+    let mut at = 0u32;
+    let mut offsets = BTreeMap::new();
+    for (i, param) in kernel.params.iter().enumerate() {
+        if let ParamKind::Scalar(scalar) = param.kind {
+            at = at.next_multiple_of(scalar.bytes());
+            offsets.insert(i as u16, at);
+            at += scalar.bytes();
+        }
+    }
+    (offsets, at)
+}
+
+impl Arrays {
+    /// Declares scalars and shared arrays.
+    pub fn new(m: &mut Module, kernel: &Kernel) -> Arrays {
+        let mut units = vec![4u32; kernel.shared.len()];
+        let mut barrier = false;
+        survey(&kernel.body, kernel, &mut units, &mut barrier);
+        let mut bindings = BTreeMap::new();
+        for (i, param) in kernel.params.iter().enumerate() {
+            if let ParamKind::Buffer { .. } = param.kind {
+                bindings.insert(i as u16, bindings.len() as u32);
+            }
+        }
+        let (offsets, _) = scalar_offsets(kernel);
+        let scalars = (!offsets.is_empty()).then(|| {
+            let mut members = Vec::new();
+            let mut numbers = BTreeMap::new();
+            for (&param, &offset) in &offsets {
+                let ParamKind::Scalar(scalar) = kernel.params[param as usize].kind else { continue };
+                numbers.insert(param, members.len() as u32);
+                members.push((m.ty(Repr::of(scalar), 1), offset));
+            }
+            let variable = m.block_of(StorageClass::PushConstant, &members);
+            m.name(variable, "scalars");
+            (variable, numbers)
+        });
+        let shared = kernel
+            .shared
+            .iter()
+            .zip(units)
+            .map(|(array, unit)| {
+                let element = m.ty(Repr::of_bits(8 * unit), 1);
+                let ty = m.array(element, array.bytes.div_ceil(unit).max(1));
+                let variable = m.global(StorageClass::Workgroup, ty);
+                m.name(variable, &array.name);
+                (variable, unit)
+            })
+            .collect();
+        Arrays { views: BTreeMap::new(), shared, scalars, bindings, coherent: barrier }
+    }
+
+    /// Declares which views share a binding, when all are known.
+    pub fn finish(&self, m: &mut Module) {
+        let mut count = BTreeMap::new();
+        for (param, _) in self.views.keys() {
+            *count.entry(*param).or_insert(0) += 1;
+        }
+        for ((param, _), &variable) in &self.views {
+            m.decorate(variable, if count[param] > 1 { Decoration::Aliased } else { Decoration::Restrict }, &[]);
+        }
+    }
+
+    /// A scalar parameter.
+    pub fn scalar(&self, m: &mut Module, param: u16, scalar: Scalar) -> Option<Word> {
+        let (variable, members) = self.scalars.as_ref()?;
+        let ty = m.ty(Repr::of(scalar), 1);
+        let pointer = m.pointer(StorageClass::PushConstant, ty);
+        let member = m.word(*members.get(&param)?);
+        let place = m.op(Op::AccessChain, pointer, &[*variable, member]);
+        Some(m.op(Op::Load, ty, &[place]))
+    }
+
+    /// The variable that shows a buffer as elements of so many bytes.
+    fn view(&mut self, m: &mut Module, kernel: &Kernel, param: u16, unit: u32) -> Word {
+        if let Some(&known) = self.views.get(&(param, unit)) {
+            return known;
+        }
+        match unit {
+            1 => m.needs(Capability::StorageBuffer8BitAccess),
+            2 => m.needs(Capability::StorageBuffer16BitAccess),
+            _ => {}
+        }
+        let element = element_type(m, unit);
+        let array = m.endless(element, unit);
+        let variable = m.block_of(StorageClass::StorageBuffer, &[(array, 0)]);
+        m.decorate(variable, Decoration::DescriptorSet, &[0]);
+        m.decorate(variable, Decoration::Binding, &[self.bindings[&param]]);
+        let declared = &kernel.params[param as usize];
+        match declared.kind {
+            ParamKind::Buffer { access: Access::Read, .. } => m.decorate(variable, Decoration::NonWritable, &[]),
+            ParamKind::Buffer { access: Access::Write, .. } => m.decorate(variable, Decoration::NonReadable, &[]),
+            ParamKind::Buffer { access: Access::ReadWrite, .. } if self.coherent => {
+                m.decorate(variable, Decoration::Coherent, &[]);
+            }
+            ParamKind::Buffer { .. } | ParamKind::Scalar(_) => {}
+        }
+        m.name(variable, &format!("{}_{}", declared.name, 8 * unit));
+        self.views.insert((param, unit), variable);
+        variable
+    }
+
+    /// Pointers to `count` elements from a byte offset on, and the size of an element: the widest that the alignment
+    /// allows, no wider than what is moved.
+    fn places(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        bytes: u32,
+    ) -> (Vec<Word>, u32) {
+        let (variable, unit, class) = match memory {
+            Memory::Param(param) => {
+                let unit = align.min(16).min(bytes);
+                (self.view(m, kernel, param, unit), unit, StorageClass::StorageBuffer)
+            }
+            Memory::Shared(array) => {
+                let (variable, unit) = self.shared[array as usize];
+                (variable, unit, StorageClass::Workgroup)
+            }
+        };
+        let word = m.ty(Repr::U32, 1);
+        let element = element_type(m, unit);
+        let pointer = m.pointer(class, element);
+        let shift = m.word(unit.trailing_zeros());
+        let first = if unit == 1 { offset } else { m.op(Op::ShiftRightLogical, word, &[offset, shift]) };
+        let zero = m.word(0);
+        let places = (0..bytes / unit)
+            .map(|i| {
+                let index = if i == 0 {
+                    first
+                } else {
+                    let step = m.word(i);
+                    m.op(Op::IAdd, word, &[first, step])
+                };
+                let indices = match memory {
+                    Memory::Param(_) => vec![variable, zero, index],
+                    Memory::Shared(_) => vec![variable, index],
+                };
+                m.op(Op::AccessChain, pointer, &indices)
+            })
+            .collect();
+        (places, unit)
+    }
+
+    /// Reads a value.
+    pub fn load(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        ty: Type,
+    ) -> Pieces {
+        let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
+        let element = element_type(m, unit);
+        let parts: Vec<Word> = places.iter().map(|&place| m.op(Op::Load, element, &[place])).collect();
+        let raw = raw_type(unit, ty.bytes());
+        let pieces = match unit {
+            // A quad is a piece; two pairs make one.
+            16 => parts,
+            8 => parts.chunks(2).map(|pair| if pair.len() == 1 { pair[0] } else { m.construct_quad(pair) }).collect(),
+            _ => value::gather(m, raw.scalar, &parts),
+        };
+        value::bitcast(m, &pieces, raw, ty)
+    }
+
+    /// Writes a value.
+    #[expect(clippy::too_many_arguments, reason = "an address has that many parts")]
+    pub fn store(
+        &mut self,
+        m: &mut Module,
+        kernel: &Kernel,
+        memory: Memory,
+        offset: Word,
+        align: u32,
+        ty: Type,
+        pieces: &Pieces,
+    ) {
+        let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
+        let raw = raw_type(unit, ty.bytes());
+        let pieces = value::bitcast(m, pieces, ty, raw);
+        for (i, &place) in places.iter().enumerate() {
+            let element = match unit {
+                16 => pieces[i],
+                8 if raw.lanes == 2 => pieces[0],
+                8 => m.half_of(pieces[i / 2], i % 2),
+                _ => value::extract(m, &pieces, raw, i as u8),
+            };
+            m.act(Op::Store, vec![Operand::IdRef(place), Operand::IdRef(element)]);
+        }
+    }
+
+    /// Adds to a word in one step; gives what was there.
+    pub fn atomic_add(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, addend: Word) -> Word {
+        let (places, _) = self.places(m, kernel, memory, offset, 4, 4);
+        let word = m.ty(Repr::U32, 1);
+        let scope = m.scope(match memory {
+            Memory::Param(_) => Scope::Device,
+            Memory::Shared(_) => Scope::Workgroup,
+        });
+        let relaxed = m.word(0);
+        m.op(Op::AtomicIAdd, word, &[places[0], scope, relaxed, addend])
+    }
+}
+
+impl Module {
+    /// Two pairs of words as one vector.
+    fn construct_quad(&mut self, pairs: &[Word]) -> Word {
+        let ty = self.ty(Repr::U32, 4);
+        self.op(Op::CompositeConstruct, ty, pairs)
+    }
+
+    /// The low or high pair of a vector of four words.
+    fn half_of(&mut self, quad: Word, half: usize) -> Word {
+        let ty = self.ty(Repr::U32, 2);
+        let lane = 2 * half as u32;
+        let operands = vec![
+            Operand::IdRef(quad),
+            Operand::IdRef(quad),
+            Operand::LiteralBit32(lane),
+            Operand::LiteralBit32(lane + 1),
+        ];
+        self.op_with(Op::VectorShuffle, ty, operands)
+    }
+}
+
+fn element_type(m: &mut Module, unit: u32) -> Word {
+    match unit {
+        1 | 2 | 4 => m.ty(Repr::of_bits(8 * unit), 1),
+        _ => m.ty(Repr::U32, (unit / 4) as u8),
+    }
+}
+
+/// Integers of the element's width (words, if it is wider), as many as the bytes hold.
+fn raw_type(unit: u32, bytes: u32) -> Type {
+    let scalar = match unit {
+        1 => Scalar::I8,
+        2 => Scalar::I16,
+        _ => Scalar::I32,
+    };
+    Type::vector(scalar, (bytes / scalar.bytes()) as u8)
+}
+
+/// The constant and variable part of an address.
+pub(super) fn offset(m: &mut Module, address: &Address, word_of: impl FnOnce(&mut Module, Value) -> Word) -> Word {
+    let constant = m.word(address.offset as u32);
+    match address.index {
+        None => constant,
+        Some(index) => {
+            let index = word_of(m, index);
+            if address.offset as u32 == 0 {
+                return index;
+            }
+            let word = m.ty(Repr::U32, 1);
+            m.op(Op::IAdd, word, &[index, constant])
+        }
+    }
+}
+
+/// The least alignment of the accesses to each shared array, and whether there is a barrier.
+fn survey(block: &Block, kernel: &Kernel, units: &mut [u32], barrier: &mut bool) {
+    for statement in &block.statements {
+        match &statement.inst {
+            Inst::Load { address: Address { memory: Memory::Shared(array), .. }, align } => {
+                let bytes = statement.results.first().map_or(1, |&value| kernel.ty(value).bytes());
+                let unit = &mut units[*array as usize];
+                *unit = (*unit).min(*align).min(bytes);
+            }
+            Inst::Store { address: Address { memory: Memory::Shared(array), .. }, align, value } => {
+                let unit = &mut units[*array as usize];
+                *unit = (*unit).min(*align).min(kernel.ty(*value).bytes());
+            }
+            Inst::Barrier => *barrier = true,
+            Inst::For(inner) => survey(&inner.body, kernel, units, barrier),
+            Inst::If(inner) => {
+                survey(&inner.then, kernel, units, barrier);
+                survey(&inner.otherwise, kernel, units, barrier);
+            }
+            _ => {}
+        }
+    }
+}
