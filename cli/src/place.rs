@@ -5,6 +5,7 @@ use bitsmith_compiler::Error;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::{CpuTarget, object};
+use bitsmith_compiler::target::hip::HipTarget;
 use bitsmith_compiler::target::ptx::PtxTarget;
 use bitsmith_runtime::Device;
 use std::sync::Arc;
@@ -75,9 +76,15 @@ impl Maker {
     }
 }
 
+/// HIP source for an AMD device.
+fn hip(target: HipTarget) -> Maker {
+    let name = target.caps().name.to_string();
+    Maker::Text { target: Box::new(target), name, platform: "amdgcn-amd-amdhsa", extension: "hip" }
+}
+
 impl Place {
-    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cuda:<index>`), or a CPU level, an NVIDIA device or
-    /// architecture, for which nothing is run.
+    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `hip:<index>`), or a CPU level, an NVIDIA or AMD
+    /// device or architecture, for which nothing is run.
     pub fn open(name: &str) -> Result<Place, Failure> {
         if name == "cpu" || name.starts_with("cpu:") {
             let device = bitsmith_runtime::open(name)?;
@@ -92,14 +99,22 @@ impl Place {
             };
             return Ok(Place { maker, device: None });
         }
+        if name == "hip" || name.starts_with("hip:") {
+            let device = bitsmith_runtime::open(name)?;
+            let maker = hip(HipTarget::named(&device.info().target)?);
+            return Ok(Place { maker, device: Some(device) });
+        }
+        if let Ok(target) = HipTarget::named(&name.to_ascii_lowercase()) {
+            return Ok(Place { maker: hip(target), device: None });
+        }
         match CpuTarget::named(name) {
             Ok(target) => Ok(Place { maker: Maker::Machine(target), device: None }),
             Err(Error::Unsupported(why)) if name.contains('@') => {
                 Err(Failure::Request(Error::Unsupported(format!("device `{name}`: {why}"))))
             }
             Err(_) => Err(Failure::Request(Error::Unsupported(format!(
-                "device `{name}`; accepted: cpu, cpu:<threads>, or to generate code only: {}",
-                CpuTarget::names().chain(PtxTarget::names()).collect::<Vec<_>>().join(", ")
+                "device `{name}`; accepted: cpu, cpu:<threads>, hip:<index>, or to generate code only: {}",
+                CpuTarget::names().chain(PtxTarget::names()).chain(HipTarget::names()).collect::<Vec<_>>().join(", ")
             )))),
         }
     }

@@ -261,6 +261,9 @@ impl Machine<'_> {
                 self.check_write(warp.block, (slot, at), 8, actor).map_err(blame)?;
                 let barrier = Mbarrier { count, pending: count, ..Mbarrier::default() };
                 self.blocks[slot].mbarriers.insert(key, barrier);
+                let span = &mut self.blocks[slot].mbarrier_span;
+                let start = if span.end == 0 { at } else { span.start.min(at) };
+                *span = start..span.end.max(at + 8);
                 continue;
             }
             if own {
@@ -520,6 +523,18 @@ impl Machine<'_> {
             for chunk in (0..row).step_by(16) {
                 let address = map.swizzle.apply(shared + (r * row + chunk) as u64);
                 let near = self.shared_spot(own, address, 16, 16)?;
+                let c = at[0] + (chunk / element) as i64;
+                let whole = inside && c >= 0 && c as u64 + (16 / element) as u64 <= map.sizes[0];
+                if whole {
+                    // Sixteen bytes at once, where all of them are in the tensor.
+                    let far = base.wrapping_add_signed(offset + c * element as i64);
+                    pieces.push(if way == Way::Load {
+                        Piece::In { to: near, from: Some(self.memory.find(far, 16, 1)?), bytes: 16 }
+                    } else {
+                        Piece::Out { to: self.memory.find_writable(far, 16, 1)?, from: near, bytes: 16 }
+                    });
+                    continue;
+                }
                 for piece in 0..16 / element {
                     let c = at[0] + ((chunk / element) + piece) as i64;
                     let near = (near.0, near.1 + piece * element);

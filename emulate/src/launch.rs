@@ -300,6 +300,8 @@ impl Kernel<'_> {
             progress: 0,
             random: fastrand::Rng::with_seed(launch.schedule.seed.unwrap_or(0)),
             next_copy: 0,
+            scratch: [0; 32],
+            operand_cache: Vec::new(),
             first_buffer: first,
         };
         machine.run_grid()?;

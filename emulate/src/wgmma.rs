@@ -56,6 +56,8 @@ pub(crate) struct Flight {
     /// Its number among the warp's `wgmma`, from 1.
     number: u32,
     computed: bool,
+    /// Its reads were looked at once more when it finished.
+    checked: bool,
 }
 
 struct Descriptor {
@@ -135,7 +137,8 @@ impl Machine<'_> {
         }
         warp.wgmma_issued += 1;
         let number = warp.wgmma_issued;
-        let mut flight = Flight { pc, a, b, accumulate, group: warp.wgmma_commits, number, computed: false };
+        let mut flight =
+            Flight { pc, a, b, accumulate, group: warp.wgmma_commits, number, computed: false, checked: false };
         self.operands(warp, op, &flight, source)?;
         if self.schedule.effects == Effects::Early {
             self.multiply(warp, op, &flight)?;
@@ -216,7 +219,10 @@ impl Machine<'_> {
                 continue;
             }
             // What it read must have stayed as it was until now.
-            self.operands(warp, op, &flight, inst.source)?;
+            if !flight.checked {
+                self.operands(warp, op, &flight, inst.source)?;
+                warp.flights[at].checked = true;
+            }
             if !flight.computed {
                 self.multiply(warp, op, &flight)?;
                 warp.flights[at].computed = true;
@@ -238,7 +244,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The elements of an operand in shared memory, row by row; only checks them where an actor is given.
+    /// The elements of an operand in shared memory, all of one k together; only checks them where an actor is given.
     #[allow(clippy::too_many_arguments)]
     fn operand(
         &mut self,
@@ -274,8 +280,8 @@ impl Machine<'_> {
         }
         let mut out = Vec::with_capacity(count * depth);
         let shared = &self.blocks[warp.block].shared;
-        for x in 0..count {
-            for k in 0..depth {
+        for k in 0..depth {
+            for x in 0..count {
                 let at = descriptor.address(first + x as u64, k as u64, bytes, transposed) as usize;
                 out.push(element.value(shared.read(at, bytes as usize).0));
             }
@@ -296,19 +302,42 @@ impl Machine<'_> {
                     let raw = warp.registers[*register as usize][lane];
                     let (row, k) = (lane / 4 + 8 * (r % 2), lane % 4 * per + 4 * per * (r / 2));
                     for j in 0..per {
-                        a[row * depth + k + j] = op.a.value(raw >> (op.a.bits() * j as u32));
+                        a[16 * (k + j) + row] = op.a.value(raw >> (op.a.bits() * j as u32));
                     }
                 }
             }
             a
         };
-        let b = self.operand(warp, flight.b, (0, op.columns), depth, op.b, op.b_transposed, None)?;
+        // The four warps of a group read the same B.
+        let key = (warp.block, warp.index / 4, flight.number);
+        let b = match self.operand_cache.iter().position(|(k, _)| *k == key) {
+            Some(at) => std::mem::take(&mut self.operand_cache[at].1),
+            None => {
+                let b = self.operand(warp, flight.b, (0, op.columns), depth, op.b, op.b_transposed, None)?;
+                if self.operand_cache.len() == 16 {
+                    self.operand_cache.remove(0);
+                }
+                self.operand_cache.push((key, Vec::new()));
+                b
+            }
+        };
+        let mut products = vec![0.0f64; 16 * op.columns];
+        for (row, sums) in products.chunks_exact_mut(op.columns).enumerate() {
+            for (k, line) in b.chunks_exact(op.columns).enumerate() {
+                let x = a[16 * k + row];
+                for (sum, y) in sums.iter_mut().zip(line) {
+                    *sum += x * y;
+                }
+            }
+        }
+        if let Some(entry) = self.operand_cache.iter_mut().find(|(k, _)| *k == key) {
+            entry.1 = b;
+        }
         let sign = if op.negate { -1.0 } else { 1.0 };
         for lane in 0..32 {
             for i in 0..op.columns / 2 {
                 let (row, column) = (lane / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (lane % 4) + i % 2);
-                let (x, y) = (&a[row * depth..][..depth], &b[column * depth..][..depth]);
-                let product = sign * x.iter().zip(y).fold(0.0, |sum, (x, y)| sum + x * y);
+                let product = sign * products[row * op.columns + column];
                 let (register, shift) = op.sum.slot(i);
                 let slot = &mut warp.registers[op.d_registers[register] as usize][lane];
                 let old = if flight.accumulate { op.sum.value(*slot >> shift) } else { 0.0 };

@@ -7,6 +7,7 @@
 
 pub mod cpu;
 mod device;
+pub mod hip;
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;
@@ -16,11 +17,11 @@ pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, c
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, `cpu:<threads>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
     let refuse = || {
         Error::Unsupported(format!(
-            "device `{name}`; accepted: cpu, cpu:<threads>, vulkan:<index>, vulkan:<index>@<subgroup>"
+            "device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
         ))
     };
     if let Some(rest) = name.strip_prefix("vulkan")
@@ -41,6 +42,8 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
             }
             Ok(Arc::new(cpu::CpuDevice::new(threads)?))
         }
+        None if name == "hip" => Ok(Arc::new(hip::HipDevice::open(0)?)),
+        Some(("hip", index)) => Ok(Arc::new(hip::HipDevice::open(index.parse().map_err(|_| refuse())?)?)),
         _ => Err(refuse()),
     }
 }

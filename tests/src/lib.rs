@@ -1,6 +1,7 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
 pub mod cases;
+pub mod hip;
 pub mod machine;
 pub mod poison;
 pub mod ptxas;
@@ -9,8 +10,20 @@ pub mod run;
 pub mod vulkan;
 pub mod x86;
 
+use bitsmith_compiler::target::cpu::CpuTarget;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// The CPU levels that this machine runs, its own first.
+///
+/// # Panics
+/// If this machine is below every level.
+pub fn cpu_levels() -> Vec<CpuTarget> {
+    let host = CpuTarget::host().expect("this machine has a level");
+    let own = host.name().to_string();
+    let others = CpuTarget::names().filter(|name| *name != own).filter_map(|name| CpuTarget::named(name).ok());
+    std::iter::once(host).chain(others.filter(CpuTarget::runs_here)).collect()
+}
 
 /// A file or folder of the optional data beside the checkout (or in `BITSMITH_DATA`). Where it is absent, says by name
 /// that the test was skipped, or fails if `BITSMITH_REQUIRE` lists `data`.

@@ -192,7 +192,9 @@ fn what_is_no_bundle_is_not_overwritten() {
 fn every_stage_can_be_printed() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out").display().to_string();
-    let base = ["generate", "--recipe", "W4A16", "--shapes", "32x64", "--no-measure", "--m", "1", "--out", &out];
+    let shape = ["generate", "--recipe", "W4A16", "--shapes", "32x64", "--no-measure", "--m", "1", "--out", &out];
+    // A level that Cranelift emits for; the wide emitter has no stage of its own between IR and machine code.
+    let base = [&shape[..], &["--device", "x86-64-v2"]].concat();
     let emit = ["--emit", "op,schedule,kir,legal,clif,asm", "--only", "matmul"];
     let text = ok(&[&base[..], &emit[..]].concat());
     for stage in ["op", "schedule", "kir", "legal", "clif", "asm"] {
@@ -205,6 +207,9 @@ fn every_stage_can_be_printed() {
     assert_eq!(stages.values().next().unwrap().as_object().unwrap().len(), 6);
     fails(2, &[&base[..], &["--emit", "kir", "--only", "nothing"]].concat(), &["nothing", "matmul_n32"]);
     fails(2, &[&base[..], &["--emit", "soup"]].concat(), &["soup", "legal"]);
+    let wide = [&shape[..], &["--device", "x86-64-v4", "--only", "matmul", "--emit"]].concat();
+    assert!(ok(&[&wide[..], &["asm"]].concat()).contains("zmm"));
+    fails(2, &[&wide[..], &["clif"]].concat(), &["clif", "x86-64-v4"]);
 }
 
 #[test]

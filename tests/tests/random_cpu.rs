@@ -7,6 +7,7 @@ use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_runtime::{self as runtime, Buffer, Device, LaunchArg};
+use bitsmith_tests::cpu_levels;
 use bitsmith_tests::random::{Case, Options, kernel};
 
 /// Kernels per set of options, 10,000 in all; `BITSMITH_SEEDS` changes it.
@@ -86,30 +87,19 @@ fn stages(device: &CpuDevice, case: &Case) -> Result<(), String> {
     }
 }
 
-/// The levels that the suite runs on: the host's own, and those under it that it can run as well.
-fn targets() -> Vec<CpuTarget> {
-    let host = CpuTarget::host().unwrap();
-    let name = host.name().to_string();
-    let mut list = vec![host];
-    for level in CpuTarget::names().filter(|level| *level != name) {
-        let target = CpuTarget::named(level).unwrap();
-        if target.runs_here() {
-            list.push(target);
+/// All seeds on the host's own level, a fifth of them on every other one that runs here.
+fn check(options: Options) {
+    for (i, target) in cpu_levels().into_iter().enumerate() {
+        if target.caps().vector_bytes >= options.vector_bytes.min(32) {
+            check_on(target, options, if i == 0 { seeds() } else { seeds().div_ceil(5) });
         }
     }
-    list
 }
 
-fn check(options: Options) {
-    for target in targets().into_iter().filter(|target| target.caps().vector_bytes >= options.vector_bytes.min(32)) {
-        check_on(target, options);
-    }
-}
-
-fn check_on(target: CpuTarget, options: Options) {
+fn check_on(target: CpuTarget, options: Options, seeds: u64) {
     let device = CpuDevice::with_target(target, 1).unwrap();
     let first: u64 = std::env::var("BITSMITH_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    for seed in first..first + seeds() {
+    for seed in first..first + seeds {
         let case = kernel(seed, options);
         if let Err(why) = stages(&device, &case) {
             panic!("seed {seed} of {options:?} on {:?}: {why}", device.target());

@@ -18,7 +18,7 @@ const LEVELS: [&str; 4] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v
 
 /// Cases per level and suite; `BITSMITH_MACHINE_CASES` changes it.
 fn count() -> u64 {
-    std::env::var("BITSMITH_MACHINE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(250)
+    std::env::var("BITSMITH_MACHINE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(120)
 }
 
 /// Where the first of the cases stands; `BITSMITH_FIRST_SEED` changes it.

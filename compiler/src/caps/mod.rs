@@ -2,6 +2,7 @@
 //!
 //! Reads `dtype` and `layout` only. Families and the verifier ask it; nobody guesses a width.
 
+mod amd;
 mod cpu;
 mod gpu;
 mod matrix;
@@ -9,6 +10,7 @@ mod nvidia;
 pub mod vulkan;
 pub mod webgpu;
 
+pub use amd::{AMD_DEVICES, AMD_GPUS, AmdGpu, Dot4, Float8, Matrix};
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks};
 pub use matrix::{LaneMap, MmaShape, place};
@@ -200,11 +202,11 @@ impl Caps {
 }
 
 /// GPUs that kernels can be made for, by vendor.
-pub const GPUS: &[&[Caps]] = &[&NVIDIA_DEVICES];
+pub const GPUS: &[&[Caps]] = &[&NVIDIA_DEVICES, &AMD_DEVICES];
 
 /// Every matrix instruction of any device, for the text form.
 pub fn matrix_shapes() -> impl Iterator<Item = &'static MmaShape> {
-    nvidia::SHAPES.iter()
+    nvidia::SHAPES.iter().chain(amd::shapes())
 }
 
 /// A GPU by its name (`h200`), or the first one of an instruction set (`sm_90a`).

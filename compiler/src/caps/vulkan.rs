@@ -17,6 +17,8 @@ pub struct Vulkan {
     pub f32_modes: FloatModes,
     /// Whether `Fma` of f16 rounds once.
     pub fuses_f16: bool,
+    /// Whether `Fma` of `f32` rounds once, as every GPU does it; where it does not, `f64` stands in.
+    pub fuses_f32: bool,
 }
 
 /// What a driver promises of a float type when asked.
@@ -66,6 +68,7 @@ const GENERIC: Vulkan = Vulkan {
     f16_modes: COMMON,
     f32_modes: COMMON,
     fuses_f16: false,
+    fuses_f32: true,
 };
 
 const fn device(name: &'static str, features: Features, subgroup: u32, shared: u32, fuses_f16: bool) -> Vulkan {
@@ -74,6 +77,7 @@ const fn device(name: &'static str, features: Features, subgroup: u32, shared: u
         f16_modes: IEEE,
         f32_modes: IEEE,
         fuses_f16,
+        fuses_f32: true,
     }
 }
 
@@ -84,5 +88,5 @@ pub const DEVICES: &[Vulkan] = &[
     device("vulkan-amd", DOT, 64, 64, true),
     device("vulkan-intel", DOT, 16, 64, true),
     // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself.
-    Vulkan { f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
+    Vulkan { fuses_f32: false, f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
 ];

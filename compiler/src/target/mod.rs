@@ -1,6 +1,7 @@
 //! Targets: each takes a verified kernel and makes an artifact. A target has never heard of formats or operations.
 
 pub mod cpu;
+pub mod hip;
 pub mod ptx;
 pub mod spirv;
 pub mod wgsl;

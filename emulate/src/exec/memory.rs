@@ -1,6 +1,6 @@
 //! Loads, stores and atomics.
 
-use super::state::Warp;
+use super::state::{Block, Warp};
 use super::{Machine, Result};
 use crate::ast::Space;
 use crate::fault::{Fault, FaultKind};
@@ -127,8 +127,8 @@ impl Machine<'_> {
     }
 
     fn no_mbarrier(&self, (slot, at): (usize, usize), bytes: usize) -> Result<()> {
-        let barriers = &self.blocks[slot].mbarriers;
-        if barriers.is_empty() {
+        let Block { mbarriers: barriers, mbarrier_span: span, .. } = &self.blocks[slot];
+        if at >= span.end || at + bytes <= span.start {
             return Ok(());
         }
         let first = at & !7;

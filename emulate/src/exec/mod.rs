@@ -51,6 +51,10 @@ pub(crate) struct Machine<'p> {
     pub progress: u64,
     pub random: fastrand::Rng,
     pub next_copy: u64,
+    /// Where lane functions leave their results.
+    pub scratch: Lanes,
+    /// B operands of recent `wgmma`, by block, warpgroup and number.
+    pub operand_cache: Vec<((usize, usize, u32), Vec<f64>)>,
     /// Segment of the launch's first buffer.
     pub first_buffer: usize,
 }
@@ -244,29 +248,28 @@ impl Machine<'_> {
     fn execute(&mut self, warp: &mut Warp, pc: u32, active: u32, group: u32) -> Result<Next> {
         let program = self.program;
         let inst = &program.insts[pc as usize];
-        let mut out = [0u64; 32];
         match &inst.op {
             Op::Two(f, options, d, a, b) => {
                 self.need(warp, active, *a)?;
                 self.need(warp, active, *b)?;
-                f(&mut out, &warp.registers[*a as usize], &warp.registers[*b as usize], options);
-                write(warp, active, *d, &out);
+                f(&mut self.scratch, &warp.registers[*a as usize], &warp.registers[*b as usize], options);
+                write(warp, active, *d, &self.scratch);
             }
             Op::One(f, options, d, a) => {
                 self.need(warp, active, *a)?;
-                f(&mut out, &warp.registers[*a as usize], options);
-                write(warp, active, *d, &out);
+                f(&mut self.scratch, &warp.registers[*a as usize], options);
+                write(warp, active, *d, &self.scratch);
             }
             Op::Three(f, options, d, args) => {
                 args.iter().try_for_each(|a| self.need(warp, active, *a))?;
                 let [a, b, c] = args.map(|a| a as usize);
-                f(&mut out, &warp.registers[a], &warp.registers[b], &warp.registers[c], options);
-                write(warp, active, *d, &out);
+                f(&mut self.scratch, &warp.registers[a], &warp.registers[b], &warp.registers[c], options);
+                write(warp, active, *d, &self.scratch);
             }
             Op::Four(f, options, d, args) => {
                 args.iter().try_for_each(|a| self.need(warp, active, *a))?;
-                f(&mut out, args.map(|a| &warp.registers[a as usize]), options);
-                write(warp, active, *d, &out);
+                f(&mut self.scratch, args.map(|a| &warp.registers[a as usize]), options);
+                write(warp, active, *d, &self.scratch);
             }
             Op::Move(d, a) => {
                 let value = warp.registers[*a as usize];
@@ -276,6 +279,7 @@ impl Machine<'_> {
                 warp.defined[*d as usize] &= !active | defined;
             }
             Op::Select { out: d, a, b, test } => {
+                let mut out = [0u64; 32];
                 let test = self.test(warp, active, *test)?;
                 let (x, y) = (&warp.registers[*a as usize], &warp.registers[*b as usize]);
                 for lane in 0..32 {
@@ -310,6 +314,7 @@ impl Machine<'_> {
             }
             Op::Store(access) => self.store(warp, active, access, inst.source)?,
             Op::Pack { out: d, parts, width } => {
+                let mut out = [0u64; 32];
                 let mut defined = !0;
                 for (i, part) in parts.iter().enumerate() {
                     defined &= warp.defined[*part as usize];
@@ -322,6 +327,7 @@ impl Machine<'_> {
                 warp.defined[*d as usize] &= !active | defined;
             }
             Op::Unpack { parts, from, width } => {
+                let mut out = [0u64; 32];
                 let value = warp.registers[*from as usize];
                 let defined = warp.defined[*from as usize];
                 for (i, part) in parts.iter().enumerate() {

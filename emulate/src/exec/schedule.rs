@@ -84,6 +84,7 @@ impl Machine<'_> {
             let end = total.min(next + resident);
             self.blocks.clear();
             self.warps.clear();
+            self.operand_cache.clear();
             for cluster in next..end {
                 let at = [
                     (cluster % u64::from(clusters[0])) as u32,
@@ -119,6 +120,7 @@ impl Machine<'_> {
                 races: Races::new(shared, count),
                 gates: (0..16).map(|_| Gate::default()).collect(),
                 mbarriers: HashMap::new(),
+                mbarrier_span: 0..0,
                 pending: Vec::new(),
                 cluster: Gate::default(),
                 live_warps: count as u32,

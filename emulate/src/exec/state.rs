@@ -101,6 +101,8 @@ pub(crate) struct Block {
     pub races: Races,
     pub gates: Vec<Gate>,
     pub mbarriers: HashMap<u32, Mbarrier>,
+    /// Shared addresses that may hold one, so that most accesses need not look.
+    pub mbarrier_span: std::ops::Range<usize>,
     pub pending: Vec<Pending>,
     /// Cluster barrier, used in the cluster's first block.
     pub cluster: Gate,

@@ -195,7 +195,10 @@ fn logical(instance: &Instance, physical: vk::PhysicalDevice, facts: &Facts) -> 
         .ok_or_else(|| Error::Unsupported(format!("{} has no queue for compute", facts.model)))?
         as u32;
     let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
-    let basic = vk::PhysicalDeviceFeatures::default().shader_int16(facts.int16).shader_int64(facts.int64);
+    let basic = vk::PhysicalDeviceFeatures::default()
+        .shader_int16(facts.int16)
+        .shader_int64(facts.int64)
+        .shader_float64(facts.float64);
     let mut v11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(facts.storage16);
     let mut v12 = vk::PhysicalDeviceVulkan12Features::default()
         .shader_int8(facts.int8)

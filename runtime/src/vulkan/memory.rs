@@ -73,8 +73,8 @@ impl Memory {
         // SAFETY: fresh memory of the size that the buffer asked for.
         let bound = unsafe { device.bind_buffer_memory(buffer, memory, 0) };
         let pointer = match bound {
-            // SAFETY: host-visible memory that is not mapped yet.
             Ok(()) if mapped => {
+                // SAFETY: host-visible memory that is not mapped yet.
                 unsafe { device.map_memory(memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) }.map(Some)
             }
             other => other.map(|()| None),

@@ -89,7 +89,7 @@ impl VulkanDevice {
     fn binding(&self, view: &crate::device::View<'_>, name: &str) -> Result<(Arc<Memory>, u64, u64)> {
         let memory = own(view.buffer)?;
         let facts = &self.context.facts;
-        if view.offset % facts.offset_align != 0 {
+        if !view.offset.is_multiple_of(facts.offset_align) {
             return Err(Error::Unsupported(format!(
                 "argument `{name}` starts at byte {} of its buffer; {} takes multiples of {}",
                 view.offset, facts.model, facts.offset_align

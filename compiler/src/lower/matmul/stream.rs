@@ -42,7 +42,10 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             }
             // Results and partial sums live side by side; what does not fit is spilled inside the loop.
             let partial = if sums <= 4 { 2 * sums } else { sums };
-            let spilled = (partial + sums + tile_m + 3).saturating_sub(caps.vector_registers);
+            // Float sums also hold four columns of each row and a word of weights per vector.
+            let operands =
+                if matches!(op.activation, Activation::Int8(_)) { tile_m } else { 4 * tile_m + tile_n / lanes };
+            let spilled = (partial + sums + operands + 3).saturating_sub(caps.vector_registers);
             let mut cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
             // Two blocks of rows are two streams for the hardware's prefetcher: worth a fifth where sums of bytes are
             // cheap to hold, since their products add up in 16 bits first (12.4 against 10.2 GB/s on Zen 3).

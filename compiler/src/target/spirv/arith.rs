@@ -117,6 +117,46 @@ pub(super) fn fma(m: &mut Module, scalar: Scalar, lanes: u8, [a, b, c]: [Word; 3
     m.exact(result)
 }
 
+/// `a * b + c` of one piece of `f32` with one rounding, for devices whose `Fma` has two: in `f64` the product is exact; the
+/// sum is rounded to odd there, which keeps the rounding to `f32` honest (S. Boldo, G. Melquiond, 2008).
+pub(super) fn fma_by_double(m: &mut Module, lanes: u8, factors: [Word; 3]) -> Word {
+    let (doubles, longs, bools) = (m.ty(Repr::F64, lanes), m.ty(Repr::U64, lanes), m.ty(Repr::Bool, lanes));
+    let float = |m: &mut Module, op: Op, a: Word, b: Word| {
+        let id = m.op(op, doubles, &[a, b]);
+        m.exact(id)
+    };
+    let [a, b, c] = factors.map(|x| m.op(Op::FConvert, doubles, &[x]));
+    let product = float(m, Op::FMul, a, b);
+    let sum = float(m, Op::FAdd, product, c);
+    // Knuth's two-sum: what the addition lost, exactly.
+    let of_c = float(m, Op::FSub, sum, product);
+    let of_product = float(m, Op::FSub, sum, of_c);
+    let lost_product = float(m, Op::FSub, product, of_product);
+    let lost_c = float(m, Op::FSub, c, of_c);
+    let lost = float(m, Op::FAdd, lost_product, lost_c);
+    let zero = m.splat(Repr::F64, lanes, 0);
+    // Both are false of the NaN that infinities make.
+    let below = m.op(Op::FOrdLessThan, bools, &[lost, zero]);
+    let above = m.op(Op::FOrdLessThan, bools, &[zero, lost]);
+    let inexact = m.op(Op::LogicalOr, bools, &[below, above]);
+    let negative = m.op(Op::FOrdLessThan, bools, &[sum, zero]);
+    let inward = m.op(Op::LogicalNotEqual, bools, &[below, negative]);
+    let bits = m.op(Op::Bitcast, longs, &[sum]);
+    let [one, minus_one, none] = [1, u64::MAX, 0].map(|step| m.splat(Repr::U64, lanes, step));
+    let last = m.op(Op::BitwiseAnd, longs, &[bits, one]);
+    let words = m.ty(Repr::U32, lanes);
+    let last = m.op(Op::UConvert, words, &[last]);
+    let no = m.splat(Repr::U32, lanes, 0);
+    let even = m.op(Op::IEqual, bools, &[last, no]);
+    let moves = m.op(Op::LogicalAnd, bools, &[inexact, even]);
+    let step = m.op(Op::Select, longs, &[inward, minus_one, one]);
+    let step = m.op(Op::Select, longs, &[moves, step, none]);
+    let odd = m.op(Op::IAdd, longs, &[bits, step]);
+    let odd = m.op(Op::Bitcast, doubles, &[odd]);
+    let floats = m.ty(Repr::F32, lanes);
+    m.op(Op::FConvert, floats, &[odd])
+}
+
 /// A comparison of one piece.
 pub(super) fn cmp(m: &mut Module, op: CmpOp, scalar: Scalar, lanes: u8, a: Word, b: Word) -> Word {
     let bools = m.ty(Repr::Bool, lanes);

@@ -17,8 +17,14 @@ pub(super) fn module(kernel: &Kernel, device: &Vulkan) -> Finished {
     let mut m = Module::new(kernel.workgroup);
     float_modes(&mut m, kernel, device);
     let arrays = Arrays::new(&mut m, kernel);
-    let mut emitter =
-        Emitter { kernel, m, arrays, values: vec![Vec::new(); kernel.types.len()], width: device.caps.subgroup };
+    let mut emitter = Emitter {
+        kernel,
+        m,
+        arrays,
+        values: vec![Vec::new(); kernel.types.len()],
+        width: device.caps.subgroup,
+        fuses: device.fuses_f32,
+    };
     emitter.block(&kernel.body);
     let Emitter { mut m, arrays, .. } = emitter;
     arrays.finish(&mut m);
@@ -50,6 +56,8 @@ struct Emitter<'k> {
     arrays: Arrays,
     values: Vec<Pieces>,
     width: u32,
+    /// Whether the device's `Fma` of `f32` rounds once.
+    fuses: bool,
 }
 
 impl Emitter<'_> {
@@ -153,6 +161,9 @@ impl Emitter<'_> {
             Inst::Bitcast(a) => {
                 let (from, pieces) = (self.ty(*a), self.get(*a));
                 value::bitcast(&mut self.m, &pieces, from, ty)
+            }
+            Inst::Fma(a, b, c) if ty.scalar == Scalar::F32 && !self.fuses => {
+                self.each([*a, *b, *c], |m, operands| arith::fma_by_double(m, lanes, operands))
             }
             Inst::Fma(a, b, c) => self.each([*a, *b, *c], |m, operands| arith::fma(m, ty.scalar, lanes, operands)),
             Inst::Vector(parts) => {

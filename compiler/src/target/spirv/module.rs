@@ -22,6 +22,8 @@ pub(super) enum Repr {
     U64,
     F16,
     F32,
+    /// Where a device needs it to round once.
+    F64,
 }
 
 impl Repr {
@@ -169,6 +171,10 @@ impl Module {
                     self.b.type_float(16, None)
                 }
                 Repr::F32 => self.b.type_float(32, None),
+                Repr::F64 => {
+                    self.needs(Capability::Float64);
+                    self.b.type_float(64, None)
+                }
             }
         };
         self.types.insert((repr, lanes), id);
@@ -185,7 +191,7 @@ impl Module {
         let id = match (lanes, repr) {
             (&[bits], Repr::Bool) if bits != 0 => self.b.constant_true(ty),
             (&[_], Repr::Bool) => self.b.constant_false(ty),
-            (&[bits], Repr::U64) => self.b.constant_bit64(ty, bits),
+            (&[bits], Repr::U64 | Repr::F64) => self.b.constant_bit64(ty, bits),
             (&[bits], _) => self.b.constant_bit32(ty, bits as u32),
             _ => {
                 let parts: Vec<Word> = lanes.iter().map(|&bits| self.constant(repr, &[bits])).collect();

@@ -110,7 +110,7 @@ fn to_words(m: &mut Module, piece: Word, repr: Repr, lanes: u8) -> Vec<Word> {
         if lanes == 1 { vec![vector] } else { (0..lanes).map(|lane| m.extract(vector, Repr::U32, lane)).collect() }
     };
     match repr {
-        Repr::U64 => (0..lanes)
+        Repr::U64 | Repr::F64 => (0..lanes)
             .flat_map(|lane| {
                 let wide = if lanes == 1 { piece } else { m.extract(piece, repr, lane) };
                 let ty = m.ty(Repr::U32, 2);
@@ -131,7 +131,7 @@ fn to_words(m: &mut Module, piece: Word, repr: Repr, lanes: u8) -> Vec<Word> {
 /// A piece of 32-bit words.
 fn from_words(m: &mut Module, words: &[Word], repr: Repr, lanes: u8) -> Word {
     match repr {
-        Repr::U64 => {
+        Repr::U64 | Repr::F64 => {
             let parts: Vec<Word> = words
                 .chunks(2)
                 .map(|pair| {
@@ -157,6 +157,6 @@ fn width(repr: Repr) -> u32 {
         Repr::U8 => 8,
         Repr::U16 | Repr::F16 => 16,
         Repr::U32 | Repr::F32 => 32,
-        Repr::U64 => 64,
+        Repr::U64 | Repr::F64 => 64,
     }
 }

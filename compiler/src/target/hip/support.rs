@@ -1,0 +1,103 @@
+//! What this target cannot emit, found before it starts, so that the emitter has no error path.
+
+use super::matrix;
+use super::names::is_taken;
+use super::types::Vectors;
+use crate::caps::{AmdGpu, MmaShape};
+use crate::error::{Error, Result};
+use crate::ir::{Block, Builtin, Inst, Kernel};
+
+/// Refuses a kernel that needs what the device lacks, naming all of it.
+pub(super) fn check(kernel: &Kernel, gpu: &AmdGpu) -> Result<()> {
+    let caps = &gpu.caps;
+    let mut lacks = Vec::new();
+    if is_taken(&kernel.name) {
+        lacks.push(format!("a kernel named `{}`, which C++ or the helpers keep for themselves", kernel.name));
+    }
+    let (threads, wave) = (kernel.threads(), caps.subgroup);
+    if threads > caps.max_workgroup {
+        lacks.push(format!("a workgroup of {threads} threads ({} at most)", caps.max_workgroup));
+    }
+    if kernel.shared_bytes() > u64::from(caps.max_shared_bytes) {
+        lacks.push(format!("{} bytes of shared memory ({} at most)", kernel.shared_bytes(), caps.max_shared_bytes));
+    }
+    let mut asks = Asks::default();
+    block(&kernel.body, &mut asks);
+    if asks.subgroup && threads > wave && !threads.is_multiple_of(wave) {
+        lacks.push(format!("subgroup operations of {threads} threads, which are no whole waves of {wave}"));
+    }
+    if asks.reduce && !threads.min(wave).is_power_of_two() {
+        lacks.push(format!("a reduction over a wave of {} threads (a power of two)", threads.min(wave)));
+    }
+    if asks.unpack {
+        lacks.push("unpack, which is to be expanded before".to_string());
+    }
+    if asks.async_copy {
+        lacks.push("asynchronous copies to shared memory".to_string());
+    }
+    for shape in asks.matrices {
+        // The helper of a shape exists exactly where the device has it.
+        if matrix::helper(shape, gpu, &mut Vectors::default()).is_none() {
+            lacks.push(format!("the matrix instruction {shape}"));
+        }
+        if !threads.is_multiple_of(wave) {
+            lacks.push(format!("a matrix instruction of {threads} threads, which are no whole waves of {wave}"));
+        }
+    }
+    lacks.dedup();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
+}
+
+/// What a kernel asks for.
+#[derive(Default)]
+struct Asks {
+    subgroup: bool,
+    reduce: bool,
+    unpack: bool,
+    async_copy: bool,
+    matrices: Vec<&'static MmaShape>,
+}
+
+fn block(block_: &Block, asks: &mut Asks) {
+    for statement in &block_.statements {
+        match &statement.inst {
+            Inst::For(inner) => block(&inner.body, asks),
+            Inst::If(inner) => {
+                block(&inner.then, asks);
+                block(&inner.otherwise, asks);
+            }
+            Inst::SubgroupReduce(..) => (asks.subgroup, asks.reduce) = (true, true),
+            Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => asks.subgroup = true,
+            Inst::Unpack { .. } => asks.unpack = true,
+            Inst::Mma { shape, .. } => {
+                asks.subgroup = true;
+                asks.matrices.push(shape);
+            }
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => asks.async_copy = true,
+            Inst::Const(_)
+            | Inst::Arg(_)
+            | Inst::Builtin(_)
+            | Inst::Bin(..)
+            | Inst::Un(..)
+            | Inst::Cmp(..)
+            | Inst::Select { .. }
+            | Inst::Cast(..)
+            | Inst::Bitcast(_)
+            | Inst::Fma(..)
+            | Inst::Vector(_)
+            | Inst::Splat(_)
+            | Inst::Extract { .. }
+            | Inst::Swizzle { .. }
+            | Inst::Load { .. }
+            | Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::Dot4 { .. }
+            | Inst::PermuteBytes { .. }
+            | Inst::AtomicAdd { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Invariant 2 for NVIDIA GPUs: every kernel that a family makes for a device assembles there, within the device's registers
+//! and the shared memory that the kernel states, and its machine code holds the instructions that the kernel asks for.
+//! Local memory is the exception: a few in a hundred kernels of the largest register tiles spill some words, which the
+//! test counts, names and bounds.
+
+use bitsmith_compiler::compile;
+use bitsmith_compiler::dtype::DType;
+use bitsmith_compiler::format::Format;
+use bitsmith_compiler::ir::{Block, Inst, Kernel, ReduceOp, Scalar};
+use bitsmith_compiler::lower::families;
+use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
+use bitsmith_compiler::target::Target;
+use bitsmith_compiler::target::ptx::{ARCHES, PtxTarget, STATIC_SHARED};
+use bitsmith_tests::ptxas::{self, Entry};
+use std::collections::BTreeMap;
+
+/// Shapes of linear layers (rows and columns of W) in Llama 3 8B: attention, up and gate, down.
+const SHAPES: [(usize, usize); 3] = [(4096, 4096), (14336, 4096), (4096, 14336)];
+/// Formats of the grammar beside the named ones: every width and granularity.
+const MORE: [&str; 20] = [
+    "int2-g32",
+    "int3-g64-asym",
+    "int4-g128",
+    "int4-g128-asym",
+    "int4-g32-fp8",
+    "int5-channel",
+    "int6-g64",
+    "int8-channel",
+    "int8-g128-asym",
+    "int4-g48",
+    "int4-tensor",
+    "ternary-channel",
+    "ternary-g128",
+    "binary-g64",
+    "log4-g64",
+    "nf4",
+    "mxfp4",
+    "fp8e4m3-channel",
+    "fp8e4m3-block128",
+    "fp8e5m2-tensor",
+];
+
+/// Most bytes of local memory per thread, and one in how many kernels may have any.
+const MOST_LOCAL: u32 = 128;
+const SPILLING: usize = 50;
+
+/// What the suite makes for one device: operations with the number of rows that their schedules are for.
+fn operations() -> Vec<(Op, usize)> {
+    let mut list = Vec::new();
+    let named = Format::ALL.iter().map(|named| named.format);
+    let more = MORE.iter().map(|text| text.parse::<Format>().unwrap_or_else(|e| panic!("{text}: {e}")));
+    for (i, weight) in named.chain(more).enumerate() {
+        let (n, k) = SHAPES[i % SHAPES.len()];
+        if !(weight.container.check)(&weight, n, k).is_empty() {
+            continue;
+        }
+        let activations = [
+            Activation::Float(DType::F16),
+            Activation::Float(DType::Bf16),
+            Activation::Int8(Per::Token),
+            Activation::Fp8(DType::E4m3fn, Per::Token),
+        ];
+        for (j, activation) in activations.into_iter().enumerate() {
+            let epilogue = if j == 0 { Epilogue { bias: true, ..Epilogue::default() } } else { Epilogue::default() };
+            let op = Op::Matmul(Matmul { n, k, weight, activation, out: DType::F16, epilogue });
+            // Decode, a few rows, prefill.
+            list.extend([1, 16, 512].map(|m| (op, m)));
+        }
+        list.push((Op::Dequant(Dequant { n, k, weight, out: DType::Bf16 }), 1));
+    }
+    for code in [DType::I8, DType::E4m3fn] {
+        for norm in [None, Some(Norm { eps: 1e-5 })] {
+            let quantize =
+                Quantize { k: 4096, input: DType::F16, code, per: Per::Token, sum_group: 0, norm, smooth: false };
+            list.push((Op::Quantize(quantize), 1));
+        }
+    }
+    list
+}
+
+/// Kernels and modules of one device.
+#[derive(Default)]
+struct Made {
+    kernels: Vec<Kernel>,
+    modules: Vec<String>,
+    /// The operation and the schedule of each, for reports.
+    made_from: Vec<String>,
+}
+
+/// The favourite schedule of each family that serves an operation, each kernel under a name of its own.
+fn make(target: &PtxTarget, share: usize) -> Made {
+    let mut made = Made::default();
+    for (i, (op, m)) in operations().into_iter().enumerate() {
+        // Each device takes its share of the operations, and all devices together every one several times.
+        if i % 6 == share || (op.name() != "matmul") {
+            let Ok(able) = families(&op, target.caps()) else { continue };
+            for family in able {
+                let Some(schedule) = (family.space)(&op, target.caps(), m).into_iter().next() else { continue };
+                let compiled = compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
+                let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();
+                let name = format!("kernel_{}", made.kernels.len());
+                made.modules.push(text.replacen(
+                    &format!(".entry {}(", compiled.artifact.entry),
+                    &format!(".entry {name}("),
+                    1,
+                ));
+                made.made_from.push(format!("{op:?} {schedule:?}"));
+                made.kernels.push(Kernel { name, ..compiled.legal });
+            }
+        }
+    }
+    made
+}
+
+/// Names of instructions of which the machine code must hold at least one, for what the kernel asks for.
+fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'static [&'static str]>) {
+    for statement in &block.statements {
+        match &statement.inst {
+            Inst::Dot4 { .. } => _ = list.insert("dot4", &["IDP.4A"]),
+            Inst::Mma { shape, .. } => {
+                let names: &[&str] = match shape.a {
+                    DType::I8 | DType::U8 => &["IMMA."],
+                    DType::E4m3fn | DType::E5m2 => &["QMMA.", "HMMA."],
+                    _ => &["HMMA."],
+                };
+                list.insert("mma", names);
+            }
+            Inst::AsyncCopy { .. } => _ = list.insert("async_copy", &["LDGSTS"]),
+            Inst::Barrier => _ = list.insert("barrier", &["BAR."]),
+            Inst::SubgroupReduce(ReduceOp::Add | ReduceOp::Max, value) if kernel.ty(*value).scalar == Scalar::I32 => {
+                list.insert("reduce", &["REDUX"]);
+            }
+            Inst::For(inner) => wanted(&inner.body, kernel, list),
+            Inst::If(inner) => {
+                wanted(&inner.then, kernel, list);
+                wanted(&inner.otherwise, kernel, list);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is wrong with one assembled kernel.
+fn faults(kernel: &Kernel, entry: &Entry, target: &PtxTarget) -> Vec<String> {
+    let mut faults = Vec::new();
+    if entry.stack > MOST_LOCAL {
+        faults.push(format!("{} bytes of spills, {} of local memory", entry.spills, entry.stack));
+    }
+    let gpu = target.caps().gpu.expect("an NVIDIA device");
+    let most = (gpu.registers_per_unit / kernel.threads()).min(gpu.registers_per_thread);
+    if entry.registers == 0 || entry.registers > most {
+        faults.push(format!("{} registers of {} threads; at most {most}", entry.registers, kernel.threads()));
+    }
+    let stated = kernel.shared_bytes();
+    // The tool may round up to an alignment, and from sm_90 on adds 1 KiB of its own.
+    let declared = if stated > STATIC_SHARED { 0 } else { stated };
+    if (entry.shared as u64) < declared || entry.shared as u64 > declared + 1024 + 128 {
+        faults.push(format!("{} bytes of shared memory; the kernel states {stated}", entry.shared));
+    }
+    if entry.sass.is_empty() {
+        faults.push("no machine code was shown".to_string());
+    }
+    let mut list = BTreeMap::new();
+    wanted(&kernel.body, kernel, &mut list);
+    for (what, names) in list {
+        let word = |line: &String| names.iter().any(|name| line.split_whitespace().any(|word| word.starts_with(name)));
+        if !entry.sass.iter().any(word) {
+            faults.push(format!("{what}: the machine code has none of {names:?}"));
+        }
+    }
+    faults
+}
+
+/// The kernels of an architecture through the assembler, in batches: how many, how many spill, what is wrong.
+fn check(tool: &ptxas::Ptxas, share: usize) -> (usize, usize, Vec<String>) {
+    let target = PtxTarget::named(ARCHES[share].name).unwrap();
+    let made = make(&target, share);
+    let (mut wrong, mut spilling) = (Vec::new(), 0);
+    for (first, (kernels, modules)) in made.kernels.chunks(40).zip(made.modules.chunks(40)).enumerate() {
+        let entries = match tool.assemble(target.arch().name, modules, true) {
+            Ok(entries) => entries,
+            Err(said) => {
+                wrong.push(format!("{}: {}", target.arch().name, said.lines().take(10).collect::<Vec<_>>().join("\n")));
+                continue;
+            }
+        };
+        for (i, kernel) in kernels.iter().enumerate() {
+            match entries.get(&kernel.name) {
+                Some(entry) => {
+                    if entry.spills > 0 || entry.stack > 0 {
+                        spilling += 1;
+                        let from = &made.made_from[40 * first + i];
+                        println!("{}: {} bytes of local memory: {from}", target.arch().name, entry.stack);
+                    }
+                    for fault in faults(kernel, entry, &target) {
+                        let from = &made.made_from[40 * first + i];
+                        wrong.push(format!("{}: {fault}: {from}", target.arch().name));
+                    }
+                }
+                None => wrong.push(format!("{} for {}: not reported", kernel.name, target.arch().name)),
+            }
+        }
+    }
+    (made.kernels.len(), spilling, wrong)
+}
+
+#[test]
+fn every_kernel_assembles_within_its_means() {
+    let Some(tool) = ptxas::find("every_kernel_assembles_within_its_means") else { return };
+    let half = |first: usize| (first..ARCHES.len()).step_by(2).map(|share| check(&tool, share)).collect::<Vec<_>>();
+    let results: Vec<(usize, usize, Vec<String>)> = std::thread::scope(|scope| {
+        let other = scope.spawn(|| half(1));
+        let mut results = half(0);
+        results.extend(other.join().expect("the other half panicked"));
+        results
+    });
+    let count: usize = results.iter().map(|(count, ..)| count).sum();
+    let spilling: usize = results.iter().map(|(_, spilling, _)| spilling).sum();
+    let wrong: Vec<String> = results.into_iter().flat_map(|(.., wrong)| wrong).collect();
+    println!("{count} kernels assembled for {} architectures, {spilling} of them with local memory", ARCHES.len());
+    let shown = wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
+    assert!(wrong.is_empty(), "{} faults in {count} kernels:\n{shown}", wrong.len());
+    assert!(spilling * SPILLING <= count, "{spilling} of {count} kernels have local memory");
+    assert!(count > 1000, "{count} kernels are too few");
+}
