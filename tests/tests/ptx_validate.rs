@@ -7,7 +7,7 @@ use bitsmith_compiler::compile;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::ir::{Block, Inst, Kernel, ReduceOp, Scalar};
-use bitsmith_compiler::lower::families;
+use bitsmith_compiler::lower::{MATRIX_FAMILIES, families};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::{ARCHES, PtxTarget, STATIC_SHARED};
@@ -93,7 +93,8 @@ fn make(target: &PtxTarget, share: usize) -> Made {
     for (i, (op, m)) in operations().into_iter().enumerate() {
         // Each device takes its share of the operations, and all devices together every one several times.
         if i % 6 == share || (op.name() != "matmul") {
-            let Ok(able) = families(&op, target.caps()) else { continue };
+            let Ok(mut able) = families(&op, target.caps()) else { continue };
+            able.extend(MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, target.caps()).is_none()));
             for family in able {
                 let Some(schedule) = (family.space)(&op, target.caps(), m).into_iter().next() else { continue };
                 let compiled = compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
