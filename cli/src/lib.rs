@@ -14,7 +14,6 @@ mod measure;
 mod memory;
 mod place;
 mod plan;
-pub mod roofline;
 mod shapes;
 mod stages;
 mod table;

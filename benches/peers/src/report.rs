@@ -1,7 +1,7 @@
 //! What came out: a table, JSON, a roofline.
 
-use bitsmith::roofline::{Plot, Point};
 use bitsmith_runtime::roofs::Roofs;
+use bitsmith_runtime::roofs::picture::{Plot, Point};
 use bitsmith_runtime::timing::Measurement;
 use serde::{Deserialize, Serialize};
 

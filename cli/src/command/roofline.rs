@@ -2,9 +2,9 @@
 
 use super::bench::describe_roofs;
 use crate::failure::Failure;
-use crate::roofline::{Plot, Point};
 use crate::table::Table;
 use crate::{Io, Outcome, memory};
+use bitsmith_runtime::roofs::picture::{Plot, Point};
 use bitsmith_runtime::roofs::{self, Roofs};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

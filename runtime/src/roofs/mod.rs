@@ -1,5 +1,6 @@
 //! This machine's roofs, measured in the same process as the kernels: what memory delivers and what arithmetic peaks at.
 
+pub mod picture;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

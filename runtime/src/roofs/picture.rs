@@ -3,7 +3,7 @@
 //! Reads roofs and points; makes SVG text. Both axes are logarithmic: operations per byte read to the right, GOP/s
 //! upwards. Memory is a slope per number of threads, a peak of arithmetic a level line that starts at the slope.
 
-use bitsmith_runtime::roofs::Roofs;
+use super::Roofs;
 use std::fmt::Write;
 
 /// A kernel in the picture.
