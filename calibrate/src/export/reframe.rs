@@ -149,7 +149,12 @@ mod tests {
             ("fp8e4m3-channel", &CT_PLAIN),
             ("fp8e4m3fnuz-channel", &CT_PLAIN),
         ] {
-            let q = encoded(from);
+            let mut q = encoded(from);
+            if q.format.code == Code::Float(DType::E4m3fnuz) {
+                // The largest number of fnuz has the bits of fn's NaN, so it cannot move.
+                assert!(reframe(&q, container).is_err(), "{from}");
+                q.codes.iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code -= 1);
+            }
             let moved = reframe(&q, container).unwrap_or_else(|error| panic!("{from} to {}: {error}", container.name));
             assert_eq!(dequantize(&moved), dequantize(&q), "{from}");
             let parts = (container.pack)(&moved).unwrap();
