@@ -95,7 +95,7 @@ fn losses_of_formats_and_gains_of_quantizers() {
     // So small a model has no channels that stand out; AWQ must not hurt it.
     assert!(awq.mean_divergence < 1.1 * nearest.mean_divergence);
     let w2 = at("weight = \"int2-g32-asym\"\nmethod = \"rtn\"", &FLOATS);
-    assert!(w2.mean_divergence > 0.1, "two bits should show");
+    assert!(w2.mean_divergence > 10.0 * nearest.mean_divergence, "two bits should show: {}", w2.mean_divergence);
 }
 
 /// Kernels on the CPU against the reference that dequantizes weights and, where the recipe quantizes them, inputs.
