@@ -74,14 +74,15 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
     if let Some(schedule) = matrix.flat_map(|f| (f.space)(op, caps, m)).next() {
         return Ok(schedule);
     }
-    let able = families(op, caps)?;
-    let wanted: &[Family] = if m > 8 { &[Family::Tile, Family::Block] } else { &[Family::Stream, Family::Spread] };
-    let family =
-        able.iter().find(|f| wanted.contains(&f.family)).or(able.first()).expect("families returns at least one");
-    (family.space)(op, caps, m)
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::Unsupported(format!("{}: family {} has no schedule", op.name(), family.family.name())))
+    // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
+    let (mut first, others): (Vec<_>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
+        let wanted = if m > 8 { [Family::Tile, Family::Block] } else { [Family::Stream, Family::Spread] };
+        wanted.contains(&f.family)
+    });
+    first.extend(others);
+    first.iter().find_map(|f| (f.space)(op, caps, m).into_iter().next()).ok_or_else(|| {
+        Error::Unsupported(format!("{} on {}: no family has a schedule for {m} rows", op.name(), caps.name))
+    })
 }
 
 /// Turns an operation and a schedule into a kernel for devices of these caps.
