@@ -18,7 +18,7 @@ use std::path::Path;
 
 /// Cases per device; `BITSMITH_HIP_CASES` changes it.
 fn count() -> u64 {
-    std::env::var("BITSMITH_HIP_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(160)
+    std::env::var("BITSMITH_HIP_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
 }
 
 /// Cases that one compilation takes.

@@ -51,12 +51,13 @@ fn fragments(map: &Layout, dtype: DType, number: impl Fn(u64, u64) -> f64) -> Ve
     (0..map.size() as usize).flat_map(|address| code(address).to_le_bytes()[..bytes].to_vec()).collect()
 }
 
+/// No power of two below 1024 is 1 modulo 11, so that swapped bits of a coordinate change the number.
 fn left(row: u64, k: u64) -> f64 {
-    ((row * 5 + k * 3) % 7) as f64 - 3.0
+    ((row * 5 + k * 3) % 11) as f64 - 5.0
 }
 
 fn right(k: u64, column: u64) -> f64 {
-    ((k * 2 + column * 3 + k * column) % 5) as f64 - 2.0
+    ((k * 2 + column * 3 + k * column) % 11) as f64 - 5.0
 }
 
 fn added(row: u64, column: u64) -> f64 {
