@@ -75,7 +75,7 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
         return Ok(schedule);
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
-    let (mut first, others): (Vec<_>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
+    let (mut first, others): (Vec<&Implementation>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
         let wanted = if m > 8 { [Family::Tile, Family::Block] } else { [Family::Stream, Family::Spread] };
         wanted.contains(&f.family)
     });
