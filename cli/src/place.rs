@@ -83,12 +83,13 @@ fn hip(target: HipTarget) -> Maker {
 }
 
 impl Place {
-    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `hip:<index>`), or a CPU level, an NVIDIA or AMD
+    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cpu+clif`, `hip:<index>`), or a CPU level, an NVIDIA or AMD
     /// device or architecture, for which nothing is run.
     pub fn open(name: &str) -> Result<Place, Failure> {
-        if name == "cpu" || name.starts_with("cpu:") {
+        if let base @ ("cpu" | "cpu+clif") = name.split(':').next().unwrap_or(name) {
             let device = bitsmith_runtime::open(name)?;
-            return Ok(Place { maker: Maker::Machine(CpuTarget::host()?), device: Some(device) });
+            let target = if base == "cpu" { CpuTarget::host()? } else { CpuTarget::host_with_cranelift()? };
+            return Ok(Place { maker: Maker::Machine(target), device: Some(device) });
         }
         if let Ok(target) = PtxTarget::named(name) {
             let maker = Maker::Text {

@@ -14,14 +14,15 @@ pub mod vulkan;
 
 pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, check_launch};
 
+use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, `cpu:<threads>`, `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>` (`cpu+clif` takes Cranelift where the wide emitter would serve), `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
     let refuse = || {
         Error::Unsupported(format!(
-            "device `{name}`; accepted: cpu, cpu:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
+            "device `{name}`; accepted: cpu, cpu:<threads>, cpu+clif:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
         ))
     };
     if let Some(rest) = name.strip_prefix("vulkan")
@@ -33,15 +34,16 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
         let options = vulkan::Options { index, subgroup, ..vulkan::Options::default() };
         return Ok(Arc::new(vulkan::VulkanDevice::open(options)?));
     }
-    match name.split_once(':') {
-        None if name == "cpu" => Ok(Arc::new(cpu::CpuDevice::new(cpu::available_threads())?)),
-        Some(("cpu", threads)) => {
-            let threads: usize = threads.parse().map_err(|_| refuse())?;
-            if !(1..=1024).contains(&threads) {
-                return Err(Error::invalid(format!("device `{name}`: {threads} threads; accepted: 1 to 1024")));
-            }
-            Ok(Arc::new(cpu::CpuDevice::new(threads)?))
+    let (place, count) = name.split_once(':').map_or((name, None), |(place, count)| (place, Some(count)));
+    if let "cpu" | "cpu+clif" = place {
+        let threads = count.map_or(Ok(cpu::available_threads()), |count| count.parse().map_err(|_| refuse()))?;
+        if !(1..=1024).contains(&threads) {
+            return Err(Error::invalid(format!("device `{name}`: {threads} threads; accepted: 1 to 1024")));
         }
+        let target = if place == "cpu" { CpuTarget::host()? } else { CpuTarget::host_with_cranelift()? };
+        return Ok(Arc::new(cpu::CpuDevice::with_target(target, threads)?));
+    }
+    match name.split_once(':') {
         None if name == "hip" => Ok(Arc::new(hip::HipDevice::open(0)?)),
         Some(("hip", index)) => Ok(Arc::new(hip::HipDevice::open(index.parse().map_err(|_| refuse())?)?)),
         _ => Err(refuse()),

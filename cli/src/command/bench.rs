@@ -156,10 +156,10 @@ impl Bench {
         if self.threads.is_empty() {
             return Ok(vec![Place::running(&self.device)?]);
         }
-        if self.device != "cpu" {
-            return Err(Failure::invalid(format!("--threads with device `{}`; accepted: cpu", self.device)));
+        if !matches!(self.device.as_str(), "cpu" | "cpu+clif") {
+            return Err(Failure::invalid(format!("--threads with device `{}`; accepted: cpu, cpu+clif", self.device)));
         }
-        self.threads.iter().map(|threads| Place::running(&format!("cpu:{threads}"))).collect()
+        self.threads.iter().map(|threads| Place::running(&format!("{}:{threads}", self.device))).collect()
     }
 }
 

@@ -98,6 +98,19 @@ impl CpuTarget {
         Ok(CpuTarget { level: level::Level::host()? })
     }
 
+    /// The host through Cranelift, also where the wide emitter knows it.
+    pub fn host_with_cranelift() -> Result<CpuTarget> {
+        let host = CpuTarget::host()?;
+        if host.emitter() == "cranelift" {
+            return Ok(host);
+        }
+        let (level, platform) = host
+            .name()
+            .split_once('@')
+            .map_or((host.name(), ""), |(level, _)| (level, host.name().strip_prefix(level).unwrap_or_default()));
+        CpuTarget::named(&format!("{level}+clif{platform}"))
+    }
+
     /// A level by name, such as `x86-64-v3`; `level@triple` chooses an operating system other than Linux, such as
     /// `aarch64+dotprod@aarch64-apple-darwin`.
     pub fn named(name: &str) -> Result<CpuTarget> {
