@@ -1,4 +1,4 @@
-//! `check`: parses and verifies kernel IR files, and says where each fault is.
+//! `check`: parses and verifies kernel IR files, and says where each fault is; runs PTX files on the PTX machine.
 
 use crate::failure::Failure;
 use crate::launch::LaunchFile;
@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// Files of kernel IR; a comment line that starts with three dashes parts the kernels of a file
-    #[arg(required = true, value_name = "FILE.kir")]
+    /// Files of kernel IR (a comment line that starts with three dashes parts the kernels of a file), or one of PTX,
+    /// which runs on the PTX machine under every schedule of warps and needs `--launch`
+    #[arg(required = true, value_name = "FILE.kir|FILE.ptx")]
     files: Vec<PathBuf>,
     /// The device to verify for: `any`, or a CPU level
     #[arg(long, default_value = "any")]
     caps: String,
-    /// Run each kernel on the interpreter with the grid and arguments of a JSON file
+    /// Run each kernel with the grid and arguments of a JSON file: kernel IR on the interpreter, PTX on the PTX machine
     #[arg(long, value_name = "LAUNCH.json")]
     launch: Option<PathBuf>,
     /// Print one JSON document
@@ -60,6 +61,11 @@ struct Statistics {
 
 impl Check {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        if let [file] = &self.files[..]
+            && file.extension().is_some_and(|extension| extension == "ptx")
+        {
+            return self.ptx(io, file);
+        }
         let caps = caps(&self.caps)?;
         let launch = self.launch.as_deref().map(LaunchFile::read).transpose()?;
         let mut checked = Vec::new();
@@ -79,6 +85,38 @@ impl Check {
         } else {
             Err(Failure::Found(format!("{} in {}", count(faults, "fault"), count(checked.len(), "file"))))
         }
+    }
+}
+
+impl Check {
+    /// Runs a PTX kernel without a GPU: races, missing barriers, bad accesses, results that depend on the schedule.
+    fn ptx(&self, io: &mut Io<'_>, file: &Path) -> Outcome {
+        let launch = self.launch.as_deref().ok_or_else(|| {
+            Failure::invalid(format!("{}: PTX is checked by running it; give --launch LAUNCH.json", file.display()))
+        })?;
+        let report = bitsmith_emulate::check_file(file, launch).map_err(|error| Failure::invalid(error.to_string()))?;
+        if self.json {
+            let runs: Vec<_> = report
+                .runs
+                .iter()
+                .map(|run| {
+                    serde_json::json!({
+                        "schedule": run.schedule,
+                        "lane_instructions": run.lane_instructions,
+                        "fault": run.fault.as_ref().map(ToString::to_string),
+                    })
+                })
+                .collect();
+            let differences: Vec<_> = report
+                .differences
+                .iter()
+                .map(|(buffer, byte, schedule)| serde_json::json!({"buffer": buffer, "byte": byte, "schedule": schedule}))
+                .collect();
+            io.json(&serde_json::json!({"kernel": report.kernel, "runs": runs, "differences": differences}))?;
+        } else {
+            writeln!(io.out, "{report}")?;
+        }
+        if report.clean() { Ok(()) } else { Err(Failure::Found(format!("{} is at fault", report.kernel))) }
     }
 }
 
