@@ -24,13 +24,13 @@ mod text;
 pub use arch::{ARCHES, Arch};
 pub use emit::STATIC_SHARED;
 
-use crate::artifact::{Arg, ArgKind, Artifact, Payload};
+use crate::artifact::{Artifact, Payload};
 use crate::caps::{self, Caps, Feature};
 use crate::error::{Error, Result};
 use crate::ir::{self, Verified};
 use crate::pass::expand::{Choice, expand_chosen};
 use crate::pass::{self, Pass};
-use crate::target::Target;
+use crate::target::{Target, arg};
 
 /// What a kernel goes through before this target emits it.
 const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::FOLD, pass::CSE, HOIST, pass::DCE];
@@ -161,20 +161,4 @@ fn casts(block: &ir::Block, kernel: &ir::Kernel, fp8: bool, faults: &mut Vec<Str
             _ => {}
         }
     }
-}
-
-fn arg(param: &ir::Param) -> Result<Arg> {
-    use ir::{Access, ParamKind, Scalar};
-    let kind = match param.kind {
-        ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },
-        ParamKind::Buffer { access: Access::Write, align } => ArgKind::Write { align },
-        ParamKind::Buffer { access: Access::ReadWrite, align } => ArgKind::ReadWrite { align },
-        ParamKind::Scalar(Scalar::I32) => ArgKind::I32,
-        ParamKind::Scalar(Scalar::I64) => ArgKind::I64,
-        ParamKind::Scalar(Scalar::F32) => ArgKind::F32,
-        ParamKind::Scalar(other) => {
-            return Err(Error::invalid(format!("parameter `{}` is {other}; a scalar is i32, i64 or f32", param.name)));
-        }
-    };
-    Ok(Arg { name: param.name.clone(), kind })
 }
