@@ -3,7 +3,7 @@
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::lower;
+use bitsmith_compiler::lower::{self, MATRIX_FAMILIES};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
 use bitsmith_compiler::schedule::Schedule;
 
@@ -38,6 +38,67 @@ pub fn case(seed: u64, caps: &Caps) -> Case {
     };
     let space = lower::space(&op, caps, m).unwrap_or_else(|error| panic!("seed {seed}: {op:?}: {error}"));
     Case { seed, op, m, schedule: space[rng.usize(..space.len())] }
+}
+
+/// The case of a seed that a family of matrix instructions serves on a device: groups of whole tiles, ragged N and M.
+///
+/// # Panics
+/// If a hundred draws find none that the device serves.
+pub fn matrix_case(seed: u64, caps: &Caps) -> Case {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x3a77);
+    for _ in 0..100 {
+        let (op, m) = matrix_matmul(&mut rng);
+        let able = MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none());
+        let space: Vec<Schedule> = able.flat_map(|family| (family.space)(&op, caps, m)).collect();
+        if !space.is_empty() {
+            return Case { seed, op, m, schedule: space[rng.usize(..space.len())] };
+        }
+    }
+    panic!("seed {seed}: no matrix family of {} serves any of a hundred operations", caps.name);
+}
+
+fn matrix_matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
+    let integers = [
+        "int4-g64",
+        "int4-g128",
+        "int4-channel",
+        "uint4-g128-asym",
+        "int4-g64-asym-bf16",
+        "int8-channel",
+        "int8-g64",
+        "int8-g32-asym",
+        "int8-tensor-f32",
+        "int2-g128",
+        "uint2-g128-asym",
+        "ternary-g128",
+        "ternary-channel-bf16",
+    ];
+    let kinds = [
+        ("fp8e4m3", DType::E4m3fn),
+        ("fp8e4m3fnuz", DType::E4m3fnuz),
+        ("fp8e5m2", DType::E5m2),
+        ("fp8e5m2fnuz", DType::E5m2fnuz),
+    ];
+    let (weight, activation) = if rng.u32(..4) == 0 {
+        let (name, _) = pick(rng, &kinds);
+        let granularity = pick(rng, &["channel", "tensor", "g128", "g32", "block128"]);
+        let per = if granularity == "g32" { Per::Group(32) } else { pick(rng, &[Per::Token, Per::Tensor, Per::Group(128)]) };
+        (format!("{name}-{granularity}"), Activation::Fp8(pick(rng, &kinds).1, per))
+    } else {
+        let floats = [DType::F16, DType::Bf16].map(Activation::Float);
+        let activation = pick(rng, &[floats[0], floats[1], Activation::Int8(Per::Token), Activation::Int8(Per::Group(128))]);
+        (pick(rng, &integers).to_string(), activation)
+    };
+    let op = Matmul {
+        n: 1 + rng.usize(..140),
+        k: 128 * (1 + rng.usize(..4)),
+        weight: weight.parse().unwrap_or_else(|why| panic!("{weight}: {why}")),
+        activation,
+        out: float(rng),
+        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
+    };
+    let most = if rng.bool() { 8 } else { 40 };
+    (Op::Matmul(op), 1 + rng.usize(..most))
 }
 
 fn pick<T: Copy>(rng: &mut fastrand::Rng, list: &[T]) -> T {

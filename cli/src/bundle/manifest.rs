@@ -184,7 +184,7 @@ fn sorted(value: Value) -> Value {
 impl KernelEntry {
     /// The entry of a kernel whose object file has this name and hash.
     pub fn new(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
-        let packing = lower::packing(piece.op, piece.schedule);
+        let packing = piece.packing;
         let signatures = lower::signature_packed(piece.op, packing)?;
         let (n, k, format, activation, output) = match piece.op {
             Op::Matmul(op) => (Some(op.n), op.k, Some(op.weight.to_string()), Some(op.activation.to_string()), op.out),

@@ -9,6 +9,8 @@ use crate::stages::{self, Emit};
 use crate::table::bytes;
 use crate::{Io, Outcome, memory, shapes};
 use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::lower::packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
 use bitsmith_runtime::{Device, roofs};
@@ -112,7 +114,7 @@ impl Generate {
             .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
             .collect::<Result<Vec<Compiled>, Failure>>()?;
         let pieces: Vec<Piece<'_>> =
-            plan.kernels.iter().zip(&compiled).map(|(kernel, made)| piece(kernel, made)).collect();
+            plan.kernels.iter().zip(&compiled).map(|(kernel, made)| piece(kernel, made, place.target().caps())).collect();
         let files = bundle::files(&pieces, &place.maker, recipe.name, &model.name)?;
         let mut emitted = Map::new();
         for (kernel, made) in plan.kernels.iter().zip(&compiled) {
@@ -167,10 +169,11 @@ impl Generate {
     }
 }
 
-fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
+fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> {
     Piece {
         op: &kernel.op,
         schedule: &kernel.schedule,
+        packing: packing(&kernel.op, &kernel.schedule, caps),
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,

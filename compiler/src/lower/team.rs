@@ -29,10 +29,10 @@ pub(super) struct Team {
 }
 
 impl Team {
-    /// Makes the workgroup of `slices` subgroups: a lane is a row, and values have up to `size` bytes.
-    pub fn of_subgroups(b: &mut Builder, lanes: u32, slices: u32, size: u32) -> Team {
+    /// Makes the workgroup of `slices` subgroups: a lane is a row, and holds `values` values of up to `size` bytes.
+    pub fn of_subgroups(b: &mut Builder, lanes: u32, slices: u32, size: u32, values: usize) -> Team {
         b.workgroup(lanes * slices, 1, 1);
-        let memory = (slices > 1).then(|| b.shared("partial", BATCH as u32 * lanes * slices * size, 16));
+        let memory = (slices > 1).then(|| b.shared("partial", BATCH.min(values) as u32 * lanes * slices * size, size.max(16)));
         // These two are known to be the same over a subgroup, which a number made of the thread's index is not.
         let (lane, slice) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
         let row = b.cast(CastOp::ExtendS, lane, Scalar::I64);

@@ -10,7 +10,7 @@ mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
-pub(super) use mma::{MMA, class};
+pub(super) use mma::{MMA, packing};
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
