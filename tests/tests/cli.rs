@@ -51,11 +51,11 @@ fn a_manifest_says_how_to_launch_and_what_every_file_hashes_to() {
     let out = folder.path().join("bundle");
     generate(&out, &[]);
     let manifest: Value = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
-    assert_eq!(manifest["schema"], 1);
+    assert_eq!(manifest["schema"], 2);
     assert_eq!(manifest["recipe"], "W4A8");
-    for kernel in manifest["kernels"].as_array().unwrap() {
+    for kernel in manifest["targets"][0]["kernels"].as_array().unwrap() {
         let bytes = fs::read(out.join(kernel["file"].as_str().unwrap())).unwrap();
-        assert_eq!(kernel["sha256"], bitsmith::bundle::sha256(&bytes));
+        assert_eq!(kernel["sha256"], bitsmith_cli::bundle::sha256(&bytes));
         assert_eq!(kernel["args"].as_array().unwrap().last().unwrap()["name"], "m");
         let keys: Vec<&String> = kernel.as_object().unwrap().keys().collect();
         assert!(keys.is_sorted(), "{keys:?}");
@@ -281,9 +281,9 @@ fn a_packed_tensor_is_what_the_kernels_of_a_bundle_take() {
     let base = ["pack", "--weights", &path, "--tensor"];
     let json = ok_json(&[&base[..], &["floats", "--format", "int4-g128", "--out", &to, "--json"]].concat());
     let packed = fs::read(&out).unwrap();
-    assert_eq!(manifest["kernels"][0]["packed_bytes"], packed.len());
-    assert_eq!(manifest["kernels"][0]["format"], json["format"]);
-    assert_eq!(json["sha256"], bitsmith::bundle::sha256(&packed));
+    assert_eq!(manifest["targets"][0]["kernels"][0]["packed_bytes"], packed.len());
+    assert_eq!(manifest["targets"][0]["kernels"][0]["format"], json["format"]);
+    assert_eq!(json["sha256"], bitsmith_cli::bundle::sha256(&packed));
     let floats = bitsmith_calibrate::file::ModelFile::open(&path).unwrap().tensor_f32("floats").unwrap();
     let format: Format = "int4-g128".parse().unwrap();
     assert_eq!(packed, N16::pack(&format.encode(&floats, 24, 64, None).unwrap()).unwrap().1);
