@@ -58,6 +58,9 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
 /// # Safety
 /// They must stay valid until the device and all that was made of it are gone.
 pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
-    let given = if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
-    Err(Error::Unsupported(format!("adopting {given} on device `{name}`; accepted: devices that `open` takes, by `open`")))
+    let given =
+        if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
+    Err(Error::Unsupported(format!(
+        "adopting {given} on device `{name}`; accepted: devices that `open` takes, by `open`"
+    )))
 }

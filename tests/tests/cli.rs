@@ -10,7 +10,11 @@ use std::path::Path;
 use std::process::Command;
 
 mod cli_support;
-use cli_support::{fails, gguf, ok, ok_json, run};
+#[path = "cli_support/gguf.rs"]
+mod gguf;
+#[path = "cli_support/link.rs"]
+mod link;
+use cli_support::{fails, ok, ok_json, run};
 
 /// Every file of a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -122,7 +126,7 @@ fn a_c_program_links_a_bundle_and_computes_a_matmul() {
         return skip("gcc", test, "gcc is absent");
     }
     let folder = tempfile::tempdir().unwrap();
-    if let Err(why) = cli_support::link::link_and_run(folder.path()) {
+    if let Err(why) = link::link_and_run(folder.path()) {
         panic!("{why}");
     }
 }

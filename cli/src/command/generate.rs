@@ -109,7 +109,13 @@ impl Generate {
             .iter()
             .map(|side| Part {
                 maker: &side.place.maker,
-                pieces: side.plan.kernels.iter().zip(&side.compiled).map(|(kernel, made)| piece(kernel, made)).collect(),
+                pieces: side
+                    .plan
+                    .kernels
+                    .iter()
+                    .zip(&side.compiled)
+                    .map(|(kernel, made)| piece(kernel, made))
+                    .collect(),
             })
             .collect();
         let files = bundle::files(&parts, recipe.name, &model.name)?;

@@ -47,7 +47,11 @@ impl Inspect {
             }
             for packing in &manifest.packings {
                 let planes = packing.planes.join("; ");
-                writeln!(io.out, "{} in {}: {}; planes {planes}", packing.format, packing.packing, packing.description)?;
+                writeln!(
+                    io.out,
+                    "{} in {}: {}; planes {planes}",
+                    packing.format, packing.packing, packing.description
+                )?;
             }
             if faults.is_empty() {
                 writeln!(io.out, "every file has the hash that the manifest states")?;
@@ -150,17 +154,8 @@ fn metadata(file: &ModelFile) -> Vec<(String, String)> {
 
 /// A line per kernel.
 fn kernels(target: &TargetEntry) -> Table {
-    let mut table = Table::new(&[
-        "op",
-        "layers",
-        "NxK",
-        "weights",
-        "activations",
-        "schedule",
-        "packed",
-        "workgroups",
-        "entry",
-    ]);
+    let mut table =
+        Table::new(&["op", "layers", "NxK", "weights", "activations", "schedule", "packed", "workgroups", "entry"]);
     for kernel in &target.kernels {
         table.row(vec![
             kernel.op.clone(),

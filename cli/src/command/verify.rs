@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::table::Table;
-use crate::{Io, Outcome, memory, measure};
+use crate::{Io, Outcome, measure, memory};
 use bitsmith_autotune::problem::{Problem, Report, Sample};
 use bitsmith_runtime::bundle::{Bundle, Kernel, Kernels, Want};
 use bitsmith_runtime::{Buffer, Device, View};
@@ -63,7 +63,11 @@ impl Verify {
             target,
             results: &rows,
         };
-        if self.json { io.json(&summary)? } else { print(io, &summary)? }
+        if self.json {
+            io.json(&summary)?
+        } else {
+            print(io, &summary)?
+        }
         let wrong = rows.iter().filter(|row| !row.check.passed()).map(|row| format!("{}: out of bounds", row.entry));
         let all: Vec<String> = faults.iter().cloned().chain(wrong).collect();
         if all.is_empty() { Ok(()) } else { Err(Failure::Found(all.join("\nerror: "))) }

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::format::n16::N16;
 use crate::format::qt16::{Class, LaneOrder, Qt16, strip_layout};
 use crate::format::{Format, Quantized};
-use crate::layout::Layout;
 use crate::ir::{Access, Address, BinOp, Builder, Memory, Scalar, Value};
+use crate::layout::Layout;
 use crate::op::{Activation, Op, Per};
 
 /// What a buffer holds.

@@ -103,7 +103,9 @@ pub unsafe extern "C" fn bitsmith_kernel_choose(
         let choice = kernels.choose(&want, rows(m)?)?;
         kernels.kernel(choice.index)?;
         // SAFETY: as above.
-        unsafe { write(kernel, registry::register(Thing::Kernel(kernels, choice.index, choice.reason.into())), "kernel") }
+        unsafe {
+            write(kernel, registry::register(Thing::Kernel(kernels, choice.index, choice.reason.into())), "kernel")
+        }
     })
 }
 

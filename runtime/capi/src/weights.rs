@@ -165,8 +165,7 @@ pub unsafe extern "C" fn bitsmith_weights_import(
                 Fault::invalid(format!("part `{name}` has elements of `{element}`; accepted: {}", known.join(", ")))
             })?;
             let known = PARTS.iter().find(|known| **known == name);
-            let name =
-                known.ok_or_else(|| Fault::invalid(format!("part `{name}`; accepted: {}", PARTS.join(", "))))?;
+            let name = known.ok_or_else(|| Fault::invalid(format!("part `{name}`; accepted: {}", PARTS.join(", "))))?;
             let shape = shape.iter().map(|&extent| extent as usize).collect();
             list.push(Part { name, dtype, shape, bytes: data.to_vec() });
         }

@@ -60,10 +60,12 @@ fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {
         std::fs::copy(here.join("examples").join(name), source.join(name)).unwrap();
     }
     let build = folder.path().join("build");
-    run(Command::new("cmake").arg("-S").arg(&source).arg("-B").arg(&build).arg(format!(
-        "-DCMAKE_PREFIX_PATH={}",
-        prefix.display()
-    )));
+    run(Command::new("cmake")
+        .arg("-S")
+        .arg(&source)
+        .arg("-B")
+        .arg(&build)
+        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())));
     run(Command::new("cmake").arg("--build").arg(&build));
     for (bundle, format, activation) in &bundles {
         for program in ["matmul", "matmul_static"] {

@@ -47,7 +47,8 @@ fn machine_code(content: &[u8], entry: &str) -> Result<Vec<u8>> {
     let start = symbol.address().checked_sub(section.address()).and_then(|start| usize::try_from(start).ok());
     let code = start.and_then(|start| {
         // COFF and Mach-O state no sizes: there the function is the rest of the section.
-        let size = if symbol.size() == 0 { data.len().checked_sub(start)? } else { usize::try_from(symbol.size()).ok()? };
+        let size =
+            if symbol.size() == 0 { data.len().checked_sub(start)? } else { usize::try_from(symbol.size()).ok()? };
         data.get(start..start.checked_add(size)?)
     });
     match code {

@@ -61,11 +61,7 @@ impl KernelEntry {
                     weight: named(&self.format, "format")?.parse()?,
                     activation: named(&self.activation, "activation")?.parse()?,
                     out: output,
-                    epilogue: Epilogue {
-                        bias: has("bias"),
-                        silu_mul: has("silu_mul"),
-                        residual: has("residual"),
-                    },
+                    epilogue: Epilogue { bias: has("bias"), silu_mul: has("silu_mul"), residual: has("residual") },
                 })
             }
             "dequant" => Op::Dequant(Dequant {

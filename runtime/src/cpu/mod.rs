@@ -63,8 +63,12 @@ fn apart(launch: &Launch<'_>) -> Result<()> {
         let LaunchArg::Buffer(view) = given else { continue };
         let start = own(view.buffer)?.address(view.offset);
         let (end, written) = (start + view.bytes as u64, !matches!(arg.kind, ArgKind::Read { .. }));
-        if ranges.iter().any(|&(other, last, other_written)| (written || other_written) && start < last && other < end) {
-            return Err(Error::invalid(format!("argument `{}` overlaps another, and one of them is written", arg.name)));
+        if ranges.iter().any(|&(other, last, other_written)| (written || other_written) && start < last && other < end)
+        {
+            return Err(Error::invalid(format!(
+                "argument `{}` overlaps another, and one of them is written",
+                arg.name
+            )));
         }
         ranges.push((start, end, written));
     }

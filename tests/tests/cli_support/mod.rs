@@ -1,8 +1,5 @@
 //! Runs the command line in this process.
 
-pub mod gguf;
-pub mod link;
-
 use serde_json::Value;
 
 /// Exit code, stdout, stderr.
