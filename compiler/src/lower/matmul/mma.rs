@@ -47,7 +47,7 @@ fn instruction(op: &Matmul, caps: &Caps) -> Option<(Class, &'static MmaShape)> {
 
 /// The class of the packing that this family reads for an operation.
 pub(in crate::lower) fn class(op: &Matmul) -> Class {
-    if matches!(op.activation, Activation::Int8(_)) { Class::B8 } else { Class::F16 }
+    if matches!(op.activation, Activation::Int8(_) | Activation::Fp8(..)) { Class::B8 } else { Class::F16 }
 }
 
 fn refuses(op: &Op, caps: &Caps) -> Option<String> {
@@ -61,6 +61,9 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     };
     if let Some(why) = refuses_codes(&layout, shape.a) {
         return Some(why);
+    }
+    if layout.planes.len() != 1 {
+        return Some(format!("decodes codes of one plane, not the {} planes of {}", layout.planes.len(), op.weight));
     }
     let (columns, segment) = (tile_columns(layout.planes[0].0), op.segment());
     if !op.k.is_multiple_of(segment) || !segment.is_multiple_of(columns) {
@@ -268,7 +271,7 @@ impl Product<'_> {
         let x: Vec<Vec<Value>> = (0..count * steps).map(|step| self.fragments_of_x(b, column, step)).collect();
         for (i, words) in words.iter().enumerate() {
             for (tile, &words) in words.iter().enumerate() {
-                let decoded = self.fragments.decode(b, words, self.shape.a, &biases[tile]);
+                let decoded = self.fragments.decode(b, &[words], self.shape.a, &biases[tile]);
                 for (step, registers) in decoded.iter().enumerate() {
                     let a = self.fragment(b, registers, self.shape.a, self.shape.a_elements());
                     for (token, &x) in x[i * steps + step].iter().enumerate() {

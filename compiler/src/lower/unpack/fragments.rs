@@ -8,7 +8,7 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::qt16::{Class, PANEL, Qt16, STRIP, Section, tile_columns};
 use crate::format::{Code, Zero};
-use crate::ir::{BinOp, Builder, Memory, Scalar, Type, Value};
+use crate::ir::{Address, BinOp, Builder, Constant, Inst, Memory, Scalar, Type, Value};
 use crate::lower::memory::at;
 use crate::lower::walk::Pos;
 
@@ -25,6 +25,7 @@ pub(in crate::lower) struct Fragments<'a> {
     numbers: Value,
     /// Start of the panel's record, `i64`.
     record: Value,
+    /// Bits of a code, over all planes.
     width: u8,
     f16_convert: bool,
 }
@@ -37,17 +38,26 @@ pub(in crate::lower) struct Group {
     pub zeros: Option<Vec<Value>>,
 }
 
+/// Columns of a strip: whole tiles of every plane.
+pub(in crate::lower) fn strip_columns(layout: &Qt16) -> usize {
+    layout.planes.iter().map(|&(width, _)| tile_columns(width)).max().unwrap_or(1)
+}
+
 /// Why the fragments of a format cannot be decoded here; `None` if they can.
 pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String> {
     let format = &layout.format;
     let name = format.to_string();
-    let [(width, _)] = *layout.planes else {
-        return Some(format!("decodes codes of one plane, not the {} planes of {name}", layout.planes.len()));
-    };
+    let width: u8 = layout.planes.iter().map(|&(width, _)| width).sum();
     match (format.code, layout.class) {
         (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::U8 => {}
         (Code::Int { .. } | Code::Ternary, Class::F16) if width >= 2 && (width < 8 || element == DType::F16) => {}
         (Code::Float(dtype), Class::B8) if dtype == element => {}
+        // Numbers up to 16 are exact in this type, so a look-up makes them of codes without zero points of their own.
+        (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::E4m3fn && matches!(width, 2 | 4) => {
+            if !matches!(format.zero, Zero::None | Zero::Bias(-1..=16)) {
+                return Some(format!("makes 8-bit floats of codes with one zero for all, not of {name}"));
+            }
+        }
         _ => return Some(format!("has no fragments of {} from {name}", element.name())),
     }
     match format.zero {
@@ -73,7 +83,8 @@ impl<'a> Fragments<'a> {
         let record = b.bin_imm(BinOp::Mul, panel, layout.record as i64);
         let tile = b.bin_imm(BinOp::And, row, PANEL as i64 - 1);
         let tile = b.bin_imm(BinOp::ShrU, tile, 4);
-        let (width, start) = layout.planes[0];
+        let start = layout.planes[0].1;
+        let width = layout.planes.iter().map(|&(width, _)| width).sum();
         let lane = b.cast(crate::ir::CastOp::ExtendS, lane, Scalar::I64);
         let codes = b.bin_imm(BinOp::Shl, tile, 9);
         let mine = b.bin_imm(BinOp::Shl, lane, 4);
@@ -89,12 +100,30 @@ impl<'a> Fragments<'a> {
         Fragments { layout, tiles, memory, codes, numbers, record, width, f16_convert }
     }
 
-    /// Columns of a strip.
+    /// Columns of a strip: whole tiles of every plane.
     pub fn columns(&self) -> usize {
-        tile_columns(self.width)
+        strip_columns(self.layout)
     }
 
-    /// A lane's 16 bytes of each tile of a strip, `i32x4`: two words of row g, two of row g + 8.
+    /// Where the 16 bytes of a strip start that a lane has of each tile, plane by plane: its number among the planes, and
+    /// which of the plane's tiles along K.
+    pub fn chunks(&self) -> Vec<(usize, usize)> {
+        let of = |(plane, &(width, _)): (usize, &(u8, usize))| {
+            (0..self.columns() / tile_columns(width)).map(move |tile| (plane, tile))
+        };
+        self.layout.planes.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Where a lane's 16 bytes of a tile of a strip are, of one of [`Fragments::chunks`].
+    pub fn chunk(&self, b: &mut Builder, strip: Pos, (plane, along): (usize, usize), tile: usize) -> Address {
+        let (width, start) = self.layout.planes[plane];
+        let strip = strip.times(b, self.columns() / tile_columns(width)).plus(along);
+        let place =
+            strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: start - self.layout.planes[0].1 });
+        at(self.memory, place.index, place.fixed + 512 * tile)
+    }
+
+    /// A lane's 16 bytes of each tile of a strip of a lone plane, `i32x4`: two words of row g, two of row g + 8.
     pub fn words(&self, b: &mut Builder, strip: Pos) -> Vec<Value> {
         let start = strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: 0 });
         (0..self.tiles)
@@ -106,14 +135,63 @@ impl<'a> Fragments<'a> {
 
     /// The fragments of one tile, one per step of the matrix instruction, each in as many `i32` as it has registers.
     /// `zeros` are what [`Fragments::biases`] made for the tile.
-    pub fn decode(&self, b: &mut Builder, words: Value, element: DType, biases: &[[Value; 2]]) -> Vec<[Value; 4]> {
-        let words: Vec<Value> = (0..4).map(|i| b.extract(words, i)).collect();
+    /// `words` are `i32x4`, one for each of [`Fragments::chunks`].
+    pub fn decode(&self, b: &mut Builder, words: &[Value], element: DType, biases: &[[Value; 2]]) -> Vec<[Value; 4]> {
+        if self.layout.planes.len() > 1 {
+            return self.planes(b, words, element, biases);
+        }
+        let words: Vec<Value> = (0..4).map(|i| b.extract(words[0], i)).collect();
         let (low, high) = (&words[..2], &words[2..]);
         match self.layout.class {
+            Class::B8 if element == DType::E4m3fn && !matches!(self.layout.format.code, Code::Float(_)) => {
+                let table = self.table(b);
+                let steps = self.bytes(b, low, high);
+                steps.into_iter().map(|step| step.map(|word| look_up(b, table, word))).collect()
+            }
             Class::B8 => self.bytes(b, low, high),
             Class::F16 if self.width == 8 => self.wide_pairs(b, low, high, biases),
             Class::F16 => self.pairs(b, low, high, element, biases),
         }
+    }
+
+    /// Codes of several planes: each plane's field moves to its place in the code. A step takes two fields of each row.
+    fn planes(&self, b: &mut Builder, words: &[Value], element: DType, biases: &[[Value; 2]]) -> Vec<[Value; 4]> {
+        let (container, step_columns, ones) = match self.layout.class {
+            Class::F16 => (16usize, 16, 0x0001_0001i64),
+            Class::B8 => (8, 32, 0x0101_0101),
+        };
+        // The words of rows g and g + 8 in the order of their columns, for each plane.
+        let mut rows = vec![[Vec::new(), Vec::new()]; self.layout.planes.len()];
+        for (&(plane, _), &chunk) in self.chunks().iter().zip(words) {
+            for (half, row) in rows[plane].iter_mut().enumerate() {
+                row.extend([0, 1].map(|i| b.extract(chunk, 2 * half as u8 + i)));
+            }
+        }
+        let code = |b: &mut Builder, number: usize, half: usize| {
+            let (mut low, mut all) = (0, None);
+            for (rows, &(width, _)) in rows.iter().zip(&self.layout.planes) {
+                let per_word = container / width as usize;
+                let (word, bit) = (rows[half][number / per_word], (number % per_word * width as usize) as i64);
+                let moved = match bit - low {
+                    0 => word,
+                    down @ 1.. => b.bin_imm(BinOp::ShrU, word, down),
+                    up => b.bin_imm(BinOp::Shl, word, -up),
+                };
+                let field = b.bin_imm(BinOp::And, moved, (((1i64 << width) - 1) << low) * ones);
+                all = Some(all.map_or(field, |all| b.bin(BinOp::Or, all, field)));
+                low += width as i64;
+            }
+            let all = all.expect("a format has a plane");
+            if self.layout.class == Class::B8 {
+                return all;
+            }
+            let magic = magic(element, 0);
+            let bits = b.bin_imm(BinOp::Or, all, magic << 16 | magic);
+            centred(b, bits, element, biases[0][half])
+        };
+        let steps = self.columns() / step_columns;
+        let order = [(0, 0), (0, 1), (1, 0), (1, 1)];
+        (0..steps).map(|step| order.map(|(second, half)| code(b, 2 * step + second, half))).collect()
     }
 
     /// Bytes as they are stored: a step takes four neighbours, then four that are 16 columns further.
@@ -198,7 +276,8 @@ impl<'a> Fragments<'a> {
             return Vec::new();
         }
         let fixed = self.offset();
-        let places = if element == DType::F16 && self.width < 8 { 8 / self.width } else { 1 };
+        let lone = self.layout.planes.len() == 1;
+        let places = if element == DType::F16 && self.width < 8 && lone { 8 / self.width } else { 1 };
         (0..places)
             .map(|place| {
                 let power = power(element, place * self.width);
@@ -217,6 +296,12 @@ impl<'a> Fragments<'a> {
                 })
             })
             .collect()
+    }
+
+    /// The 8-bit floats of all stored codes, `i8x16`.
+    fn table(&self, b: &mut Builder) -> Value {
+        let numbers = (0..16).map(|code| DType::E4m3fn.encode((code - self.offset()) as f64) as u64).collect();
+        b.push(Type::vector(Scalar::I8, 16), Inst::Const(Constant::Lanes(numbers)))
     }
 
     /// What is to be taken off a stored code, beside a zero of its group.
@@ -277,6 +362,13 @@ fn magic(element: DType, bit: u8) -> i64 {
 /// That power of two.
 fn power(element: DType, bit: u8) -> f32 {
     if element == DType::F16 { (10.0 - bit as f32).exp2() } else { 128.0 }
+}
+
+fn look_up(b: &mut Builder, table: Value, word: Value) -> Value {
+    let bytes = Type::vector(Scalar::I8, 4);
+    let index = b.bitcast(word, bytes);
+    let found = b.push(bytes, Inst::PermuteBytes { table, index });
+    b.bitcast(found, Scalar::I32)
 }
 
 fn float(element: DType) -> Scalar {

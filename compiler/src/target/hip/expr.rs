@@ -85,7 +85,8 @@ impl Emitter<'_> {
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
-            | Inst::AsyncWait(_) => return None,
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_) => return None,
         })
     }
 
