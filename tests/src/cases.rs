@@ -78,7 +78,7 @@ pub fn matrix_case(seed: u64) -> (Op, usize) {
 }
 
 /// Formats of [`matrix_case`].
-const MATRIX_FORMATS: [&str; 28] = [
+const MATRIX_FORMATS: [&str; 34] = [
     "int4-g128",
     "int4-g128-asym",
     "int4-g64",
@@ -97,6 +97,12 @@ const MATRIX_FORMATS: [&str; 28] = [
     "ternary-g128",
     "ternary-channel",
     "binary-channel",
+    "fp4-g32-e8m0",
+    "nvfp4",
+    "mxfp4",
+    "log3-g64",
+    "log4-g32",
+    "binary-g128",
     "int3-g128",
     "int3-g64-asym",
     "int5-g32",

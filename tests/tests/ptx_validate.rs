@@ -8,6 +8,7 @@ use bitsmith_compiler::format::Format;
 use bitsmith_compiler::ir::{Asynchronous, Block, Inst, Kernel, ReduceOp, Scalar, resources};
 use bitsmith_compiler::lower::{families, matrix_families};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
+use bitsmith_compiler::schedule::Family;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::{ARCHES, PtxTarget, STATIC_SHARED};
 use bitsmith_tests::ptxas::{self, Entry};
@@ -92,6 +93,10 @@ fn make(target: &PtxTarget, share: usize) -> Made {
             let Ok(mut able) = families(&op, target.caps()) else { continue };
             able.extend(matrix_families(&op, target.caps(), m));
             for family in able {
+                // Families of matrix instructions are for few rows or for many.
+                if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel, false)) {
+                    continue;
+                }
                 let Some(schedule) = (family.space)(&op, target.caps(), m).into_iter().next() else { continue };
                 let compiled = compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
                 let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();

@@ -33,6 +33,9 @@ pub(in crate::lower) const PANEL_FAMILY: Implementation = Implementation {
     build,
 };
 
+/// Most blocks whose sums are scaled together, where a segment is not all of K.
+const LONGEST: usize = 16;
+
 /// Columns of a block: 128 bytes of a row of X.
 fn block(shape: &MmaShape) -> usize {
     128 * 8 / shape.b.bits() as usize
@@ -42,7 +45,7 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     if !caps.features.has(Feature::AsyncCopy) {
         return Some(format!("has no asynchronous copies on {}", caps.name));
     }
-    let (_, _, shape, _) = match cut(op, caps, block, 1) {
+    let (_, _, shape, _) = match cut(op, caps, block, LONGEST) {
         Ok(found) => found,
         Err(why) => return Some(why),
     };
@@ -56,22 +59,29 @@ fn rows_per_subgroup(caps: &Caps) -> u32 {
     if caps.features.has(Feature::WarpgroupMma) { 16 } else { 32 }
 }
 
-/// The largest tile that the rows of X fill, then smaller ones.
+/// The largest tile that the rows of X fill and that gives most units a workgroup, then others.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
-    let Ok((cut, _, shape, _)) = cut(op, caps, block, 1) else { return Vec::new() };
+    let Ok((cut, _, shape, _)) = cut(op, caps, block, LONGEST) else { return Vec::new() };
     let tokens: &[u32] = if caps.features.has(Feature::WarpgroupMma) { &[128, 64, 32, 16] } else { &[64, 32, 16] };
     let least = m.next_power_of_two().max(16) as u32;
+    let units = caps.gpu.map_or(1, |gpu| gpu.units as usize);
+    let n = as_matmul(op).map_or(1, |op| op.n);
+    let fitting = tokens.iter().filter(|&&tokens| tokens <= least);
+    let mut tiles: Vec<(u32, u32)> = fitting.flat_map(|&tokens| [(tokens, 128), (tokens, 64)]).collect();
+    tiles.sort_by_key(|&(tile_m, tile_n)| {
+        let workgroups = m.div_ceil(tile_m as usize) * n.div_ceil(tile_n as usize);
+        let (few, area) = (4 * workgroups < 3 * units, tile_m * tile_n);
+        (few, if few { area } else { u32::MAX - area }, u32::MAX - tile_m)
+    });
     let mut list = Vec::new();
-    for &tile_m in tokens.iter().filter(|&&tokens| tokens <= least) {
-        for tile_n in [128, 64] {
-            for stages in [4, 3, 2] {
-                let threads = tile_n / rows_per_subgroup(caps) * caps.subgroup;
-                let bytes = stages * tile_m * (cut.block as u32 * shape.b.bits() / 8);
-                // Two workgroups share a unit.
-                let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 1024);
-                if bytes <= most.min(caps.max_shared_bytes) {
-                    list.push(Schedule::single(Family::Panel, tile_m, tile_n, stages).with_threads(threads, 1));
-                }
+    for (tile_m, tile_n) in tiles {
+        for stages in [4, 3, 2] {
+            let threads = tile_n / rows_per_subgroup(caps) * caps.subgroup;
+            let bytes = stages * tile_m * (cut.block as u32 * shape.b.bits() / 8);
+            // Two workgroups share a unit.
+            let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 1024);
+            if bytes <= most.min(caps.max_shared_bytes) {
+                list.push(Schedule::single(Family::Panel, tile_m, tile_n, stages).with_threads(threads, 1));
             }
         }
     }
@@ -100,7 +110,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
-    let (cut, class, shape, layout) = cut(op, caps, block, 1).map_err(Error::Unsupported)?;
+    let (cut, class, shape, layout) = cut(op, caps, block, LONGEST).map_err(Error::Unsupported)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare_packed(&mut b, op, Packing::Qt16(class), caps)?;
     b.workgroup(schedule.threads, 1, 1);

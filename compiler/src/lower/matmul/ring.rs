@@ -74,10 +74,12 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let units = caps.gpu.map_or(1, |gpu| gpu.units as usize);
     let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 2048) as usize;
     let mut rows: Vec<u32> = ROWS.into_iter().filter(|&rows| tile_m * rows <= 1024).collect();
-    // The largest tile that still gives every unit two workgroups, then the others.
+    // The largest tile that still gives every unit two workgroups, then the others. With more rows of X, which every
+    // workgroup reads in full, larger tiles come first.
+    let wanted = if tile_m == 8 { 2 * units } else { units * 3 / 4 };
     rows.sort_by_key(|&rows| {
         let workgroups = matmul.n.div_ceil(rows as usize) * m.div_ceil(tile_m as usize);
-        (workgroups < 2 * units, if workgroups < 2 * units { rows } else { 64 - rows })
+        (workgroups < wanted, if workgroups < wanted { rows } else { 64 - rows })
     });
     let mut list = Vec::new();
     for &tile_n in &rows {

@@ -3,6 +3,9 @@
 //! Always holds: an element of a fragment is exactly `code - zero` (class F16), or the stored byte, of which
 //! [`Fragments::offset`] is to be taken off (class B8).
 
+mod direct;
+
+use self::direct::Direct;
 use super::{integer_meaning, load_number};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
@@ -51,6 +54,11 @@ pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String>
     match (format.code, layout.class) {
         (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::U8 => {}
         (Code::Int { .. } | Code::Ternary, Class::F16) if width >= 2 && (width < 8 || element == DType::F16) => {}
+        (code, Class::F16) if Direct::of(code, element).is_some() => {
+            if format.zero != Zero::None {
+                return Some(format!("takes no zero points with the codes of {name}"));
+            }
+        }
         (Code::Float(dtype), Class::B8) if dtype == element => {}
         // Numbers up to 16 are exact in this type, so a look-up makes them of codes without zero points of their own.
         (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::E4m3fn && matches!(width, 2 | 4) => {
@@ -149,9 +157,31 @@ impl<'a> Fragments<'a> {
                 steps.into_iter().map(|step| step.map(|word| look_up(b, table, word))).collect()
             }
             Class::B8 => self.bytes(b, low, high),
+            Class::F16 if self.direct(element).is_some() => self.direct_pairs(b, low, high, element),
             Class::F16 if self.width == 8 => self.wide_pairs(b, low, high, biases),
             Class::F16 => self.pairs(b, low, high, element, biases),
         }
+    }
+
+    fn direct(&self, element: DType) -> Option<Direct> {
+        if self.layout.class == Class::F16 { Direct::of(self.layout.format.code, element) } else { None }
+    }
+
+    /// Pairs of 16-bit floats whose bits are those of the codes.
+    fn direct_pairs(&self, b: &mut Builder, low: &[Value], high: &[Value], element: DType) -> Vec<[Value; 4]> {
+        let direct = self.direct(element).expect("asked before");
+        let width = i64::from(self.width);
+        let mut steps = Vec::new();
+        for (&row, &other) in low.iter().zip(high) {
+            for step in 0..8 / width {
+                let (first, second) = (2 * step * width, (2 * step + 1) * width);
+                steps.push(
+                    [(row, first), (other, first), (row, second), (other, second)]
+                        .map(|(word, bit)| direct.pair(b, word, bit, element)),
+                );
+            }
+        }
+        steps
     }
 
     /// Codes of several planes: each plane's field moves to its place in the code. A step takes two fields of each row.
@@ -184,6 +214,9 @@ impl<'a> Fragments<'a> {
             let all = all.expect("a format has a plane");
             if self.layout.class == Class::B8 {
                 return all;
+            }
+            if let Some(direct) = self.direct(element) {
+                return direct.pair(b, all, 0, element);
             }
             let magic = magic(element, 0);
             let bits = b.bin_imm(BinOp::Or, all, magic << 16 | magic);
@@ -272,7 +305,7 @@ impl<'a> Fragments<'a> {
     /// What [`Fragments::decode`] adds to the pairs of a tile: minus the power of two that the field stands in, minus the
     /// zero. For each place of a field in its mantissa, and for rows g and g + 8. Empty for class B8.
     pub fn biases(&self, b: &mut Builder, element: DType, group: &Group, tile: usize) -> Vec<[Value; 2]> {
-        if self.layout.class == Class::B8 {
+        if self.layout.class == Class::B8 || self.direct(element).is_some() {
             return Vec::new();
         }
         let fixed = self.offset();
@@ -307,7 +340,7 @@ impl<'a> Fragments<'a> {
     /// What is to be taken off a stored code, beside a zero of its group.
     pub fn offset(&self) -> i32 {
         match self.layout.format.code {
-            Code::Float(_) => 0,
+            Code::Float(_) | Code::Binary | Code::Log { .. } => 0,
             code => integer_meaning(code, self.layout.format.zero).1,
         }
     }
