@@ -29,8 +29,8 @@ pub struct Compiled {
     pub kernel: Kernel,
     /// What the target's passes made of it.
     pub legal: Kernel,
-    /// What it takes of the device, as far as lowering can tell.
-    pub resources: Resources,
+    /// What it takes of a GPU, as far as lowering can tell; `None` for other devices.
+    pub resources: Option<Resources>,
     /// What the emitter made of that.
     pub artifact: Artifact,
 }
@@ -40,7 +40,7 @@ pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Comp
     let kernel = lower::lower(op, schedule, target.caps())?;
     let legal = legalize(&kernel, target)?;
     let artifact = target.emit(&verified(&legal, target)?)?;
-    let resources = resources(&legal, target.caps().subgroup);
+    let resources = resources(&legal, target.caps());
     Ok(Compiled { kernel, legal, resources, artifact })
 }
 

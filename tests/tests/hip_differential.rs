@@ -38,7 +38,7 @@ fn prepare(target: &HipTarget, seed: u64) -> Prepared {
     // any device.
     let one_thread = CPU_LEVELS.iter().find(|caps| caps.name == "x86-64-v3").unwrap();
     let families = if seed % 8 == 3 { one_thread } else { target.caps() };
-    let case = if seed % 8 > 3 { cases::matrix_case(seed, families) } else { cases::case(seed, families) };
+    let case = if seed % 8 > 3 { cases::matrix_case_for(seed, families) } else { cases::case(seed, families) };
     let problem = Problem::random(&case.op, case.m, seed).unwrap();
     let kernel = lower::lower(&case.op, &case.schedule, families).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     let caps = target.caps();

@@ -97,8 +97,15 @@ fn devices_with_ocp_floats_take_what_the_file_has() {
         let op = matmul("fp8e4m3-channel".parse().unwrap(), DType::E4m3fn);
         assert_eq!(native(op, device(name)), op, "{name}");
     }
-    let quantize =
-        Op::Quantize(Quantize { k: 64, input: DType::F16, code: DType::E5m2, per: Per::Token, sum_group: 0, norm: None, smooth: false });
+    let quantize = Op::Quantize(Quantize {
+        k: 64,
+        input: DType::F16,
+        code: DType::E5m2,
+        per: Per::Token,
+        sum_group: 0,
+        norm: None,
+        smooth: false,
+    });
     let Op::Quantize(own) = native(quantize, device("mi300a")) else { unreachable!() };
     assert_eq!(own.code, DType::E5m2fnuz);
 }

@@ -90,7 +90,8 @@ impl Setting {
 /// Changes the kernel itself, not the helpers before it, in one of the places where a text stands.
 fn changed(source: String, from: &str, to: &str, place: usize) -> String {
     let (head, body) = source.rsplit_once("extern \"C\"").unwrap();
-    let (at, _) = body.match_indices(from).nth(place).unwrap_or_else(|| panic!("no {from}, number {place}, in\n{body}"));
+    let (at, _) =
+        body.match_indices(from).nth(place).unwrap_or_else(|| panic!("no {from}, number {place}, in\n{body}"));
     format!("{head}extern \"C\"{}{to}{}", &body[..at], &body[at + from.len()..])
 }
 
@@ -110,7 +111,11 @@ fn a_deleted_barrier_is_found() {
         for place in 0..2 {
             let launch = setting.launch(&kernel, |source| changed(source, "barrier();", "", place));
             let faults = setting.faults(launch, Sanitize::Nothing);
-            assert!(!faults.is_empty(), "{}: no order of waves shows that barrier {place} is gone", setting.target.arch());
+            assert!(
+                !faults.is_empty(),
+                "{}: no order of waves shows that barrier {place} is gone",
+                setting.target.arch()
+            );
         }
     }
 }

@@ -126,23 +126,17 @@ fn expected(target: &HipTarget, kernel: &Offered) -> Vec<&'static [&'static str]
     }
 }
 
-/// Registers that the compiler may take: what lowering estimated and, since it moves loads up and keeps addresses and
-/// constants in registers, a part more.
-fn allowed(estimate: u32) -> u32 {
-    estimate + estimate / 2 + 40
-}
-
 fn faults(target: &HipTarget, kernel: &Offered, found: &Assembly) -> Vec<String> {
     let needs = &found.resources;
     let mut faults = Vec::new();
     if (needs.scratch, needs.sgpr_spills, needs.vgpr_spills) != (0, 0, 0) {
         faults.push(format!("scratch {}, spills {} and {}", needs.scratch, needs.sgpr_spills, needs.vgpr_spills));
     }
-    let estimate = kernel.made.resources;
-    if needs.vgprs == 0 || needs.vgprs + needs.agprs > allowed(estimate.registers) {
+    let estimate = kernel.made.resources.expect("an AMD GPU");
+    if needs.vgprs == 0 || needs.vgprs + needs.agprs > estimate.registers {
         faults.push(format!("{} + {} registers, estimated {}", needs.vgprs, needs.agprs, estimate.registers));
     }
-    if needs.shared != estimate.shared_bytes {
+    if u64::from(needs.shared) != estimate.shared_bytes {
         faults.push(format!("{} bytes of LDS, expected {}", needs.shared, estimate.shared_bytes));
     }
     for choices in expected(target, kernel) {
@@ -167,13 +161,16 @@ fn check(clang: &Path, target: &HipTarget, kernels: &[Offered]) -> (Vec<String>,
         Err(why) => return (vec![why], Vec::new()),
     };
     if found.len() != kernels.len() {
-        return (vec![format!("{}: {} kernels of {} came back", target.arch(), found.len(), kernels.len())], Vec::new());
+        return (
+            vec![format!("{}: {} kernels of {} came back", target.arch(), found.len(), kernels.len())],
+            Vec::new(),
+        );
     }
     let mut all = (Vec::new(), Vec::new());
     for (kernel, found) in kernels.iter().zip(&found) {
         assert_eq!(kernel.made.artifact.entry, found.resources.name);
         all.0.extend(faults(target, kernel, found));
-        all.1.push((found.resources.vgprs + found.resources.agprs, kernel.made.resources.registers));
+        all.1.push((found.resources.vgprs + found.resources.agprs, kernel.made.resources.map_or(0, |r| r.registers)));
     }
     all
 }
@@ -210,9 +207,9 @@ fn every_offered_kernel_is_taken_by_clang_within_its_estimate() {
     });
     let (faults, registers) = all.into_inner().unwrap();
     let (most, close) = registers.iter().fold((0, 0.0f64), |(most, close), &(found, estimate)| {
-        (most.max(found), close.max(f64::from(found) / f64::from(allowed(estimate))))
+        (most.max(found), close.max(f64::from(found) / f64::from(estimate)))
     });
-    println!("{} kernels: {counts:?}; at most {most} registers, {close:.2} of what is allowed", registers.len());
+    println!("{} kernels: {counts:?}; at most {most} registers, at most {close:.2} of the estimate", registers.len());
     let shown = faults.iter().take(12).cloned().collect::<Vec<_>>().join("\n");
     assert!(faults.is_empty(), "{} faults:\n{shown}", faults.len());
     assert!(registers.len() >= 1000, "{} kernels are offered", registers.len());

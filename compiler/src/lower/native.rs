@@ -22,11 +22,9 @@ pub fn native(op: Op, caps: &Caps) -> Op {
         Activation::Float(_) | Activation::Int8(_) => activation,
     };
     match op {
-        Op::Matmul(op) => Op::Matmul(crate::op::Matmul {
-            weight: weight(op.weight),
-            activation: activation(op.activation),
-            ..op
-        }),
+        Op::Matmul(op) => {
+            Op::Matmul(crate::op::Matmul { weight: weight(op.weight), activation: activation(op.activation), ..op })
+        }
         Op::Dequant(op) => Op::Dequant(crate::op::Dequant { weight: weight(op.weight), ..op }),
         Op::Quantize(op) => Op::Quantize(crate::op::Quantize { code: fnuz_type(op.code).unwrap_or(op.code), ..op }),
     }

@@ -14,19 +14,19 @@
 
 use super::epilogue::Line;
 use super::{Plan, as_matmul, entry};
-use crate::caps::Caps;
+use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::Code;
 use crate::format::qt16::{Class, LaneOrder, Qt16, tile_columns};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Kernel, Memory, Scalar, Type, Value};
+use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::lanes::{Lanes, gather, higher};
 use crate::lower::memory::{Packing, Params, Role, at, byte_index, scalar_of};
 use crate::lower::team::Team;
 use crate::lower::unpack::fragments::{Fragments, Group, refuses as refuses_codes};
 use crate::lower::walk::{Pos, repeat, share};
-use crate::lower::Implementation;
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::{Family, Schedule};
 
@@ -47,6 +47,8 @@ fn types(op: &Matmul) -> Vec<(Class, [DType; 3])> {
             [DType::U8, DType::I8].map(|weight| (Class::B8, [weight, DType::I8, DType::I32])).to_vec()
         }
         (Activation::Fp8(x, _), Code::Float(weight)) => vec![(Class::B8, [weight, x, DType::F32])],
+        // Small integers are numbers of this type.
+        (Activation::Fp8(x, _), _) => vec![(Class::B8, [DType::E4m3fn, x, DType::F32])],
         _ => Vec::new(),
     }
 }
@@ -67,7 +69,12 @@ fn instruction(op: &Matmul, caps: &Caps) -> Result<Option<(Lanes, Qt16)>> {
     Ok(None)
 }
 
-/// How this family's weights lie on a device.
+/// Whether codes become numbers by additions alone.
+fn adds_up(code: &Code) -> bool {
+    matches!(code, Code::Int { .. } | Code::Ternary)
+}
+
+/// How the weights of matrix families lie on a device.
 pub(in crate::lower) fn packing(op: &Matmul, caps: &Caps) -> Packing {
     match instruction(op, caps) {
         Ok(Some((_, layout))) => Packing::Qt16(layout.class, layout.order),
@@ -80,11 +87,22 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
     let (lanes, layout) = match instruction(op, caps) {
         Ok(Some(found)) => found,
-        Ok(None) => return Some(format!("has no matrix instruction of {} for {} activations", caps.name, op.activation)),
+        Ok(None) => {
+            return Some(format!("has no matrix instruction of {} for {} activations", caps.name, op.activation));
+        }
         Err(error) => return Some(error.to_string()),
     };
     if let Some(why) = refuses_codes(&layout, lanes.shape.a) {
         return Some(why);
+    }
+    if lanes.shape.a == DType::Bf16 && !caps.features.has(Feature::Bf16Arithmetic) && !adds_up(&op.weight.code) {
+        return Some(format!("makes bf16 of the codes of {} by products, which {} lacks", op.weight, caps.name));
+    }
+    if lanes.shape.a.bits() == 8 && lanes.shape.acc == DType::F32 && lanes.order == LaneOrder::Gt {
+        return Some("leaves 8-bit floats to families that take their sums over to f32 block by block".into());
+    }
+    if layout.planes.len() != 1 {
+        return Some(format!("decodes codes of one plane, not the {} planes of {}", layout.planes.len(), op.weight));
     }
     let (columns, segment) = (tile_columns(layout.planes[0].0), op.segment());
     if !op.k.is_multiple_of(segment) || !segment.is_multiple_of(columns) {
@@ -133,7 +151,10 @@ fn faults(schedule: &Schedule, lanes: &Lanes, caps: &Caps) -> Vec<String> {
     if !tile_m.is_multiple_of(least) || !(least..=64).contains(&tile_m) {
         faults.push(format!("tile_m is {tile_m}; accepted: multiples of {least} up to 64"));
     }
-    let blocks = [16, 32, 64].into_iter().filter(|rows: &u32| rows.is_multiple_of(lanes.block_rows() as u32)).collect::<Vec<_>>();
+    let blocks = [16, 32, 64]
+        .into_iter()
+        .filter(|rows: &u32| rows.is_multiple_of(lanes.block_rows() as u32))
+        .collect::<Vec<_>>();
     if !blocks.contains(&tile_n) {
         faults.push(format!("tile_n is {tile_n}; accepted: one of {blocks:?}"));
     }
@@ -314,8 +335,7 @@ impl Product<'_> {
         let (shape, tokens) = (self.lanes.shape, self.rows.len());
         let words: Vec<_> = (0..count).map(|i| self.fragments.words(b, strip.plus(i))).collect();
         let column = strip.times(b, self.fragments.columns());
-        let x: Vec<_> =
-            (0..count).map(|i| self.strip_of_x(b, column.plus(i * self.fragments.columns()))).collect();
+        let x: Vec<_> = (0..count).map(|i| self.strip_of_x(b, column.plus(i * self.fragments.columns()))).collect();
         for (words, x) in words.iter().zip(&x) {
             for (block, words) in words.iter().enumerate() {
                 let decoded = self.fragments.decode(b, words, shape.a, &biases[block]);

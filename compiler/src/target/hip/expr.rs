@@ -92,7 +92,8 @@ impl Emitter<'_> {
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
-            | Inst::AsyncWait(_) => return None,
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_) => return None,
         })
     }
 

@@ -329,7 +329,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::AtomicAdd { .. } => "before",
         Inst::For(_) => "sum",
         Inst::If(_) => "chosen",
-        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => "value",
+        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => "value",
         Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
     }
 }

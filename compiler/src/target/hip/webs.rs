@@ -73,12 +73,7 @@ fn sum(inst: &Inst) -> Option<Vec<Value>> {
 
 /// The last statement of a block whose text reads a value: one that names it, or what that one's expression is written into.
 /// Values of a chain are assigned where they are made.
-fn last_read(
-    statements: &[Statement],
-    facts: &[Fact<'_>],
-    value: Value,
-    chain: &[(Value, usize)],
-) -> Option<usize> {
+fn last_read(statements: &[Statement], facts: &[Fact<'_>], value: Value, chain: &[(Value, usize)]) -> Option<usize> {
     let reads = |statement: &Statement, value: Value| {
         statement.inst.operands().contains(&value) || inside(&statement.inst, value)
     };
@@ -103,7 +98,10 @@ fn last_read(
 
 fn inside(inst: &Inst, value: Value) -> bool {
     let reads = |block: &Block| {
-        block.statements.iter().any(|statement| statement.inst.operands().contains(&value) || inside(&statement.inst, value))
+        block
+            .statements
+            .iter()
+            .any(|statement| statement.inst.operands().contains(&value) || inside(&statement.inst, value))
     };
     match inst {
         Inst::For(inner) => reads(&inner.body),
