@@ -1,0 +1,120 @@
+//! A device's context, its stream, and who may use them when.
+//!
+//! Always holds: whoever calls the driver for this context holds the lock of [`Context::enter`], which makes the context
+//! the thread's own. The context is the device's primary one, which other libraries of the process share: their pointers
+//! and streams are good here.
+
+use super::driver::check;
+use bitsmith_compiler::Result;
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUstream};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A context with a stream.
+pub struct Context {
+    device: CUdevice,
+    context: CUcontext,
+    /// Where copies and launches are queued.
+    pub stream: CUstream,
+    own_stream: bool,
+    lock: Mutex<()>,
+}
+
+// SAFETY: the handles are opaque, and the driver may be called with them from any thread; calls are ordered by the lock.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Takes the primary context of a device, and the caller's stream or one of its own.
+    pub fn new(device: CUdevice, stream: Option<CUstream>) -> Result<Context> {
+        let mut context = ptr::null_mut();
+        // SAFETY: the driver has been started, and the place is written on success.
+        check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) }, "taking the device's context")?;
+        let own_stream = stream.is_none();
+        let lock = Mutex::new(());
+        let mut made = Context { device, context, stream: stream.unwrap_or(ptr::null_mut()), own_stream: false, lock };
+        if own_stream {
+            let mut stream = ptr::null_mut();
+            {
+                let _guard = made.enter()?;
+                let flag = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+                // SAFETY: the context is the thread's, and the place is written on success.
+                check(unsafe { sys::cuStreamCreate(&mut stream, flag) }, "making a stream")?;
+            }
+            made.stream = stream;
+            made.own_stream = true;
+        }
+        Ok(made)
+    }
+
+    /// Makes this the thread's context and keeps others out.
+    pub fn enter(&self) -> Result<MutexGuard<'_, ()>> {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the context is retained for as long as `self` lives.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "choosing the context")?;
+        Ok(guard)
+    }
+
+    /// Waits for the stream. The caller holds the lock.
+    pub fn wait(&self, what: &str) -> Result<()> {
+        // SAFETY: the stream belongs to the context, which is the thread's.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, what)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the stream was made here, nothing is queued by others, and the context is given back once.
+        unsafe {
+            if self.own_stream && sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
+                sys::cuStreamDestroy_v2(self.stream);
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// Device memory.
+pub struct Memory {
+    context: Arc<Context>,
+    /// First byte.
+    pub address: CUdeviceptr,
+    owned: bool,
+}
+
+impl Memory {
+    /// Undefined bytes, aligned to 256.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Memory> {
+        let _guard = context.enter()?;
+        let mut address = 0;
+        // SAFETY: the context is the thread's, and the place is written on success.
+        let status = unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) };
+        check(status, &format!("allocating {bytes} bytes"))?;
+        Ok(Memory { context: context.clone(), address, owned: true })
+    }
+
+    /// Memory of the caller's, which outlives this.
+    pub fn borrowed(context: &Arc<Context>, address: CUdeviceptr) -> Memory {
+        Memory { context: context.clone(), address, owned: false }
+    }
+
+    /// Whether it belongs to a context.
+    pub fn is_of(&self, context: &Arc<Context>) -> bool {
+        Arc::ptr_eq(&self.context, context)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.owned
+            && let Ok(_guard) = self.context.enter()
+        {
+            // SAFETY: the address came from the driver and is freed once; freeing waits for launches that use it.
+            unsafe {
+                sys::cuStreamSynchronize(self.context.stream);
+                sys::cuMemFree_v2(self.address);
+            }
+        }
+    }
+}
