@@ -33,7 +33,7 @@ pub fn packed(problem: &Problem, schedule: &Schedule, seed: u64) -> Result<Probl
         return Ok(problem);
     }
     let mut packed = problem.packed_for(schedule)?;
-    let (Some(weights), true) = (&problem.weights, matches!(how, Packing::Qt16(_))) else { return Ok(packed) };
+    let Some(weights) = &problem.weights else { return Ok(packed) };
     let mut other = quantized(&weights.format, weights.n.next_multiple_of(PANEL), weights.k, seed ^ 0x0ddba11)?;
     let rows = (weights.n, other.n);
     let taken = take_rows(&mut other.codes, &weights.codes, rows)

@@ -32,7 +32,9 @@ pub(crate) fn measure(device: &dyn Device, footprint: usize) -> Result<Option<Ro
     if info.name.starts_with("cpu") {
         return Ok(Some(Roofs::Cpu(roofs::measure(info.threads, footprint))));
     }
-    let Some(gpu) = device.caps().gpu else { return Ok(None) };
+    // The PTX machine has the caps of a GPU, and no speed.
+    let gpu = device.caps().gpu.filter(|_| !info.name.starts_with("ptx"));
+    let Some(gpu) = gpu else { return Ok(None) };
     let footprint = footprint.max(8 * gpu.cache_bytes as usize);
     Ok(Some(Roofs::Gpu(gpu_roofs::measure(device, footprint)?)))
 }

@@ -132,12 +132,12 @@ fn read(device: &dyn Device, bytes: usize) -> Result<(f64, bool)> {
     let sums = groups * (THREADS / subgroup) as usize;
     let out = device.allocate(4 * sums)?;
     device.upload(&out, 0, &vec![0xfb; 4 * sums])?;
-    let launch = || Launch {
+    let launch = Launch {
         program: &program,
         grid: [groups as u32, 1, 1],
         args: vec![LaunchArg::Buffer(data.view()), LaunchArg::Buffer(out.view())],
     };
-    let mut repeat = Repeat::new(device, vec![launch(); 4])?;
+    let mut repeat = Repeat::new(device, vec![launch; 4])?;
     let mut best = f64::INFINITY;
     for _ in 0..TIMES {
         best = best.min(repeat.run()? / repeat.count() as f64);
