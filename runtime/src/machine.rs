@@ -85,6 +85,12 @@ impl Device for MachineDevice {
         Ok(())
     }
 
+    fn accepts(&self, target: &str) -> Option<u32> {
+        let made_for = PtxTarget::named(target).ok()?;
+        let same = made_for.arch().name == self.target.arch().name;
+        same.then(|| u32::from(target.eq_ignore_ascii_case(self.target.caps().name)))
+    }
+
     fn load(&self, artifact: &Artifact) -> Result<Program> {
         if artifact.target != self.target.arch().name {
             return Err(Error::Unsupported(format!(

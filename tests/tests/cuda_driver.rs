@@ -31,7 +31,7 @@ fn the_driver_is_called_as_it_wants_to_be() {
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    let alive = "alive: 0 contexts, 0 allocations, 0 modules, 0 streams, 0 events, 0 graphs; 11 launches";
+    let alive = "alive: 0 contexts, 0 allocations, 0 modules, 0 streams, 0 events, 0 graphs; 12 launches";
     assert!(text.contains(alive), "no `{alive}` in\n{text}");
 }
 
@@ -155,4 +155,20 @@ fn child() {
         .unwrap();
     drop(borrowed);
     assert_eq!(own, [1, 1]);
+
+    // The caller's context and stream. The stand-in has one context, and knows a stream by its address.
+    let mut stream = [0u64; 1];
+    let context = device.raw_context();
+    // SAFETY: both outlive the device.
+    let adopted = unsafe { CudaDevice::open_on(0, context, stream.as_mut_ptr().cast()) }.unwrap();
+    let counter = adopted.allocate(4).unwrap();
+    adopted.upload(&counter, 0, &[0; 4]).unwrap();
+    let program = adopted.load(&counting("")).unwrap();
+    adopted.launch(&one(&program, &counter)).unwrap();
+    assert_eq!(words(&adopted, &counter), [1]);
+    assert!(why(adopted.launch(&one(&early, &counter))).contains("another device"));
+    // Bundles hold code for several targets.
+    let ranks = ["h100", "sm_90a", "a100"].map(|target| device.accepts(target));
+    assert!(ranks[0] > ranks[1] && ranks[1] > ranks[2] && ranks[2].is_some(), "{ranks:?}");
+    assert_eq!(device.accepts("b200"), None);
 }

@@ -40,6 +40,20 @@ pub fn runs(arch: &str, capability: i32) -> bool {
     parse(arch).is_some_and(|(own, alone)| if alone { own == capability } else { own <= capability })
 }
 
+/// How well code for a target (`h200`, `sm_90a`) serves a device with this target of its own and compute capability: best
+/// its own name, then its own architecture, then the newest that runs there.
+pub fn rank(target: &str, own: &PtxTarget, capability: i32) -> Option<u32> {
+    let made_for = PtxTarget::named(target).ok()?;
+    let arch = made_for.arch().name;
+    let (of_arch, _) = parse(arch).filter(|_| runs(arch, capability))?;
+    Some(match arch == own.arch().name {
+        true if target.eq_ignore_ascii_case(own.caps().name) => 10_002,
+        true if target.eq_ignore_ascii_case(arch) => 10_001,
+        true => 10_000,
+        false => of_arch as u32,
+    })
+}
+
 /// Chooses; refuses devices older than every architecture.
 pub fn choose(facts: &Facts) -> Result<Choice> {
     let Facts { model, capability, units } = facts;
@@ -174,6 +188,14 @@ mod tests {
         for arch in ARCHES {
             assert!(PTX_OF_CUDA.iter().any(|(ptx, _)| *ptx == arch.version), "{}", arch.name);
         }
+    }
+
+    #[test]
+    fn a_device_prefers_code_of_its_own() {
+        let own = PtxTarget::named("h200").unwrap();
+        let ranks = ["h200", "sm_90a", "h100", "l4", "sm_80"].map(|target| rank(target, &own, 90).unwrap());
+        assert!(ranks.is_sorted_by(|a, b| a > b), "{ranks:?}");
+        assert!(rank("b200", &own, 90).is_none() && rank("x86-64-v3", &own, 90).is_none());
     }
 
     #[test]

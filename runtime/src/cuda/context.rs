@@ -1,18 +1,20 @@
 //! A device's context, its stream, and who may use them when.
 //!
 //! Always holds: whoever calls the driver for this context holds the lock of [`Context::enter`], which makes the context
-//! the thread's own. The context is the device's primary one, which other libraries of the process share: their pointers
-//! and streams are good here.
+//! the thread's own. The context is the caller's, or the device's primary one, which other libraries of the process share:
+//! their pointers and streams are good here.
 
 use super::driver::check;
 use bitsmith_compiler::Result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUstream};
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A context with a stream.
 pub struct Context {
-    device: CUdevice,
+    /// Whose primary context it is; `None` for a context of the caller's.
+    primary: Option<CUdevice>,
     context: CUcontext,
     /// Where copies and launches are queued.
     pub stream: CUstream,
@@ -26,26 +28,32 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Takes the primary context of a device, and the caller's stream or one of its own.
-    pub fn new(device: CUdevice, stream: Option<CUstream>) -> Result<Context> {
+    /// Takes the primary context of a device, with a stream of its own.
+    pub fn new(device: CUdevice) -> Result<Context> {
+        let mut context = Context::primary(device, ptr::null_mut())?;
+        let mut stream = ptr::null_mut();
+        {
+            let _guard = context.enter()?;
+            let flag = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: the context is the thread's, and the place is written on success.
+            check(unsafe { sys::cuStreamCreate(&mut stream, flag) }, "making a stream")?;
+        }
+        context.stream = stream;
+        context.own_stream = true;
+        Ok(context)
+    }
+
+    /// Takes the primary context of a device, with the caller's stream.
+    pub fn primary(device: CUdevice, stream: CUstream) -> Result<Context> {
         let mut context = ptr::null_mut();
         // SAFETY: the driver has been started, and the place is written on success.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) }, "taking the device's context")?;
-        let own_stream = stream.is_none();
-        let lock = Mutex::new(());
-        let mut made = Context { device, context, stream: stream.unwrap_or(ptr::null_mut()), own_stream: false, lock };
-        if own_stream {
-            let mut stream = ptr::null_mut();
-            {
-                let _guard = made.enter()?;
-                let flag = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-                // SAFETY: the context is the thread's, and the place is written on success.
-                check(unsafe { sys::cuStreamCreate(&mut stream, flag) }, "making a stream")?;
-            }
-            made.stream = stream;
-            made.own_stream = true;
-        }
-        Ok(made)
+        Ok(Context { primary: Some(device), context, stream, own_stream: false, lock: Mutex::new(()) })
+    }
+
+    /// Takes the caller's context and stream, which outlive it.
+    pub fn adopted(context: CUcontext, stream: CUstream) -> Context {
+        Context { primary: None, context, stream, own_stream: false, lock: Mutex::new(()) }
     }
 
     /// Makes this the thread's context and keeps others out.
@@ -54,6 +62,11 @@ impl Context {
         // SAFETY: the context is retained for as long as `self` lives.
         check(unsafe { sys::cuCtxSetCurrent(self.context) }, "choosing the context")?;
         Ok(guard)
+    }
+
+    /// The context as the driver knows it.
+    pub fn raw(&self) -> *mut c_void {
+        self.context.cast()
     }
 
     /// Waits for the stream. The caller holds the lock.
@@ -70,7 +83,9 @@ impl Drop for Context {
             if self.own_stream && sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
                 sys::cuStreamDestroy_v2(self.stream);
             }
-            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+            if let Some(device) = self.primary {
+                sys::cuDevicePrimaryCtxRelease_v2(device);
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::PtxTarget;
 use bitsmith_compiler::{Error, Result};
-use cudarc::driver::sys::{self, CUdevice_attribute};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute};
 use driver::check;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
@@ -39,19 +39,26 @@ pub struct CudaDevice {
 impl CudaDevice {
     /// The device of this number, in the driver's order (`CUDA_VISIBLE_DEVICES` changes it), with a stream of its own.
     pub fn open(index: u32) -> Result<CudaDevice> {
-        CudaDevice::on(index, None)
+        CudaDevice::on(index, Context::new)
     }
 
-    /// The same, queueing everything on the caller's stream (a `CUstream` or `cudaStream_t`), so that launches come in
-    /// order with what others queue there.
+    /// The same on the caller's context (a `CUcontext`; null for the device's primary one) and stream (a `CUstream` or
+    /// `cudaStream_t`; null for the default one), so that launches come in order with what others queue there.
     ///
     /// # Safety
-    /// The stream is one of the device's primary context, or null for the default one, and outlives the device.
-    pub unsafe fn open_on(index: u32, stream: *mut c_void) -> Result<CudaDevice> {
-        CudaDevice::on(index, Some(stream))
+    /// The context is one of that device, the stream one of the context, and both outlive the device and all that was made
+    /// of it.
+    pub unsafe fn open_on(index: u32, context: *mut c_void, stream: *mut c_void) -> Result<CudaDevice> {
+        CudaDevice::on(index, |device| {
+            if context.is_null() {
+                Context::primary(device, stream.cast())
+            } else {
+                Ok(Context::adopted(context.cast(), stream.cast()))
+            }
+        })
     }
 
-    fn on(index: u32, stream: Option<*mut c_void>) -> Result<CudaDevice> {
+    fn on(index: u32, context: impl FnOnce(CUdevice) -> Result<Context>) -> Result<CudaDevice> {
         let version = driver::open()?;
         let mut count = 0;
         // SAFETY: the driver has been started, and the place is written on success.
@@ -92,13 +99,18 @@ impl CudaDevice {
                 driver::spelled(needed)
             ));
         }
-        let context = Arc::new(Context::new(device, stream.map(|stream| stream.cast()))?);
+        let context = Arc::new(context(device)?);
         Ok(CudaDevice { index, facts, target, notes, context })
     }
 
     /// The device's number in the driver's order, its compute capability and its units.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The context, a `CUcontext`, for other libraries that are to share it; good as long as the device lives.
+    pub fn raw_context(&self) -> *mut c_void {
+        self.context.raw()
     }
 
     /// Memory of the caller's as a buffer, so that a launch can take a pointer of another library.
@@ -151,6 +163,10 @@ impl Device for CudaDevice {
         let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.context.stream) };
         check(status, "copying from the device")?;
         self.context.wait("copying from the device")
+    }
+
+    fn accepts(&self, target: &str) -> Option<u32> {
+        choose::rank(target, &self.target, self.facts.capability)
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
