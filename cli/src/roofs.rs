@@ -1,7 +1,7 @@
 //! Roofs of whatever runs the kernels: this processor's, or a GPU's, measured on the device by kernels of our own.
 
 use crate::failure::Failure;
-use bitsmith_autotune::gpu_roofs::{self, GpuRoofs, matrix_roof};
+use bitsmith_autotune::gpu_roofs::{self, Extent, GpuRoofs, matrix_roof};
 use bitsmith_compiler::op::{Activation, Op};
 use bitsmith_runtime::Device;
 use bitsmith_runtime::roofs::{self, Roofs as CpuRoofs};
@@ -36,7 +36,7 @@ pub(crate) fn measure(device: &dyn Device, footprint: usize) -> Result<Option<Ro
     let gpu = device.caps().gpu.filter(|_| !info.name.starts_with("ptx"));
     let Some(gpu) = gpu else { return Ok(None) };
     let footprint = footprint.max(8 * gpu.cache_bytes as usize);
-    Ok(Some(Roofs::Gpu(gpu_roofs::measure(device, footprint)?)))
+    Ok(Some(Roofs::Gpu(gpu_roofs::measure(device, Extent::of(footprint))?)))
 }
 
 impl Roofs {

@@ -65,25 +65,37 @@ pub fn matrix_roof(dtype: DType) -> Option<&'static str> {
     })
 }
 
-/// Turns of an arithmetic kernel's loop while measuring.
-const TURNS: u32 = 2048;
-/// Workgroups per unit while measuring arithmetic: enough to fill it whatever its limits.
-const GROUPS_PER_UNIT: u32 = 12;
-/// Times that each roof is taken; the best counts.
-const TIMES: usize = 12;
+/// How much is run for each roof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes to read; rounded up to whole workgroups. Far above the caches.
+    pub footprint: usize,
+    /// Turns of an arithmetic kernel's loop.
+    pub turns: u32,
+    /// Workgroups per unit for arithmetic: enough to fill it whatever its limits.
+    pub groups_per_unit: u32,
+    /// Times that each roof is taken; the best counts.
+    pub times: usize,
+}
 
-/// Measures all roofs. `footprint` is rounded up to whole workgroups.
-pub fn measure(device: &dyn Device, footprint: usize) -> Result<GpuRoofs> {
-    let caps = device.caps();
-    let footprint = footprint.next_multiple_of(GROUP_BYTES);
-    let (seconds, by_device_clock) = read(device, footprint)?;
+impl Extent {
+    /// What a GPU takes milliseconds for, with so many bytes to read.
+    pub const fn of(footprint: usize) -> Extent {
+        Extent { footprint, turns: 2048, groups_per_unit: 12, times: 12 }
+    }
+}
+
+/// Measures all roofs.
+pub fn measure(device: &dyn Device, extent: Extent) -> Result<GpuRoofs> {
+    let footprint = extent.footprint.next_multiple_of(GROUP_BYTES);
+    let (seconds, by_device_clock) = read(device, footprint, extent.times)?;
     let mut roofs =
         GpuRoofs { footprint, read_gbs: footprint as f64 / seconds / 1e9, arithmetic: Vec::new(), by_device_clock };
-    let groups = device.info().threads.max(1) as u32 * GROUPS_PER_UNIT;
-    for (name, shape) in kinds(caps) {
-        let kernel = arithmetic_kernel(shape, TURNS);
-        let operations = f64::from(groups) * f64::from(THREADS) * f64::from(TURNS) * kernel.per_turn;
-        let gops = operations / arithmetic(device, &kernel, groups)? / 1e9;
+    let groups = device.info().threads.max(1) as u32 * extent.groups_per_unit;
+    for (name, shape) in kinds(device.caps()) {
+        let kernel = arithmetic_kernel(shape, extent.turns);
+        let operations = f64::from(groups) * f64::from(THREADS) * f64::from(extent.turns) * kernel.per_turn;
+        let gops = operations / arithmetic(device, &kernel, groups, extent.times)? / 1e9;
         roofs.arithmetic.push(Peak { name, gops });
     }
     Ok(roofs)
@@ -117,7 +129,7 @@ fn made(device: &dyn Device, kernel: &Kernel) -> Result<Artifact> {
 const PATTERN: usize = 64 * GROUP_BYTES;
 
 /// Seconds to read so many bytes once, the best of several times.
-fn read(device: &dyn Device, bytes: usize) -> Result<(f64, bool)> {
+fn read(device: &dyn Device, bytes: usize, times: usize) -> Result<(f64, bool)> {
     let caps = device.caps();
     let subgroup = if caps.features.has(Feature::Subgroups) { caps.subgroup } else { 1 };
     let program = device.load(&made(device, &read_kernel(subgroup))?)?;
@@ -139,7 +151,7 @@ fn read(device: &dyn Device, bytes: usize) -> Result<(f64, bool)> {
     };
     let mut repeat = Repeat::new(device, vec![launch; 4])?;
     let mut best = f64::INFINITY;
-    for _ in 0..TIMES {
+    for _ in 0..times.max(1) {
         best = best.min(repeat.run()? / repeat.count() as f64);
     }
     let mut found = vec![0; 4 * sums];
@@ -153,7 +165,7 @@ fn read(device: &dyn Device, bytes: usize) -> Result<(f64, bool)> {
 }
 
 /// Seconds for one launch of an arithmetic kernel, the best of several times.
-fn arithmetic(device: &dyn Device, kernel: &Arithmetic, groups: u32) -> Result<f64> {
+fn arithmetic(device: &dyn Device, kernel: &Arithmetic, groups: u32, times: usize) -> Result<f64> {
     let program = device.load(&made(device, &kernel.kernel)?)?;
     let input = device.allocate(kernel.input.len())?;
     device.upload(&input, 0, &kernel.input)?;
@@ -167,7 +179,7 @@ fn arithmetic(device: &dyn Device, kernel: &Arithmetic, groups: u32) -> Result<f
     };
     let mut repeat = Repeat::new(device, vec![launch])?;
     let mut best = f64::INFINITY;
-    for _ in 0..TIMES {
+    for _ in 0..times.max(1) {
         best = best.min(repeat.run()?);
     }
     let mut found = vec![0; bytes];
