@@ -52,11 +52,15 @@ fn formats() -> Vec<Format> {
     named.chain(SPELLED.iter().map(|text| text.parse().unwrap())).collect()
 }
 
-/// What activations a format is used with.
-fn activations(weight: &Format) -> Vec<Activation> {
+/// What activations a format is used with; bf16, which differs from f16 in little, with every third.
+fn activations(weight: &Format, number: usize) -> Vec<Activation> {
     let fp8 = matches!(weight.code, bitsmith_compiler::format::Code::Float(dtype) if dtype != DType::E2m1);
     let quantized = if fp8 { Activation::Fp8(DType::E4m3fn, Per::Token) } else { Activation::Int8(Per::Token) };
-    vec![Activation::Float(DType::F16), Activation::Float(DType::Bf16), quantized]
+    let mut list = vec![Activation::Float(DType::F16), quantized];
+    if number.is_multiple_of(3) {
+        list.push(Activation::Float(DType::Bf16));
+    }
+    list
 }
 
 /// The matrices of every known model, each size once.
@@ -70,12 +74,17 @@ fn offered(target: &HipTarget) -> Vec<Offered> {
     let (caps, shapes) = (target.caps(), shapes());
     let mut list: Vec<(Op, Schedule)> = Vec::new();
     let mut turn = 0;
-    let mut add = |op: Op, rows: &[usize]| {
+    let mut add = |op: Op| {
         let op = lower::native(op.checked().unwrap(), caps);
         let matrix = MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none());
         for family in lower::families(&op, caps).unwrap_or_default().into_iter().chain(matrix) {
+            // A family's favourite for the rows that it is for; matrix instructions serve few and many.
+            let rows: &[usize] = match family.family {
+                Family::Spread | Family::Decode | Family::Rows => &[1],
+                Family::Block => &[512],
+                _ => &[1, 512],
+            };
             for &m in rows {
-                // A family's favourite.
                 let Some(schedule) = (family.space)(&op, caps, m).into_iter().next() else { continue };
                 if !list.contains(&(op, schedule)) {
                     list.push((op, schedule));
@@ -83,24 +92,24 @@ fn offered(target: &HipTarget) -> Vec<Offered> {
             }
         }
     };
-    for weight in formats() {
-        for activation in activations(&weight) {
+    for (number, weight) in formats().into_iter().enumerate() {
+        for activation in activations(&weight, number) {
             // The next size that the format can have.
             let fits = |&(n, k): &(usize, usize)| (weight.container.check)(&weight, n, k).is_empty();
             turn += 1;
             let sizes = shapes.iter().cycle().skip(turn % shapes.len()).take(shapes.len());
             let Some(&(n, k)) = sizes.copied().collect::<Vec<_>>().iter().find(|size| fits(size)) else { continue };
             let op = Matmul { n, k, weight, activation, out: DType::F16, epilogue: Epilogue::default() };
-            add(Op::Matmul(op), &[1, 16, 512]);
+            add(Op::Matmul(op));
             if activation == Activation::Float(DType::F16) {
-                add(Op::Dequant(Dequant { n, k, weight, out: DType::F16 }), &[1]);
+                add(Op::Dequant(Dequant { n, k, weight, out: DType::F16 }));
             }
         }
     }
     for code in [DType::I8, DType::E4m3fn, DType::E5m2] {
         for (input, per) in [(DType::F16, Per::Token), (DType::Bf16, Per::Group(128))] {
             let sum_group = if code == DType::I8 { 128 } else { 0 };
-            add(Op::Quantize(Quantize { k: 4096, input, code, per, sum_group, norm: None, smooth: false }), &[1]);
+            add(Op::Quantize(Quantize { k: 4096, input, code, per, sum_group, norm: None, smooth: false }));
         }
     }
     let make = |(number, (op, schedule)): (usize, (Op, Schedule))| {

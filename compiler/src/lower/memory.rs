@@ -103,9 +103,9 @@ impl Packing {
     pub fn planes(self, format: &Format, k: usize) -> Result<Vec<Layout>> {
         Ok(match self {
             Packing::N16 => N16::of(format, k)?.plane_layouts()?,
-            Packing::Qt16(class) => {
-                let layout = Qt16::of(format, k, class, LaneOrder::Gt)?;
-                layout.planes.iter().map(|&(width, _)| strip_layout(width, class, LaneOrder::Gt)).collect()
+            Packing::Qt16(class, order) => {
+                let layout = Qt16::of(format, k, class, order)?;
+                layout.planes.iter().map(|&(width, _)| strip_layout(width, class, order)).collect()
             }
         })
     }
@@ -117,7 +117,7 @@ impl Packing {
                 "records of 16 rows, padded to 64 bytes: second-level scales, scales, zero points, then the planes unit by unit \
                  along k; a group starts at a unit"
             }
-            Packing::Qt16(_) => {
+            Packing::Qt16(..) => {
                 "records of 64 rows, each part padded to 256 bytes: second-level scales, scales, zero points by group, then each \
                  plane, tile by tile along k, in the fragment order of matrix instructions"
             }
