@@ -75,7 +75,8 @@ impl Lanes {
             |(number, bit): &(usize, &Bit)| bit.dim == Dim::Row && rows[bit.index as usize] == *number as u8;
         let run = 1 << sums.iter().enumerate().take_while(neighbours).count();
         // Families take the sums of a fragment one by one, or as one vector.
-        if run != if fragments == 1 { 1 } else { shape.acc_elements() as usize } {
+        let wanted = if fragments == 1 { 1 } else { shape.acc_elements() as usize };
+        if run != wanted {
             return None;
         }
         Some(Lanes { shape, order, own, fragments, run, rows })
