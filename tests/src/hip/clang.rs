@@ -149,7 +149,7 @@ pub fn assemble(clang: &Path, gfx: &str, text: &str, folder: &Path) -> Result<Ve
     std::fs::write(&source, text).map_err(|e| e.to_string())?;
     let output = Command::new(clang)
         .args(["-x", "hip", "--offload-device-only", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc"])
-        .args(["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-function", "-S"])
+        .args(["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-S"])
         .arg(format!("--offload-arch={gfx}"))
         .arg(&source)
         .arg("-o")
