@@ -35,8 +35,11 @@ pub fn case(seed: u64, caps: &Caps) -> Case {
 /// The case of a seed, where every family that can serve its operation gets its turn, however small its space; every
 /// fourth one is an operation that matrix families are for.
 pub fn of_any_family(seed: u64, caps: &Caps) -> Result<Case> {
-    let drawn = if seed % 4 == 3 { matrix(seed) } else { operation(seed) };
-    let (op, m) = drawn;
+    let (op, m) = match seed % 8 {
+        3 => matrix(seed),
+        7 => matrix_case(seed),
+        _ => operation(seed),
+    };
     let mut able = families(&op, caps)?;
     able.extend(MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none()));
     let mut rng = fastrand::Rng::with_seed(seed);
