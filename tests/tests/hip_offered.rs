@@ -181,6 +181,7 @@ fn check(clang: &Path, target: &HipTarget, kernels: &[Offered]) -> (Vec<String>,
 }
 
 #[test]
+#[ignore = "has passed on parts of gfx90a and gfx942 only: run it to its end with --ignored before it becomes a gate"]
 fn every_offered_kernel_is_taken_by_clang_within_its_estimate() {
     let test = "hip_offered";
     let Some(clang) = clang::find(test) else { return };
