@@ -2,10 +2,10 @@
 
 mod support;
 
-use bitsmith_calibrate::engine::{Activations, Dense, Engine, Executor, FloatCache, Kernels};
+use bitsmith_calibrate::engine::{Activations, Dense, Executor, FloatCache, Kernels};
 use bitsmith_calibrate::evaluate::{Comparison, Windows, compare};
 use bitsmith_calibrate::import::Checkpoint;
-use bitsmith_calibrate::quantize::{Prompts, Source, quantize, sizes};
+use bitsmith_calibrate::quantize::{Prompts, quantize, sizes};
 use bitsmith_calibrate::recipe::{Calibration, Plan, RecipeFile};
 use bitsmith_calibrate::text::Tokenizer;
 
@@ -21,14 +21,12 @@ fn losses_on_a_real_model() {
     let prompts = Prompts::new(&ids, Some(1), &how, 12 * 256).unwrap();
     let floats = Dense { activations: Activations::Floats };
     let kernels = Kernels::new(bitsmith_runtime::open("cpu:2").unwrap());
-    let reference = Engine::new(&model, &floats).unwrap();
     let at = |recipe: &str, executor: &dyn Executor| -> Comparison {
         let recipe_file = RecipeFile::from_toml(recipe).unwrap();
         let plan = Plan::new(&recipe_file, &sizes(&model), true).unwrap();
         let done =
-            quantize(&Source::Model(&model), &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
-        let engine = Engine::new(&done.model, executor).unwrap();
-        let found = compare(&reference, &engine, &windows, &FloatCache::boxed).unwrap();
+            quantize(&model, &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
+        let found = compare((&model, &floats), (&done.model, executor), &windows, &FloatCache::boxed).unwrap();
         println!(
             "{:70} perplexity {:.4} ({:+.3} %), divergence {:.3e}, top-1 {:.2} %",
             recipe.replace('\n', " "),

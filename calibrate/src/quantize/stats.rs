@@ -5,10 +5,13 @@
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
+/// Columns of one task.
+const COLUMNS: usize = 512;
 /// Rows that are kept as they are.
 const SAMPLE: usize = 256;
 
@@ -47,19 +50,32 @@ impl Histogram {
         Histogram { top: 1.0 / 1024.0, bins: vec![0; BINS] }
     }
 
-    fn add(&mut self, x: f32) {
-        let x = x.abs();
-        if !x.is_finite() {
-            return;
-        }
-        while x >= self.top {
+    /// Makes room for magnitudes up to this one.
+    fn reach(&mut self, most: f32) {
+        while most >= self.top {
             for i in 0..BINS / 2 {
                 self.bins[i] = self.bins[2 * i] + self.bins[2 * i + 1];
             }
             self.bins[BINS / 2..].fill(0);
             self.top *= 2.0;
         }
-        self.bins[((x / self.top * BINS as f32) as usize).min(BINS - 1)] += 1;
+    }
+
+    /// Takes the finite ones of some numbers.
+    fn add(&mut self, x: &[f32]) {
+        let finite = |x: &f32| Some(x.abs()).filter(|x| x.is_finite());
+        self.reach(x.iter().filter_map(finite).fold(0.0, f32::max));
+        // The range is a power of two, so that this factor, and where it puts a number, is exact.
+        let scale = BINS as f32 / self.top;
+        let parts: Vec<Vec<u64>> = x
+            .par_chunks(1 << 20)
+            .map(|part| {
+                let mut bins = vec![0; BINS];
+                part.iter().filter_map(finite).for_each(|x| bins[((x * scale) as usize).min(BINS - 1)] += 1);
+                bins
+            })
+            .collect();
+        parts.iter().for_each(|part| self.bins.iter_mut().zip(part).for_each(|(bin, count)| *bin += count));
     }
 
     /// The magnitude below which this share of inputs lies, to the width of a bin.
@@ -94,12 +110,19 @@ impl Stats {
 
     /// Takes more rows.
     pub fn add(&mut self, x: &[f32]) {
-        for row in x.chunks_exact(self.k) {
-            for ((x, most), sum) in row.iter().zip(&mut self.absmax).zip(&mut self.sum_abs) {
-                *most = most.max(x.abs());
-                *sum += x.abs() as f64;
-                self.histogram.add(*x);
+        let x = &x[..x.len() / self.k * self.k];
+        // Threads share out columns, so that each sum is taken in the order of the rows.
+        let columns = self.absmax.par_chunks_mut(COLUMNS).zip(self.sum_abs.par_chunks_mut(COLUMNS)).enumerate();
+        columns.for_each(|(at, (most, sums))| {
+            for row in x.chunks_exact(self.k) {
+                for ((x, most), sum) in row[at * COLUMNS..].iter().zip(&mut *most).zip(&mut *sums) {
+                    *most = most.max(x.abs());
+                    *sum += x.abs() as f64;
+                }
             }
+        });
+        self.histogram.add(x);
+        for row in x.chunks_exact(self.k) {
             if self.rows.is_multiple_of(self.stride) {
                 self.sample.extend_from_slice(row);
                 if self.sample.len() == 2 * SAMPLE * self.k {
@@ -172,9 +195,7 @@ impl Stats {
         }
         self.sample.chunks_exact_mut(self.k).for_each(|row| row.iter_mut().zip(s).for_each(|(x, s)| *x /= s));
         self.histogram = Histogram::new();
-        for x in &self.sample {
-            self.histogram.add(*x);
-        }
+        self.histogram.add(&self.sample);
         if let Some(moments) = &mut self.moments {
             for (row, a) in moments.chunks_exact_mut(self.k).zip(s) {
                 row.iter_mut().zip(s).for_each(|(m, b)| *m /= a * b);
