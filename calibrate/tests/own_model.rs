@@ -291,7 +291,7 @@ fn a_report_says_where_it_breaks() {
         assert_eq!((made.layers.len(), made.worst.len(), made.performance.len()), (14, 5, 2));
         assert!(made.bytes_after < made.bytes_before && made.probes.len() == 5);
         let page = html(&made).unwrap();
-        assert!(page.contains("&lt;q&gt;") && !page.contains("<q>") && page.matches("<svg").count() == 5);
+        assert!(page.contains("&lt;q&gt;") && !page.contains("<q>") && page.matches("<svg").count() == 6);
         assert!(!page.contains("NaN") && page.contains(&made.verdict));
         let text = markdown(&made);
         assert!(text.contains("down_proj") && text.contains("4 windows of 128 tokens"), "{text}");

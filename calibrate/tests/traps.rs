@@ -98,12 +98,16 @@ fn gptq(bits: u8, sym: bool, format: &str) -> Value {
         "checkpoint_format": format })
 }
 
-/// Eight outputs of 16 inputs, 4 bits: code `(row + 3 · column) % 16`, zeros as given, scale 1.
-fn gptq_parts(zeros: u32) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
+/// Words of eight outputs of `8 · rows` inputs, 4 bits: code `(row + 3 · column) % 16`.
+fn gptq_words(rows: usize) -> Vec<u8> {
     let word = |r: usize, row: usize| (0..8).fold(0u32, |w, j| w | (code(row, 8 * r + j) as u32) << (4 * j));
-    let q: Vec<u32> = (0..2).flat_map(|r| (0..8).map(move |row| word(r, row))).collect();
+    words(&(0..rows).flat_map(|r| (0..8).map(move |row| word(r, row))).collect::<Vec<_>>())
+}
+
+/// Eight outputs of 16 inputs, zeros as given, scale 1.
+fn gptq_parts(zeros: u32) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
     vec![
-        ("qweight", Dtype::I32, vec![2, 8], words(&q)),
+        ("qweight", Dtype::I32, vec![2, 8], gptq_words(2)),
         ("qzeros", Dtype::I32, vec![1, 1], words(&[zeros])),
         ("scales", Dtype::F16, vec![1, 8], halves(&[1.0; 8])),
         ("g_idx", Dtype::I32, vec![16], words(&[0; 16])),
@@ -161,26 +165,26 @@ fn gptq_zeros_that_differ_are_zeros_whatever_sym_says() {
 
 #[test]
 fn gptq_act_order_columns_take_the_scale_of_their_group() {
-    let mut parts = gptq_parts(0x7777_7777);
-    parts[1] = ("qzeros", Dtype::I32, vec![2, 1], words(&[0x7777_7777, 0x7777_7777]));
-    parts[2] = ("scales", Dtype::F16, vec![2, 8], halves(&[[1.0; 8], [0.5; 8]].concat()));
     // Columns fall into the two groups in no order.
-    let groups: Vec<u32> = (0..16).map(|c| u32::from(c % 3 == 0 || c > 12)).collect();
-    let ones = groups.iter().filter(|g| **g == 1).count();
-    parts[3] = ("g_idx", Dtype::I32, vec![16], words(&groups));
+    let groups: Vec<u32> = (0..32).map(|c| (7 * c + c / 5) % 2).collect();
+    assert!(groups.windows(2).any(|g| g[0] > g[1]) && groups.iter().filter(|g| **g == 1).count() == 16);
+    let parts = [
+        ("qweight", Dtype::I32, vec![4, 8], gptq_words(4)),
+        ("qzeros", Dtype::I32, vec![2, 1], words(&[0x7777_7777, 0x7777_7777])),
+        ("scales", Dtype::F16, vec![2, 8], halves(&[[1.0; 8], [0.5; 8]].concat())),
+        ("g_idx", Dtype::I32, vec![32], words(&groups)),
+    ];
     let mut config = gptq(4, true, "gptq");
-    (config["group_size"], config["desc_act"]) = (8.into(), true.into());
-    let (linear, _) = read(8, 16, config.clone(), &parts).unwrap();
-    let expected: Vec<f32> = codes_less(|_| 8)
-        .iter()
-        .enumerate()
-        .map(|(i, w)| w * if groups[i % 16] == 1 { 0.5 } else { 1.0 })
-        .collect();
-    assert_eq!(linear.weight.values().into_owned(), expected);
-    assert_eq!(ones, 8, "both groups are full");
+    config["desc_act"] = true.into();
+    let (linear, _) = read(8, 32, config, &parts).unwrap();
+    for (i, w) in linear.weight.values().iter().enumerate() {
+        let (row, c) = (i / 32, i % 32);
+        let scale = if groups[c] == 1 { 0.5 } else { 1.0 };
+        assert_eq!(*w, scale * (code(row, c) as f32 - 8.0), "row {row}, column {c}");
+    }
     // The kernels' layout puts columns in order and inputs with them.
     let device = bitsmith_runtime::open("cpu:1").unwrap();
-    let x: Vec<f32> = (0..16).map(|c| 0.25 * c as f32 - 1.0).collect();
+    let x: Vec<f32> = (0..32).map(|c| 0.25 * c as f32 - 1.0).collect();
     let run = |executor: &dyn bitsmith_calibrate::engine::Executor| executor.prepare(&linear).unwrap().apply(&x, 1).unwrap();
     let (dense, kernels) =
         (run(&Dense { activations: Activations::Floats }), run(&bitsmith_calibrate::engine::Kernels::new(device)));

@@ -145,6 +145,9 @@ fn summary(sums: &[(f64, usize)]) -> Perplexity {
     }
 }
 
+/// Shares of tokens whose divergence a comparison tells.
+pub const DIVERGENCE_SHARES: [f64; 6] = [0.1, 0.5, 0.9, 0.99, 0.999, 1.0];
+
 /// A model beside a reference, over the same windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
@@ -158,6 +161,8 @@ pub struct Comparison {
     pub increase_error: f64,
     /// Mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats.
     pub mean_divergence: f64,
+    /// Divergences below which the shares of tokens of [`DIVERGENCE_SHARES`] lie.
+    pub divergences: [f64; DIVERGENCE_SHARES.len()],
     /// 99.9 % of tokens diverge less.
     pub divergence_999: f64,
     /// Share of tokens where both think the same one most likely.
@@ -206,14 +211,15 @@ pub fn compare(
     let count = divergences.len().max(1);
     let mean_divergence = divergences.iter().sum::<f64>() / count as f64;
     divergences.sort_by(f64::total_cmp);
-    let divergence_999 = divergences.get(((count as f64 * 0.999) as usize).min(count - 1)).copied().unwrap_or(0.0);
+    let below = |share: f64| divergences.get(((count as f64 * share) as usize).min(count - 1)).copied().unwrap_or(0.0);
     Ok(Comparison {
         reference,
         model,
         increase: model.perplexity / reference.perplexity - 1.0,
         increase_error: paired_error(&ours, &theirs),
         mean_divergence,
-        divergence_999,
+        divergences: DIVERGENCE_SHARES.map(below),
+        divergence_999: below(0.999),
         top_1: agree as f64 / count as f64,
         max_logit_error: worst,
     })

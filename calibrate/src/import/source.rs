@@ -168,20 +168,21 @@ impl Source<'_> {
             })?),
         };
         if e8m0 {
-            return self.bytes(code, grain, DType::E8m0);
+            return self.bytes(code, grain, DType::E8m0, "weight_scale");
         }
         let scale = self.float("weight_scale")?;
-        if weight.dtype == T::I8 && self.tensor("weight_zero_point").is_some() && !group.symmetric {
-            return self.bytes(code, grain, scale);
+        let zeros = weight.dtype == T::I8 && self.tensor("weight_zero_point").is_some() && !group.symmetric;
+        if zeros || !matches!(code, Code::Int { .. } | Code::Float(DType::E4m3fn)) {
+            return self.bytes(code, grain, scale, "weight_scale");
         }
         let format =
             Format { code, granularity: grain, zero: Zero::None, scale: Scale::of(scale), container: &CT_PLAIN };
         self.unpack(&format, &["weight", "weight_scale"])
     }
 
-    /// A byte per code with scales or zeros that compressed-tensors' plain container has no words for: MXFP8, and int8
-    /// with zero points.
-    fn bytes(&self, code: Code, grain: Granularity, scale: DType) -> Result<Quantized> {
+    /// A byte per code with codes, scales or zeros that compressed-tensors' plain container has no words for: MXFP8, FP8 of
+    /// AMD and E5M2, and int8 with zero points.
+    fn bytes(&self, code: Code, grain: Granularity, scale: DType, scales: &'static str) -> Result<Quantized> {
         let (n, k) = (self.n, self.k);
         let (rows, columns) = grain.grid(n, k);
         let part = |suffix: &'static str, count: usize, size: usize| -> Result<Vec<u8>> {
@@ -193,13 +194,13 @@ impl Source<'_> {
         };
         let mut codes = part("weight", n * k, 1)?;
         let size = if scale == DType::E8m0 { 1 } else { scale.bits() as usize / 8 };
-        let raw = part("weight_scale", rows * columns, size)?;
+        let raw = part(scales, rows * columns, size)?;
         let scales =
             raw.chunks_exact(size).map(|c| c.iter().rev().fold(0u32, |bits, b| bits << 8 | *b as u32)).collect();
         let mut format =
             Format { code, granularity: grain, zero: Zero::None, scale: Scale::of(scale), container: &PLAIN };
         let mut zeros = Vec::new();
-        if matches!(code, Code::Int { .. }) {
+        if matches!(code, Code::Int { .. }) && self.tensor("weight_zero_point").is_some() {
             // Signed codes and zeros, both moved up by 128: the difference stays.
             format.code = Code::Int { bits: 8, signed: false };
             format.zero = Zero::Int(8);
@@ -230,6 +231,9 @@ impl Source<'_> {
         })?);
         if let Some((n, k)) = block {
             let scale = self.float("weight_scale_inv")?;
+            if code != Code::Float(DType::E4m3fn) {
+                return self.bytes(code, Granularity::Block { n, k }, scale, "weight_scale_inv");
+            }
             let format = Format {
                 code,
                 granularity: Granularity::Block { n, k },
@@ -242,7 +246,31 @@ impl Source<'_> {
         let scale = self.float("weight_scale")?;
         let rows = self.tensor("weight_scale").map_or(1, |t| t.shape.iter().product::<usize>());
         let granularity = if rows == self.n && rows > 1 { Granularity::Channel } else { Granularity::Tensor };
+        if code != Code::Float(DType::E4m3fn) {
+            return self.bytes(code, granularity, scale, "weight_scale");
+        }
         let format = Format { code, granularity, zero: Zero::None, scale: Scale::of(scale), container: &CT_PLAIN };
         self.unpack(&format, &["weight", "weight_scale"])
+    }
+
+    /// Refuses codes and scales that are no finite number: a kernel would carry them on in silence.
+    pub(super) fn finite(&self, q: &Quantized) -> Result<()> {
+        if matches!(q.format.code, Code::Float(_)) {
+            let sound: Vec<bool> = (0..=255u8).map(|code| q.format.code.decode(code).is_finite()).collect();
+            if let Some(at) = q.codes.iter().position(|code| !sound[*code as usize]) {
+                return Err(self.fault(format!(
+                    "code {:#04x} at row {}, column {} is NaN or infinite in {}; accepted are finite numbers",
+                    q.codes[at],
+                    at / q.k,
+                    at % q.k,
+                    q.format
+                )));
+            }
+        }
+        let dtype = q.format.scale.dtype;
+        match q.scales.iter().position(|scale| !dtype.decode(*scale).is_finite()) {
+            Some(at) => Err(self.fault(format!("scale {at} is NaN or infinite; accepted are finite numbers"))),
+            None => Ok(()),
+        }
     }
 }

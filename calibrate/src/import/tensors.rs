@@ -79,6 +79,7 @@ pub(super) fn linear(
     if file.tensor(&format!("{name}.input_scale")).is_some() {
         linear.input_scale = Some(scalar(file, &format!("{name}.input_scale"))?);
     }
+    source.finite(&q)?;
     linear.weight = Weight::Quantized(q);
     Ok(linear)
 }

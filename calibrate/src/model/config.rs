@@ -194,7 +194,8 @@ impl Config {
             Some("linear") => Scaling::Linear(key("rope.scaling.factor").and_then(GgufValue::as_f64).unwrap_or(1.0)),
             Some("yarn") => {
                 let number = |what: &str| {
-                    key(what).and_then(GgufValue::as_f64).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
+                    let found = key(what).and_then(|value| value.as_f64().or(value.as_u64().map(|x| x as f64)));
+                    found.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
                         Error::invalid(format!("{name}: key `{architecture}.{what}` is missing or no number above 0"))
                     })
                 };

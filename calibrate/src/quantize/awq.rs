@@ -8,7 +8,7 @@
 use super::stats::Stats;
 use crate::engine::math::product;
 use bitsmith_compiler::Result;
-use bitsmith_compiler::format::{Format, Granularity};
+use bitsmith_compiler::format::{Format, Granularity, Quantized};
 use rayon::prelude::*;
 
 /// Ratios that are tried: 0, 1/20 … 19/20.
@@ -158,6 +158,21 @@ pub fn clip(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Re
         }
     }
     Ok(best)
+}
+
+/// The matrix with its ranges cut where that serves its outputs as a whole: the search looks at each group alone, and what it
+/// finds is kept only where the groups together gain by it.
+pub fn clipped(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Result<Quantized> {
+    let group = if let Granularity::Group(g) = format.granularity { g as usize } else { k };
+    let moments = stats.full_moments();
+    let loss = |q: &Quantized| {
+        let mut difference = crate::model::dequantize(q);
+        difference.iter_mut().zip(w).for_each(|(d, w)| *d -= w);
+        quadratic(&difference, &moments, n, k)
+    };
+    let whole = format.encode_nearest(w, n, k, None)?;
+    let cut = format.encode_nearest(&clamped(w, k, group, &clip(w, n, k, format, stats)?), n, k, None)?;
+    Ok(if loss(&cut) < loss(&whole) { cut } else { whole })
 }
 
 /// Weights cut to a largest magnitude per group of a row.

@@ -116,9 +116,7 @@ pub(super) fn quantize_linear(
             found.quantized
         }
         (Method::Awq, Some(stats)) if recipe.clip.unwrap_or(true) && !skips_clip(&linear.name) => {
-            let group = if let Granularity::Group(g) = format.granularity { g as usize } else { k };
-            let most = awq::clip(&w, n, k, &format, stats)?;
-            format.encode_nearest(&awq::clamped(&w, k, group, &most), n, k, None)?
+            awq::clipped(&w, n, k, &format, stats)?
         }
         (Method::Mse, _) => clip::mse(&format, &w, n, k)?,
         (Method::Percentile, _) => clip::percentile(&format, &w, n, k, recipe.percentile.unwrap_or(0.999))?,

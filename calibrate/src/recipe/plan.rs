@@ -222,7 +222,8 @@ impl Rules {
         if !faults.is_empty() {
             return Err(Error::Invalid(faults));
         }
-        let few_bits = matches!(format.code, Code::Int { bits: 2..=4, .. });
+        // Small floats keep three bits or fewer of a number, as few as 4-bit integers do.
+        let few_bits = matches!(format.code, Code::Int { bits: 2..=4, .. } | Code::Float(_));
         let own = rule.and_then(|rule| rule.method).or(recipe.method);
         let method = own.unwrap_or(if calibrated && few_bits { Method::Gptq } else { Method::Rtn });
         if method.calibrated() && !calibrated {
