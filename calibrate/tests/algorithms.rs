@@ -122,8 +122,7 @@ fn awq_duo_rule_reproduces_autoawq_and_its_shared_memory() {
         let mut scaled = if step == 0 { case.w.clone() } else { spoiled.clone() };
         smooth::scale_columns(&mut scaled, &scales);
         let values = dequantize(&case.format.encode_nearest(&scaled, AWQ.0, AWQ.1, None).unwrap());
-        let d: Vec<f32> =
-            values.iter().enumerate().map(|(i, q)| q / scales[i % AWQ.1] - case.w[i]).collect();
+        let d: Vec<f32> = values.iter().enumerate().map(|(i, q)| q / scales[i % AWQ.1] - case.w[i]).collect();
         let loss = awq::quadratic(&d, &moments, AWQ.0, AWQ.1) / (case.stats.moment_rows() * AWQ.0 as f64);
         assert!((loss / expected - 1.0).abs() < 1e-3, "loss {step} is {loss}, not {expected}");
     }

@@ -262,9 +262,8 @@ fn calibration_goes_on_where_it_was_cut_off() {
 #[test]
 fn the_same_seed_gives_the_same_codes() {
     let recipe = "weight = \"int4-g64\"\nmethod = \"gptq\"\n[calibration]\nseed = 3";
-    let values = |q: &Made| -> Vec<Vec<f32>> {
-        q.model.linears().into_iter().map(|l| l.weight.values().into_owned()).collect()
-    };
+    let values =
+        |q: &Made| -> Vec<Vec<f32>> { q.model.linears().into_iter().map(|l| l.weight.values().into_owned()).collect() };
     assert!(values(&made(recipe)) == values(&made(recipe)));
 }
 

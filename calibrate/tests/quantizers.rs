@@ -24,8 +24,7 @@ fn losses_on_a_real_model() {
     let at = |recipe: &str, executor: &dyn Executor| -> Comparison {
         let recipe_file = RecipeFile::from_toml(recipe).unwrap();
         let plan = Plan::new(&recipe_file, &sizes(&model), true).unwrap();
-        let done =
-            quantize(&model, &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
+        let done = quantize(&model, &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
         let found = compare((&model, &floats), (&done.model, executor), &windows, &FloatCache::boxed).unwrap();
         println!(
             "{:70} perplexity {:.4} ({:+.3} %), divergence {:.3e}, top-1 {:.2} %",

@@ -44,7 +44,13 @@ fn floats(n: usize, k: usize) -> Vec<Tensor> {
     let mut list = vec![("model.embed_tokens", vec![4, k]), ("model.norm", vec![k])];
     list.extend([("model.layers.0.input_layernorm", vec![k]), ("model.layers.0.post_attention_layernorm", vec![k])]);
     for (name, rows, columns) in [("k", n, k), ("v", n, k), ("o", k, n)] {
-        let name = if name == "k" { "k_proj" } else if name == "v" { "v_proj" } else { "o_proj" };
+        let name = if name == "k" {
+            "k_proj"
+        } else if name == "v" {
+            "v_proj"
+        } else {
+            "o_proj"
+        };
         list.push((["model.layers.0.self_attn.", name].concat().leak(), vec![rows, columns]));
     }
     for (name, rows, columns) in [("gate_proj", 16, k), ("up_proj", 16, k), ("down_proj", k, 16)] {
@@ -69,7 +75,8 @@ fn folder(n: usize, k: usize, quantization: Value, parts: &[(&str, Dtype, Vec<us
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let mut tensors = floats(n, k);
     for (name, dtype, shape, bytes) in parts {
-        let name = if name.starts_with("self_attn") { format!("model.layers.0.{name}") } else { format!("{QUERY}.{name}") };
+        let name =
+            if name.starts_with("self_attn") { format!("model.layers.0.{name}") } else { format!("{QUERY}.{name}") };
         tensors.push((name, *dtype, shape.clone(), bytes.clone()));
     }
     write(&folder.path().join("model.safetensors"), &tensors);
@@ -119,7 +126,10 @@ fn code(row: usize, column: usize) -> u8 {
 }
 
 fn codes_less(zero: impl Fn(usize) -> i32) -> Vec<f32> {
-    (0..8).flat_map(|row| (0..16).map(move |c| (row, c))).map(|(row, c)| (code(row, c) as i32 - zero(row)) as f32).collect()
+    (0..8)
+        .flat_map(|row| (0..16).map(move |c| (row, c)))
+        .map(|(row, c)| (code(row, c) as i32 - zero(row)) as f32)
+        .collect()
 }
 
 #[test]
@@ -185,7 +195,8 @@ fn gptq_act_order_columns_take_the_scale_of_their_group() {
     // The kernels' layout puts columns in order and inputs with them.
     let device = bitsmith_runtime::open("cpu:1").unwrap();
     let x: Vec<f32> = (0..32).map(|c| 0.25 * c as f32 - 1.0).collect();
-    let run = |executor: &dyn bitsmith_calibrate::engine::Executor| executor.prepare(&linear).unwrap().apply(&x, 1).unwrap();
+    let run =
+        |executor: &dyn bitsmith_calibrate::engine::Executor| executor.prepare(&linear).unwrap().apply(&x, 1).unwrap();
     let (dense, kernels) =
         (run(&Dense { activations: Activations::Floats }), run(&bitsmith_calibrate::engine::Kernels::new(device)));
     dense.iter().zip(&kernels).for_each(|(a, b)| assert!((a - b).abs() < 1e-4, "{a} {b}"));
@@ -225,7 +236,8 @@ fn gptq_three_bit_fields_straddle_words_along_k_and_along_n() {
 fn gptq_layers_that_a_rule_leaves_out_stay_floats_and_others_have_their_own_bits() {
     let mut config = gptq(4, true, "gptq");
     config["dynamic"] = json!({ "-:.*k_proj": {}, "+:.*q_proj": { "bits": 8, "group_size": -1 } });
-    let q: Vec<u32> = (0..4).flat_map(|r| (0..4).map(move |row| 0x0404_0404u32 * r as u32 + 0x8080_8080 + row)).collect();
+    let q: Vec<u32> =
+        (0..4).flat_map(|r| (0..4).map(move |row| 0x0404_0404u32 * r as u32 + 0x8080_8080 + row)).collect();
     let parts = [
         ("qweight", Dtype::I32, vec![4, 4], words(&q)),
         ("qzeros", Dtype::I32, vec![1, 1], words(&[0x7f7f_7f7f])),
@@ -317,7 +329,9 @@ fn compressed_tensors_three_bits_of_both_generations_are_told_apart_or_refused()
         out
     };
     let padded = |row: usize, k: usize| -> Vec<u32> {
-        (0..k.div_ceil(10)).map(|w| (0..10.min(k - 10 * w)).fold(0, |x, j| x | field(row, 10 * w + j) << (3 * j))).collect()
+        (0..k.div_ceil(10))
+            .map(|w| (0..10.min(k - 10 * w)).fold(0, |x, j| x | field(row, 10 * w + j) << (3 * j)))
+            .collect()
     };
     for (k, old) in [(64, false), (64, true), (48, false), (48, true)] {
         let q: Vec<u32> = (0..8).flat_map(|row| if old { padded(row, k) } else { dense(row, k) }).collect();
@@ -475,8 +489,22 @@ fn bitsandbytes_high_nibbles_come_first_and_nested_scales_have_an_offset() {
     const NAME: &str = "weight.quant_state.bitsandbytes__nf4";
     let config = json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4" });
     let map = singles(&[
-        -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0, 0.0795803, 0.1609302,
-        0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+        -1.0,
+        -0.6961928,
+        -0.52507305,
+        -0.3949175,
+        -0.28444138,
+        -0.18477343,
+        -0.091050036,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.562617,
+        0.72295684,
+        1.0,
     ]);
     // Codes 15 (1) and 0 (-1) in turn; scales 2 and 3.
     let bytes = vec![0xf0u8; 64];

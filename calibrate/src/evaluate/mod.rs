@@ -172,12 +172,7 @@ pub struct Comparison {
 }
 
 /// Compares a model with a reference, both read layer by layer; the cache is the model's, the reference keeps floats.
-pub fn compare(
-    reference: Runner<'_>,
-    model: Runner<'_>,
-    windows: &Windows,
-    cache: NewCache<'_>,
-) -> Result<Comparison> {
+pub fn compare(reference: Runner<'_>, model: Runner<'_>, windows: &Windows, cache: NewCache<'_>) -> Result<Comparison> {
     let mut first = Run::new(reference, windows, &FloatCache::boxed)?;
     let mut second = Run::new(model, windows, cache)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

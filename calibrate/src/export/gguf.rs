@@ -61,12 +61,7 @@ fn floats(writer: &mut GgufWriter<'_>, name: String, floats: &Floats) -> Result<
 }
 
 /// Matrices of one layer: experts become one tensor per part.
-fn matrices(
-    config: &Config,
-    linears: &[&Linear],
-    writer: &mut GgufWriter<'_>,
-    faults: &mut Vec<String>,
-) -> Result<()> {
+fn matrices(config: &Config, linears: &[&Linear], writer: &mut GgufWriter<'_>, faults: &mut Vec<String>) -> Result<()> {
     let mut experts: BTreeMap<String, Vec<Encoded>> = BTreeMap::new();
     for linear in linears {
         let Some((name, expert)) = gguf_name(&linear.name) else {

@@ -57,9 +57,10 @@ impl Shards {
         let spool = match &mut self.spool {
             Some(spool) => spool,
             // Beside what is written, where there is room for it or for nothing.
-            None => self.spool.insert(tempfile::tempfile_in(&self.folder).map_err(|e| {
-                Error::invalid(format!("{}: cannot be written: {e}", self.folder.display()))
-            })?),
+            None => self.spool.insert(
+                tempfile::tempfile_in(&self.folder)
+                    .map_err(|e| Error::invalid(format!("{}: cannot be written: {e}", self.folder.display())))?,
+            ),
         };
         spool.write_all(&bytes).map_err(|error| self.fault(&error))?;
         self.pending.push(Pending { name, dtype, shape, at: self.size as u64, bytes: bytes.len() });

@@ -373,9 +373,8 @@ mod tests {
         let dynamic = Scaling::Dynamic { factor: 2.0, trained: 2048.0 };
         assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, dynamic);
         json["rope_scaling"] = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "beta_slow": null });
-        let yarn = |attention| Scaling::Yarn {
-            factor: 4.0, original: 2048.0, fast: 32.0, slow: 1.0, whole: true, attention,
-        };
+        let yarn =
+            |attention| Scaling::Yarn { factor: 4.0, original: 2048.0, fast: 32.0, slow: 1.0, whole: true, attention };
         assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, yarn(0.1 * 4.0f64.ln() + 1.0));
         json["rope_scaling"]["attention_factor"] = 1.5.into();
         assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, yarn(1.5));

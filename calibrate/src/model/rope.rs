@@ -100,9 +100,7 @@ impl Rope {
                 Scaling::None | Scaling::Dynamic { .. } => frequency,
                 Scaling::Yarn { factor, original, fast, slow, whole, .. } => {
                     // The pair that turns so many times over the original context.
-                    let pair = |turns: f64| {
-                        dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
-                    };
+                    let pair = |turns: f64| dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
                     let (first, last) = (pair(fast), pair(slow));
                     let (first, last) = if whole { (first.floor(), last.ceil()) } else { (first, last) };
                     let (first, mut last) = (first.max(0.0), last.min(dim as f64 - 1.0));

@@ -101,4 +101,3 @@ pub(super) fn recipe(candidate: &Candidate, kind: Kv) -> RecipeFile {
         ..RecipeFile::default()
     }
 }
-

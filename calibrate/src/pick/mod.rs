@@ -11,8 +11,8 @@ mod memory;
 mod predict;
 mod rules;
 
-pub use machine::Machine;
 use candidate::{Arithmetic, CANDIDATES, kv_increase, recipe};
+pub use machine::Machine;
 pub use memory::{Kv, Memory, kv, linears, matrix_bytes, model_bytes, weights, workspace};
 
 use crate::recipe::{Method, Plan, RecipeFile};

@@ -111,4 +111,3 @@ pub(super) fn score(request: &Request, pick: &Pick) -> f64 {
         Goal::Quality => pick.typical_increase,
     }
 }
-

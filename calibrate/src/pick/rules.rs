@@ -88,4 +88,3 @@ pub(super) fn reason(request: &Request, machine: &Machine, pick: &Pick, ruled: O
     };
     if first { format!("the first that fits, {what}") } else { format!("ranked {what}") }
 }
-

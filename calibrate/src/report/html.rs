@@ -72,7 +72,8 @@ pub fn html(r: &Report) -> Result<String> {
     let mut plots = String::new();
     if !noise.is_empty() {
         let worst: Vec<String> = r.worst.iter().map(|name| short(name)).collect();
-        plots += &bars("Signal to quantization noise, decibels (longer is better; the worst stand out)", &noise, &worst);
+        plots +=
+            &bars("Signal to quantization noise, decibels (longer is better; the worst stand out)", &noise, &worst);
     }
     let tokens: Vec<_> = DIVERGENCE_SHARES
         .iter()
