@@ -3,13 +3,15 @@
 //! Reads rows of inputs as they stream by; keeps numbers whose size depends on the width of the layer, not on the number
 //! of tokens. Always holds: the same rows in the same order give the same statistics, bit for bit.
 
-use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
+/// Rows of second moments of one task.
+const BAND: usize = 256;
 /// Columns of one task.
 const COLUMNS: usize = 512;
 /// Rows that are kept as they are.
@@ -31,7 +33,7 @@ pub struct Stats {
     /// Some rows as they were: every `stride`-th.
     pub sample: Vec<f32>,
     stride: u64,
-    /// `Σ x xᵀ`, lower triangle, where it was asked for.
+    /// `Σ x xᵀ`, of which the lower triangle holds, where it was asked for.
     #[serde(skip)]
     pub moments: Option<Vec<f32>>,
 }
@@ -136,19 +138,7 @@ impl Stats {
             self.rows += 1;
         }
         if let Some(moments) = &mut self.moments {
-            let m = x.len() / self.k;
-            let x = MatRef::from_row_major_slice(x, m, self.k);
-            matmul(
-                MatMut::from_row_major_slice_mut(moments, self.k, self.k),
-                BlockStructure::TriangularLower,
-                Accum::Add,
-                x.transpose(),
-                BlockStructure::Rectangular,
-                x,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::rayon(0),
-            );
+            add_moments(moments, x, self.k);
         }
     }
 
@@ -224,6 +214,23 @@ impl Stats {
     pub fn moment_rows(&self) -> f64 {
         if self.moments.is_some() { self.rows as f64 } else { (self.sample.len() / self.k) as f64 }
     }
+}
+
+/// `Σ x xᵀ`, as far as bands of rows reach over the diagonal: about half of the products of the whole.
+fn add_moments(moments: &mut [f32], x: &[f32], k: usize) {
+    let x = MatRef::from_row_major_slice(x, x.len() / k, k);
+    moments.par_chunks_mut(BAND * k).enumerate().for_each(|(at, band)| {
+        let rows = band.len() / k;
+        let columns = at * BAND + rows;
+        matmul(
+            MatMut::from_column_major_slice_with_stride_mut(band, columns, rows, k),
+            Accum::Add,
+            x.subcols(0, columns).transpose(),
+            x.subcols(at * BAND, rows),
+            1.0,
+            Par::Seq,
+        );
+    });
 }
 
 #[cfg(test)]
