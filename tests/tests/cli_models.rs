@@ -30,6 +30,8 @@ fn a_model_goes_from_a_pick_to_a_report_and_to_other_tools() {
         &recipe,
         "--json",
     ]);
+    let command = picked["commands"][0].as_str().unwrap();
+    assert!(command.contains(&format!("quantize {MODEL} ")), "{command}");
     assert!(
         picked["picks"][0]["fits"].as_bool().unwrap() && !picked["picks"][0]["reason"].as_str().unwrap().is_empty()
     );
