@@ -3,7 +3,7 @@
 //! Reads `config.json` or the metadata of a GGUF file; makes a [`Config`]. Always holds: a field that would change the
 //! numbers and is not understood is refused by name, never ignored.
 
-use super::{Rope, Scaling};
+use super::{Rope, Scaling, scaling};
 use crate::file::{Gguf, Value as GgufValue, clip};
 use crate::shapes::ModelShape;
 use bitsmith_compiler::{Error, Result};
@@ -108,7 +108,7 @@ impl Config {
         let theta = theta.map_or(Ok(10000.0), |value| number(value, "rope_theta"))?;
         let scaling = match optional("rope_scaling").or(parameters) {
             None => Scaling::None,
-            Some(value) => rope_scaling(value, optional("max_position_embeddings"), name)?,
+            Some(value) => scaling::from_json(value, optional("max_position_embeddings"), name)?,
         };
         let uses_window = json.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(kind == "mistral");
         let window = optional("sliding_window").filter(|_| uses_window).and_then(Value::as_u64).map(|w| w as usize);
@@ -189,35 +189,7 @@ impl Config {
             return Err(Error::Invalid(faults));
         }
         let theta = key("rope.freq_base").and_then(GgufValue::as_f64).unwrap_or(10000.0);
-        let scaling = match key("rope.scaling.type").and_then(GgufValue::as_str) {
-            None | Some("none") => Scaling::None,
-            Some("linear") => Scaling::Linear(key("rope.scaling.factor").and_then(GgufValue::as_f64).unwrap_or(1.0)),
-            Some("yarn") => {
-                let number = |what: &str| {
-                    let found = key(what).and_then(|value| value.as_f64().or(value.as_u64().map(|x| x as f64)));
-                    found.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-                        Error::invalid(format!("{name}: key `{architecture}.{what}` is missing or no number above 0"))
-                    })
-                };
-                let factor = number("rope.scaling.factor")?;
-                // llama.cpp multiplies the file's factor with YaRN's own.
-                let times = key("rope.scaling.attn_factor").and_then(GgufValue::as_f64).unwrap_or(1.0);
-                Scaling::Yarn {
-                    factor,
-                    original: number("rope.scaling.original_context_length")?,
-                    fast: key("rope.scaling.yarn_beta_fast").and_then(GgufValue::as_f64).unwrap_or(32.0),
-                    slow: key("rope.scaling.yarn_beta_slow").and_then(GgufValue::as_f64).unwrap_or(1.0),
-                    whole: true,
-                    attention: times * Scaling::yarn_attention(factor),
-                }
-            }
-            Some(other) => {
-                return Err(Error::Unsupported(format!(
-                    "{name}: rotary scaling `{}`; accepted: none, linear, yarn, rope_freqs",
-                    clip(other)
-                )));
-            }
-        };
+        let scaling = scaling::from_gguf(file, architecture)?;
         let bos = file.get("tokenizer.ggml.bos_token_id").and_then(GgufValue::as_u64);
         let shape = ModelShape {
             name: Cow::Owned(name.to_owned()),
@@ -292,58 +264,6 @@ impl Config {
             }
         }
         json
-    }
-}
-
-/// `trained` is the context that the model itself states.
-fn rope_scaling(value: &Value, trained: Option<&Value>, name: &str) -> Result<Scaling> {
-    let kind = value.get("rope_type").or(value.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |field: &str| {
-        value.get(field).and_then(Value::as_f64).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-            let found = value.get(field).map_or("missing".into(), ToString::to_string);
-            Error::invalid(format!("{name}: `rope_scaling.{field}` is {}; accepted: a number above 0", clip(&found)))
-        })
-    };
-    let optional = |field: &str| value.get(field).filter(|v| !v.is_null()).map(|_| number(field)).transpose();
-    let context = || {
-        trained.and_then(Value::as_f64).filter(|x| x.is_finite() && *x >= 1.0).ok_or_else(|| {
-            Error::invalid(format!("{name}: `max_position_embeddings` is missing, which rotary scaling `{kind}` takes"))
-        })
-    };
-    match kind {
-        "default" => Ok(Scaling::None),
-        "linear" => Ok(Scaling::Linear(number("factor")?)),
-        "llama3" => Ok(Scaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original: number("original_max_position_embeddings")?,
-        }),
-        "dynamic" => Ok(Scaling::Dynamic { factor: number("factor")?, trained: context()? }),
-        "yarn" => {
-            let factor = number("factor")?;
-            let attention = match (optional("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
-                (Some(given), ..) => given,
-                (None, Some(one), Some(all)) => {
-                    // As Scaling::yarn_attention, with the logarithm weighed.
-                    let weighed = |by: f64| 1.0 + by * (Scaling::yarn_attention(factor) - 1.0);
-                    weighed(one) / weighed(all)
-                }
-                _ => Scaling::yarn_attention(factor),
-            };
-            Ok(Scaling::Yarn {
-                factor,
-                original: optional("original_max_position_embeddings")?.map_or_else(context, Ok)?,
-                fast: optional("beta_fast")?.unwrap_or(32.0),
-                slow: optional("beta_slow")?.unwrap_or(1.0),
-                whole: value.get("truncate").and_then(Value::as_bool).unwrap_or(true),
-                attention,
-            })
-        }
-        other => Err(Error::Unsupported(format!(
-            "{name}: rotary scaling `{}`; accepted: default, linear, dynamic, llama3, yarn",
-            clip(other)
-        ))),
     }
 }
 

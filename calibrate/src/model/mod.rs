@@ -8,6 +8,7 @@ mod config;
 mod dequantize;
 mod layers;
 mod rope;
+mod scaling;
 mod spill;
 
 pub use config::{Config, Family};
