@@ -1,4 +1,7 @@
-//! Families of models with random weights: through files and back, experts against one block, steps against a whole text.
+//! Families of models with random weights: against a reference in `f64`, through files and back, experts against one block,
+//! steps against a whole text.
+
+mod support;
 
 use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache, Kernels};
 use bitsmith_calibrate::export::{Target, export};
@@ -88,10 +91,14 @@ fn model(config: Config, seed: u64) -> Model {
 fn families() -> Vec<Config> {
     let llama3 = serde_json::json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64 });
+    // A slow and a fast end that fall among the sixteen pairs.
+    let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+        "beta_fast": 2.0, "beta_slow": 0.1 });
     vec![
         config("llama", serde_json::json!({})),
         config("llama", serde_json::json!({ "rope_scaling": llama3, "tie_word_embeddings": true })),
         config("llama", serde_json::json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 } })),
+        config("qwen3", serde_json::json!({ "rope_scaling": yarn, "max_position_embeddings": 64 })),
         config("qwen2", serde_json::json!({})),
         config("qwen3", serde_json::json!({})),
         config("mixtral", serde_json::json!({ "num_local_experts": 4, "num_experts_per_tok": 2 })),
@@ -128,6 +135,51 @@ fn every_family_reads_back_from_both_containers() {
             assert_eq!(again.linears().len(), model.linears().len());
         }
     }
+}
+
+/// One that has no file but `config.json` to say it.
+fn dynamic(trained: usize) -> Config {
+    let scaling = serde_json::json!({ "rope_type": "dynamic", "factor": 2.0 });
+    config("llama", serde_json::json!({ "rope_scaling": scaling, "max_position_embeddings": trained }))
+}
+
+#[test]
+fn logits_are_those_of_a_reference_in_f64() {
+    let windowed = Config { window: Some(4), ..config("mistral", serde_json::json!({})) };
+    let loose = serde_json::json!({ "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
+        "norm_topk_prob": false });
+    let more = [dynamic(4), windowed, config("qwen3_moe", loose)];
+    let mut seen = Vec::new();
+    for config in families().into_iter().chain(more) {
+        let name = format!("{} {:?}", config.family.model_type(), config.rope.scaling);
+        let model = model(config, 11);
+        let expected = support::reference::logits(&model, &IDS);
+        let found = logits(&model);
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(&expected).fold(0.0f64, |w, (a, b)| w.max((*a as f64 - b).abs()));
+        println!("{name}: {worst:.1e} of {:.1}", expected.iter().fold(0.0f64, |w, x| w.max(x.abs())));
+        assert!(worst < 1e-4, "{name}: {worst}");
+        seen.push(found);
+    }
+    // Same weights, other rotations: each scaling shows in the logits.
+    for (i, a) in seen.iter().enumerate() {
+        for (j, b) in seen.iter().enumerate().skip(i + 1) {
+            assert!(difference(a, b) > 1e-3, "{i} and {j} are the same");
+        }
+    }
+}
+
+#[test]
+fn dynamic_rotation_is_plain_until_the_text_outgrows_the_trained_context() {
+    let plain = logits(&model(config("llama", serde_json::json!({})), 4));
+    assert_eq!(logits(&model(dynamic(IDS.len()), 4)), plain);
+    assert!(difference(&logits(&model(dynamic(IDS.len() - 1), 4)), &plain) > 1e-3);
+    let place = tempfile::tempdir().unwrap();
+    let error = export(&model(dynamic(4), 4), Target::Gguf, &place.path().join("m.gguf"), None).unwrap_err();
+    assert!(error.to_string().contains("dynamic"), "{error}");
+    export(&model(dynamic(4), 4), Target::CompressedTensors, &place.path().join("m"), None).unwrap();
+    let again = Checkpoint::open(place.path().join("m")).unwrap().model().unwrap();
+    assert_eq!(logits(&again), logits(&model(dynamic(4), 4)));
 }
 
 #[test]

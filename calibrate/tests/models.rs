@@ -38,7 +38,8 @@ fn perplexity_of_every_model_is_the_expected_one() {
     let in_files =
         ["q8_0", "q4_0"].map(|name| (format!("tinystories-656k-gguf/{name}.gguf"), gguf[name].as_f64().unwrap()));
     for (path, expected) in in_folders.chain(in_files) {
-        let found = perplexity(&engine(&data.join("models").join(&path)), &windows, &FloatCache::boxed).unwrap();
+        let checkpoint = Checkpoint::open(data.join("models").join(&path)).unwrap();
+        let found = perplexity((&checkpoint, &FLOATS), &windows, &FloatCache::boxed).unwrap();
         assert_eq!((found.windows, found.tokens), (12, 12 * 256));
         let off = found.perplexity / expected - 1.0;
         println!("{path}: {} expected {expected} ({:+.5} %)", found.perplexity, 100.0 * off);

@@ -6,7 +6,7 @@ use bitsmith_calibrate::engine::{Activations, Dense};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::pick::{Goal, Kv, Machine, Request, kv, linears, matrix_bytes, pick, weights};
-use bitsmith_calibrate::quantize::{Source, quantize, sizes};
+use bitsmith_calibrate::quantize::{quantize, sizes};
 use bitsmith_calibrate::recipe::{Plan, RecipeFile};
 use bitsmith_calibrate::shapes::ModelShape;
 use std::fmt::Write;
@@ -122,7 +122,7 @@ fn weight_bytes_are_those_that_are_written() {
     ] {
         let recipe = RecipeFile::preset(preset).unwrap();
         let plan = Plan::new(&recipe, &sizes(&model), false).unwrap();
-        let done = quantize(&Source::Model(&model), &recipe, &plan, None, &floats, &mut |_, _| {}).unwrap();
+        let done = quantize(&model, &recipe, &plan, None, &floats, &mut |_, _| {}).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let written = export(&done.model, target, &folder.path().join("q"), None).unwrap();
         let names = linears(shape);

@@ -2,10 +2,10 @@
 
 mod support;
 
-use bitsmith_calibrate::engine::{Activations, Dense, Engine, Executor, FloatCache, Kernels};
+use bitsmith_calibrate::engine::{Activations, Dense, Executor, FloatCache, Kernels};
 use bitsmith_calibrate::evaluate::{Comparison, Windows, compare};
 use bitsmith_calibrate::import::Checkpoint;
-use bitsmith_calibrate::quantize::{Prompts, Source, quantize, sizes};
+use bitsmith_calibrate::quantize::{Prompts, quantize, sizes};
 use bitsmith_calibrate::recipe::{Calibration, Plan, RecipeFile};
 use bitsmith_calibrate::text::Tokenizer;
 
@@ -21,14 +21,11 @@ fn losses_on_a_real_model() {
     let prompts = Prompts::new(&ids, Some(1), &how, 12 * 256).unwrap();
     let floats = Dense { activations: Activations::Floats };
     let kernels = Kernels::new(bitsmith_runtime::open("cpu:2").unwrap());
-    let reference = Engine::new(&model, &floats).unwrap();
     let at = |recipe: &str, executor: &dyn Executor| -> Comparison {
         let recipe_file = RecipeFile::from_toml(recipe).unwrap();
         let plan = Plan::new(&recipe_file, &sizes(&model), true).unwrap();
-        let done =
-            quantize(&Source::Model(&model), &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
-        let engine = Engine::new(&done.model, executor).unwrap();
-        let found = compare(&reference, &engine, &windows, &FloatCache::boxed).unwrap();
+        let done = quantize(&model, &recipe_file, &plan, Some(&prompts), &floats, &mut |_, _| {}).unwrap();
+        let found = compare((&model, &floats), (&done.model, executor), &windows, &FloatCache::boxed).unwrap();
         println!(
             "{:70} perplexity {:.4} ({:+.3} %), divergence {:.3e}, top-1 {:.2} %",
             recipe.replace('\n', " "),
@@ -75,6 +72,36 @@ fn losses_on_a_real_model() {
             100.0 * (1.0 - awq.mean_divergence / nearest.mean_divergence)
         );
         assert!(awq.mean_divergence < 0.9 * nearest.mean_divergence, "{format}");
+        // With zeros, rounding to nearest costs 0.2 % of perplexity here, and twelve windows know it to 1 %: there is no gap
+        // that a test could see closed. Without them it costs 5 %.
+        if format == "int4-g64" {
+            assert!(awq.increase < 0.9 * nearest.increase, "{format}");
+        }
+    }
+    // FP8 on both sides, over as much text as tells a loss of this size from chance.
+    let many = Windows::new(&ids, Some(1), 256, 96).unwrap();
+    let behind = Prompts::new(&ids, Some(1), &how, 96 * 256).unwrap();
+    let simulated = Dense { activations: Activations::Quantized };
+    for (recipe, bound) in [
+        ("weight = \"fp8e4m3-channel\"\nmethod = \"rtn\"", 0.003),
+        ("weight = \"fp8e4m3-channel\"\nmethod = \"gptq\"", 0.003),
+        ("base = \"FP8_DYNAMIC\"\nmethod = \"rtn\"", 0.008),
+        ("base = \"FP8_DYNAMIC\"", 0.006),
+        ("base = \"FP8\"", 0.02),
+    ] {
+        let recipe_file = RecipeFile::from_toml(recipe).unwrap();
+        let plan = Plan::new(&recipe_file, &sizes(&model), true).unwrap();
+        let done = quantize(&model, &recipe_file, &plan, Some(&behind), &floats, &mut |_, _| {}).unwrap();
+        let found = compare((&model, &floats), (&done.model, &simulated), &many, &FloatCache::boxed).unwrap();
+        println!(
+            "{:50} {:+.3} ± {:.3} % over {} windows, divergence {:.3e}",
+            recipe.replace('\n', " "),
+            100.0 * found.increase,
+            100.0 * found.increase_error,
+            found.model.windows,
+            found.mean_divergence
+        );
+        assert!(found.increase < bound, "{recipe}: {}", found.increase);
     }
     let w2 = at("weight = \"int2-g32-asym\"\nmethod = \"rtn\"", &floats);
     assert!(w2.increase > 0.5);

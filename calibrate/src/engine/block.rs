@@ -4,6 +4,7 @@ use super::math::{add, product, rms_norm, rms_norm_in_place, silu_mul, softmax};
 use super::{Apply, Executor, KvCache};
 use crate::model::{Config, Gated, Layer, Mlp};
 use bitsmith_compiler::Result;
+use std::borrow::Cow;
 
 /// Where inputs of matrices are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,9 +127,13 @@ impl Block {
         }
         let first = cache.tokens();
         let rope = &self.config.rope;
+        let frequencies = match rope.grows() {
+            true => Cow::Owned(rope.frequencies_at(s.head_dim, first + m)),
+            false => Cow::Borrowed(&self.frequencies[..]),
+        };
         for (i, (q, k)) in q.chunks_mut(s.heads * s.head_dim).zip(k.chunks_mut(s.kv_heads * s.head_dim)).enumerate() {
-            rope.rotate(q, s.head_dim, &self.frequencies, first + i);
-            rope.rotate(k, s.head_dim, &self.frequencies, first + i);
+            rope.rotate(q, s.head_dim, &frequencies, first + i);
+            rope.rotate(k, s.head_dim, &frequencies, first + i);
         }
         cache.append(&k, &v)?;
         cache.attend(&q, m)

@@ -15,7 +15,7 @@ pub use cache::{FloatCache, KvCache, NewCache};
 pub use dense::{Activations, Dense};
 pub use kernels::Kernels;
 
-use crate::model::{Config, Linear, Model, Weight, row};
+use crate::model::{Config, Layers, Linear, Weight, row};
 use bitsmith_compiler::{Error, Result};
 
 /// Applies one matrix.
@@ -49,17 +49,15 @@ const HEAD_ROWS: usize = 64;
 
 impl Engine {
     /// Makes a model ready.
-    pub fn new(model: &Model, executor: &dyn Executor) -> Result<Engine> {
+    pub fn new(model: &dyn Layers, executor: &dyn Executor) -> Result<Engine> {
+        let config = model.config().clone();
+        let block = |index| Block::new(&config, model.layer(index)?.into_owned(), executor);
         Ok(Engine {
-            config: model.config.clone(),
-            embedding: model.embedding.clone(),
-            blocks: model
-                .layers
-                .iter()
-                .map(|layer| Block::new(&model.config, layer.clone(), executor))
-                .collect::<Result<_>>()?,
-            norm: model.norm.values.clone(),
-            head: executor.prepare(model.head())?,
+            embedding: model.embedding()?.into_owned(),
+            blocks: (0..config.shape.layers).map(block).collect::<Result<_>>()?,
+            norm: model.norm()?.into_owned().values,
+            head: executor.prepare(&*model.logits()?)?,
+            config,
         })
     }
 

@@ -1,14 +1,17 @@
 //! How good a model is: perplexity, and how far its next-token distributions are from a reference's.
 //!
-//! Reads token ids cut into windows; makes numbers that name their windows. Always holds: logits are looked at one
-//! window at a time and one row at a time, so that memory grows with the vocabulary, not with the text.
+//! Reads token ids cut into windows; makes numbers that name their windows. Always holds: one layer of a model is in memory
+//! at a time; logits are looked at one window at a time and one row at a time, so that memory grows with the vocabulary, not
+//! with the text.
 
 mod probe;
 
 pub use probe::{Probe, ProbeResult, probe, read_probes};
 
-use crate::engine::math::log_sum_exp;
-use crate::engine::{Engine, NewCache};
+use crate::engine::math::{log_sum_exp, rms_norm};
+use crate::engine::{Apply, Block, Executor, FloatCache, NewCache};
+use crate::model::Layers;
+use crate::quantize::{Prompts, Residuals};
 use bitsmith_compiler::{Error, Result};
 use serde::Serialize;
 
@@ -65,19 +68,67 @@ pub struct Perplexity {
     pub window: usize,
 }
 
-/// Perplexity over windows.
-pub fn perplexity(engine: &Engine, windows: &Windows, cache: NewCache<'_>) -> Result<Perplexity> {
+/// A model and who multiplies for it.
+pub type Runner<'a> = (&'a dyn Layers, &'a dyn Executor);
+
+/// Perplexity over windows, of a model that is read layer by layer.
+pub fn perplexity(model: Runner<'_>, windows: &Windows, cache: NewCache<'_>) -> Result<Perplexity> {
+    let mut run = Run::new(model, windows, cache)?;
     let mut sums = Vec::new();
-    for window in &windows.list {
-        let (inputs, targets) = windows.inputs(window);
+    for (index, window) in windows.list.iter().enumerate() {
+        let (_, targets) = windows.inputs(window);
         let mut sum = 0.0;
-        let mut caches = engine.caches(cache)?;
-        engine.forward(&inputs, &mut caches, inputs.len(), |at, logits| {
+        run.logits(index, &mut |at, logits| {
             sum += log_sum_exp(logits) - logits[targets[at] as usize % logits.len()] as f64;
         })?;
         sums.push((sum, targets.len()));
     }
     Ok(summary(&sums))
+}
+
+/// Windows behind the last layer of a model, ready for its head.
+struct Run {
+    streams: Residuals,
+    norm: Vec<f32>,
+    eps: f64,
+    head: Box<dyn Apply>,
+}
+
+/// Rows of logits that are made at once: it bounds the memory of a large vocabulary.
+const ROWS: usize = 64;
+
+impl Run {
+    /// Takes all windows through one layer after another: in memory are one layer and the caches of one window.
+    fn new((model, executor): Runner<'_>, windows: &Windows, cache: NewCache<'_>) -> Result<Run> {
+        let config = model.config();
+        let inputs: Vec<Vec<u32>> = windows.list.iter().map(|window| windows.inputs(window).0).collect();
+        let mut streams = Prompts { list: inputs }.embedded(&*model.embedding()?)?;
+        for index in 0..config.shape.layers {
+            let block = Block::new(config, model.layer(index)?.into_owned(), executor)?;
+            for at in 0..streams.len() {
+                let mut x = streams.get(at)?;
+                let m = x.len() / config.shape.hidden;
+                block.forward(&mut x, m, cache(config)?.as_mut(), &mut |_, _, _| Ok(()))?;
+                streams.set(at, x)?;
+            }
+        }
+        let norm = model.norm()?.into_owned().values;
+        Ok(Run { streams, norm, eps: config.eps, head: executor.prepare(&*model.logits()?)? })
+    }
+
+    /// The logits of a window, row by row.
+    fn logits(&mut self, window: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let x = self.streams.get(window)?;
+        let width = self.norm.len();
+        for (chunk, rows) in x.chunks(ROWS * width).enumerate() {
+            let m = rows.len() / width;
+            let logits = self.head.apply(&rms_norm(rows, &self.norm, self.eps), m)?;
+            for (i, logits) in logits.chunks_exact(logits.len() / m).enumerate() {
+                each(chunk * ROWS + i, logits);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn summary(sums: &[(f64, usize)]) -> Perplexity {
@@ -94,6 +145,9 @@ fn summary(sums: &[(f64, usize)]) -> Perplexity {
     }
 }
 
+/// Shares of tokens whose divergence a comparison tells.
+pub const DIVERGENCE_SHARES: [f64; 6] = [0.1, 0.5, 0.9, 0.99, 0.999, 1.0];
+
 /// A model beside a reference, over the same windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
@@ -103,8 +157,12 @@ pub struct Comparison {
     pub model: Perplexity,
     /// Relative change of perplexity.
     pub increase: f64,
+    /// Its standard error, over windows in pairs.
+    pub increase_error: f64,
     /// Mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats.
     pub mean_divergence: f64,
+    /// Divergences below which the shares of tokens of [`DIVERGENCE_SHARES`] lie.
+    pub divergences: [f64; DIVERGENCE_SHARES.len()],
     /// 99.9 % of tokens diverge less.
     pub divergence_999: f64,
     /// Share of tokens where both think the same one most likely.
@@ -113,19 +171,19 @@ pub struct Comparison {
     pub max_logit_error: f64,
 }
 
-/// Compares a model with a reference.
-pub fn compare(reference: &Engine, model: &Engine, windows: &Windows, cache: NewCache<'_>) -> Result<Comparison> {
+/// Compares a model with a reference, both read layer by layer; the cache is the model's, the reference keeps floats.
+pub fn compare(reference: Runner<'_>, model: Runner<'_>, windows: &Windows, cache: NewCache<'_>) -> Result<Comparison> {
+    let mut first = Run::new(reference, windows, &FloatCache::boxed)?;
+    let mut second = Run::new(model, windows, cache)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (mut divergences, mut agree, mut worst) = (Vec::new(), 0usize, 0.0f64);
-    for window in &windows.list {
-        let (inputs, targets) = windows.inputs(window);
-        let mut expected: Vec<Vec<f32>> = Vec::with_capacity(inputs.len());
-        let mut caches = reference.caches(&crate::engine::FloatCache::boxed)?;
-        reference.forward(&inputs, &mut caches, inputs.len(), |_, logits| expected.push(logits.to_vec()))?;
+    for (index, window) in windows.list.iter().enumerate() {
+        let (_, targets) = windows.inputs(window);
+        let mut rows: Vec<Vec<f32>> = Vec::with_capacity(targets.len());
+        first.logits(index, &mut |_, logits| rows.push(logits.to_vec()))?;
         let (mut own, mut other) = (0.0, 0.0);
-        let mut caches = model.caches(cache)?;
-        model.forward(&inputs, &mut caches, inputs.len(), |at, logits| {
-            let expected = &expected[at];
+        second.logits(index, &mut |at, logits| {
+            let expected = &rows[at];
             let (a, b) = (log_sum_exp(expected), log_sum_exp(logits));
             let target = targets[at] as usize % logits.len();
             other += a - expected[target] as f64;
@@ -148,16 +206,28 @@ pub fn compare(reference: &Engine, model: &Engine, windows: &Windows, cache: New
     let count = divergences.len().max(1);
     let mean_divergence = divergences.iter().sum::<f64>() / count as f64;
     divergences.sort_by(f64::total_cmp);
-    let divergence_999 = divergences.get(((count as f64 * 0.999) as usize).min(count - 1)).copied().unwrap_or(0.0);
+    let below = |share: f64| divergences.get(((count as f64 * share) as usize).min(count - 1)).copied().unwrap_or(0.0);
     Ok(Comparison {
         reference,
         model,
         increase: model.perplexity / reference.perplexity - 1.0,
+        increase_error: paired_error(&ours, &theirs),
         mean_divergence,
-        divergence_999,
+        divergences: DIVERGENCE_SHARES.map(below),
+        divergence_999: below(0.999),
         top_1: agree as f64 / count as f64,
         max_logit_error: worst,
     })
+}
+
+/// Standard error of the relative change of perplexity: windows are compared in pairs, so that what makes a window hard for
+/// both falls out.
+fn paired_error(ours: &[(f64, usize)], theirs: &[(f64, usize)]) -> f64 {
+    let changes: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| (a.0 - b.0) / a.1.max(1) as f64).collect();
+    let n = changes.len() as f64;
+    let mean = changes.iter().sum::<f64>() / n.max(1.0);
+    let spread: f64 = changes.iter().map(|c| (c - mean).powi(2)).sum();
+    mean.exp() * (spread / (n - 1.0).max(1.0) / n.max(1.0)).sqrt()
 }
 
 /// The most likely token; the first of equals.

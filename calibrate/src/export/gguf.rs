@@ -6,7 +6,7 @@
 use super::reframe::reframe_as;
 use crate::file::{GgufType, GgufWriter, Value};
 use crate::import::gguf_name;
-use crate::model::{Family, Floats, Linear, Mlp, Model, Rope, Scaling, Weight, permute_rows};
+use crate::model::{Config, Family, Floats, Layers, Linear, Mlp, Rope, Scaling, Weight, permute_rows};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::{Error, Result};
@@ -16,26 +16,17 @@ use std::path::Path;
 /// A tensor on its way: type, rows and columns, bytes.
 type Encoded = (GgufType, [usize; 2], Vec<u8>);
 
-pub(super) fn write(model: &Model, out: &Path, side: Option<&Path>) -> Result<()> {
-    let mut writer = GgufWriter::new();
+pub(super) fn write(model: &dyn Layers, out: &Path, side: Option<&Path>) -> Result<()> {
+    let mut writer = GgufWriter::spooled()?;
     metadata(model, &mut writer)?;
     if let Some(side) = side.map(|side| side.join("tokenizer.json")).filter(|side| side.is_file()) {
         tokenizer(&side, &mut writer)?;
     }
     let mut faults = Vec::new();
-    let mut experts: BTreeMap<String, Vec<Encoded>> = BTreeMap::new();
-    let floats = |writer: &mut GgufWriter<'_>, name: String, floats: &Floats| -> Result<()> {
-        // llama.cpp wants one-dimensional tensors in f32.
-        let bytes = Floats { dtype: DType::F32, ..floats.clone() }.bytes();
-        writer.tensor(&name, GgufType::F32, &[floats.values.len()], bytes).map(|_| ())
-    };
-    let mut linears: Vec<&Linear> = vec![&model.embedding];
-    linears.extend(&model.head);
-    for (i, layer) in model.layers.iter().enumerate() {
-        linears.extend(layer.linears());
-        if let Mlp::Experts { router, .. } = &layer.mlp {
-            linears.push(router);
-        }
+    let config = model.config();
+    matrices(config, &[&*model.embedding()?], &mut writer, &mut faults)?;
+    for index in 0..config.shape.layers {
+        let layer = model.layer(index)?;
         let a = &layer.attention;
         for (name, norm) in [
             ("attn_norm", Some(&layer.input_norm)),
@@ -44,26 +35,49 @@ pub(super) fn write(model: &Model, out: &Path, side: Option<&Path>) -> Result<()
             ("attn_k_norm", a.k_norm.as_ref()),
         ] {
             if let Some(norm) = norm {
-                floats(&mut writer, format!("blk.{i}.{name}.weight"), norm)?;
+                floats(&mut writer, format!("blk.{index}.{name}.weight"), norm)?;
             }
         }
+        let mut linears = layer.linears();
+        if let Mlp::Experts { router, .. } = &layer.mlp {
+            linears.push(router);
+        }
+        matrices(config, &linears, &mut writer, &mut faults)?;
     }
-    floats(&mut writer, "output_norm.weight".into(), &model.norm)?;
+    floats(&mut writer, "output_norm.weight".into(), &*model.norm()?)?;
+    if let Some(head) = model.head()? {
+        matrices(config, &[&*head], &mut writer, &mut faults)?;
+    }
+    if !faults.is_empty() {
+        return Err(Error::Invalid(faults));
+    }
+    writer.write(out)
+}
+
+/// llama.cpp wants one-dimensional tensors in f32.
+fn floats(writer: &mut GgufWriter<'_>, name: String, floats: &Floats) -> Result<()> {
+    let bytes = Floats { dtype: DType::F32, ..floats.clone() }.bytes();
+    writer.tensor(&name, GgufType::F32, &[floats.values.len()], bytes).map(|_| ())
+}
+
+/// Matrices of one layer: experts become one tensor per part.
+fn matrices(config: &Config, linears: &[&Linear], writer: &mut GgufWriter<'_>, faults: &mut Vec<String>) -> Result<()> {
+    let mut experts: BTreeMap<String, Vec<Encoded>> = BTreeMap::new();
     for linear in linears {
         let Some((name, expert)) = gguf_name(&linear.name) else {
             faults.push(format!("{}: GGUF has no place for it", linear.name));
             continue;
         };
-        match encode(model, linear) {
+        match encode(config, linear) {
             Err(Error::Invalid(more)) => faults.extend(more.into_iter().map(|f| format!("{}: {f}", linear.name))),
             Err(other) => return Err(other),
             Ok(encoded) if expert.is_some() => experts.entry(name).or_default().push(encoded),
             Ok((kind, shape, bytes)) => {
                 writer.tensor(&name, kind, &shape, bytes)?;
                 if let Some(bias) = &linear.bias {
-                    let bias =
-                        Floats { values: ordered(&bias.values, order(model, &linear.name).as_deref()), ..bias.clone() };
-                    floats(&mut writer, name.replace(".weight", ".bias"), &bias)?;
+                    let order = order(config, &linear.name);
+                    let bias = Floats { values: ordered(&bias.values, order.as_deref()), ..bias.clone() };
+                    floats(writer, name.replace(".weight", ".bias"), &bias)?;
                 }
             }
         }
@@ -78,10 +92,7 @@ pub(super) fn write(model: &Model, out: &Path, side: Option<&Path>) -> Result<()
         let bytes: Vec<u8> = list.into_iter().flat_map(|(.., bytes)| bytes).collect();
         writer.tensor(&name, kind, &[count, n, k], bytes)?;
     }
-    if !faults.is_empty() {
-        return Err(Error::Invalid(faults));
-    }
-    writer.write(out)
+    Ok(())
 }
 
 fn ordered(values: &[f32], order: Option<&[usize]>) -> Vec<f32> {
@@ -91,9 +102,9 @@ fn ordered(values: &[f32], order: Option<&[usize]>) -> Vec<f32> {
     }
 }
 
-fn order(model: &Model, name: &str) -> Option<Vec<usize>> {
-    let s = &model.config.shape;
-    if !matches!(model.config.family, Family::Llama | Family::Mixtral) {
+fn order(config: &Config, name: &str) -> Option<Vec<usize>> {
+    let s = &config.shape;
+    if !matches!(config.family, Family::Llama | Family::Mixtral) {
         return None;
     }
     if name.ends_with("q_proj") {
@@ -105,11 +116,11 @@ fn order(model: &Model, name: &str) -> Option<Vec<usize>> {
     }
 }
 
-fn encode(model: &Model, linear: &Linear) -> Result<Encoded> {
+fn encode(config: &Config, linear: &Linear) -> Result<Encoded> {
     if linear.gather.is_some() {
         return Err(Error::invalid("split or padded columns have no place in GGUF; `packed` holds them"));
     }
-    let order = order(model, &linear.name);
+    let order = order(config, &linear.name);
     let shape = [linear.n, linear.k];
     match &linear.weight {
         Weight::Floats(floats) => {
@@ -155,8 +166,9 @@ fn encode(model: &Model, linear: &Linear) -> Result<Encoded> {
     }
 }
 
-fn metadata(model: &Model, writer: &mut GgufWriter<'_>) -> Result<()> {
-    let (s, config) = (&model.config.shape, &model.config);
+fn metadata(model: &dyn Layers, writer: &mut GgufWriter<'_>) -> Result<()> {
+    let config = model.config();
+    let s = &config.shape;
     let architecture = match config.family {
         Family::Llama | Family::Mixtral => "llama",
         Family::Qwen2 => "qwen2",
@@ -191,9 +203,27 @@ fn metadata(model: &Model, writer: &mut GgufWriter<'_>) -> Result<()> {
         ("rope.dimension_count", number(s.head_dim)),
         ("vocab_size", number(s.vocab)),
     ];
-    if let Scaling::Linear(factor) = config.rope.scaling {
-        keys.push(("rope.scaling.type", Value::String("linear".into())));
-        keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+    match config.rope.scaling {
+        // Llama 3's is the tensor of divisors above.
+        Scaling::None | Scaling::Llama3 { .. } => {}
+        Scaling::Linear(factor) => {
+            keys.push(("rope.scaling.type", Value::String("linear".into())));
+            keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+        }
+        Scaling::Yarn { factor, original, fast, slow, whole: true, attention } => {
+            let times = attention / Scaling::yarn_attention(factor);
+            keys.push(("rope.scaling.type", Value::String("yarn".into())));
+            keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+            keys.push(("rope.scaling.original_context_length", Value::U32(original as u32)));
+            keys.push(("rope.scaling.attn_factor", Value::F32(times as f32)));
+            keys.push(("rope.scaling.yarn_beta_fast", Value::F32(fast as f32)));
+            keys.push(("rope.scaling.yarn_beta_slow", Value::F32(slow as f32)));
+        }
+        Scaling::Dynamic { .. } | Scaling::Yarn { .. } => {
+            return Err(Error::invalid(
+                "rotary scaling: GGUF has no place for `dynamic`, nor for `yarn` with `truncate` off",
+            ));
+        }
     }
     if s.is_mixture() {
         keys.push(("expert_count", number(s.experts)));

@@ -6,7 +6,7 @@
 use super::Target;
 use super::reframe::{needs_gptq_v2, reframe};
 use super::shards::Shards;
-use crate::model::{Floats, Layer, Linear, Mlp, Model, Weight};
+use crate::model::{Floats, Layer, Layers, Linear, Mlp, Weight};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::{AWQ, CT_PACK, CT_PLAIN, Code, Format, GPTQ_V1, GPTQ_V2, Granularity, Quantized, Zero};
 use bitsmith_compiler::op::{Activation, Per};
@@ -15,59 +15,98 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A matrix in the target's container.
-struct Framed<'m> {
-    linear: &'m Linear,
-    q: Quantized,
+/// What the configuration says of a matrix.
+struct Entry {
+    name: String,
+    format: Format,
+    activation: Option<Activation>,
 }
 
-pub(super) fn write(model: &Model, target: Target, folder: &Path) -> Result<u64> {
-    let (mut framed, mut faults) = (Vec::new(), Vec::new());
-    let v2 = target == Target::Gptq && model.linears().iter().filter_map(|l| l.weight.quantized()).any(needs_gptq_v2);
-    for linear in model.linears() {
-        let Some(q) = linear.weight.quantized() else { continue };
+/// What a first look at the whole model finds, before anything is written.
+#[derive(Default)]
+struct Survey {
+    quantized: Vec<Entry>,
+    floats: Vec<String>,
+    faults: Vec<String>,
+}
+
+pub(super) fn write(model: &dyn Layers, target: Target, folder: &Path) -> Result<u64> {
+    let mut v2 = false;
+    if target == Target::Gptq {
+        model.each_linear(&mut |linear| {
+            v2 |= linear.weight.quantized().is_some_and(needs_gptq_v2);
+            Ok(())
+        })?;
+    }
+    let mut survey = survey(model, target, v2)?;
+    let config = match target {
+        Target::Gptq => survey.uniform().map(|f| gptq_config(&f, v2, &survey.floats)),
+        Target::Awq => survey.uniform().map(|f| awq_config(&f, &survey.floats)),
+        _ => Some(ct_config(&survey.quantized, &survey.floats)),
+    };
+    if !survey.faults.is_empty() {
+        return Err(Error::Invalid(survey.faults));
+    }
+    let mut shards = Shards::new(folder);
+    tensors(model, target, v2, &mut shards)?;
+    let bytes = shards.finish()?;
+    let mut json = model.config().to_json();
+    if let Some(object) = json.as_object_mut() {
+        object.remove("compression_config");
+        object.remove("quantization_config");
+    }
+    if !survey.quantized.is_empty() {
+        json["quantization_config"] = config.unwrap_or(Value::Null);
+    }
+    let path = folder.join("config.json");
+    std::fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))?;
+    Ok(bytes)
+}
+
+fn survey(model: &dyn Layers, target: Target, v2: bool) -> Result<Survey> {
+    let mut found = Survey::default();
+    let mut see = |linear: &Linear| -> Result<()> {
+        let Some(q) = linear.weight.quantized() else {
+            found.floats.push(linear.name.clone());
+            return Ok(());
+        };
         let moved = if linear.gather.is_some() {
             Err(Error::invalid("split or padded columns have no place in this target; `packed` holds them"))
         } else {
             frame(q, linear, target, v2)
         };
         match moved {
-            Ok(q) => framed.push(Framed { linear, q }),
-            Err(Error::Invalid(more)) => faults.extend(more.into_iter().map(|f| format!("{}: {f}", linear.name))),
+            Ok(q) => found.quantized.push(Entry {
+                name: linear.name.clone(),
+                format: q.format,
+                activation: linear.activation.filter(|a| !matches!(a, Activation::Float(_))),
+            }),
+            Err(Error::Invalid(more)) => found.faults.extend(more.into_iter().map(|f| format!("{}: {f}", linear.name))),
             Err(other) => return Err(other),
         }
+        Ok(())
+    };
+    for index in 0..model.config().shape.layers {
+        let layer = model.layer(index)?;
+        layer.linears().into_iter().try_for_each(&mut see)?;
+        if let Mlp::Experts { router, .. } = &layer.mlp {
+            see(router)?;
+        }
     }
-    if model.embedding.weight.quantized().is_some() {
-        faults.push(format!("{}: a quantized embedding has no place in this target", model.embedding.name));
+    match model.head()? {
+        Some(head) => see(&head)?,
+        None => found.floats.push("lm_head".into()),
     }
-    if model.config.rope.factors.is_some() {
-        faults.push(
+    if let Some(q) = model.embedding()?.weight.quantized() {
+        found.faults.push(format!("the embedding is {}, which has no place in this target", q.format));
+    }
+    if model.config().rope.factors.is_some() {
+        found.faults.push(
             "rotary frequencies come as a tensor (`rope_freqs`), which config.json has no field for; `gguf` holds it"
                 .into(),
         );
     }
-    let config = match target {
-        Target::Gptq => uniform(&framed, &mut faults).map(|f| gptq_config(&f, v2, &unquantized(model))),
-        Target::Awq => uniform(&framed, &mut faults).map(|f| awq_config(&f, &unquantized(model))),
-        _ => Some(ct_config(&framed, &unquantized(model))),
-    };
-    if !faults.is_empty() {
-        return Err(Error::Invalid(faults));
-    }
-    let mut shards = Shards::new(folder);
-    tensors(model, &framed, &mut shards)?;
-    let bytes = shards.finish()?;
-    let mut json = model.config.to_json();
-    if let Some(object) = json.as_object_mut() {
-        object.remove("compression_config");
-        object.remove("quantization_config");
-    }
-    if !framed.is_empty() {
-        json["quantization_config"] = config.unwrap_or(Value::Null);
-    }
-    let path = folder.join("config.json");
-    std::fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))?;
-    Ok(bytes)
+    Ok(found)
 }
 
 fn frame(q: &Quantized, linear: &Linear, target: Target, v2: bool) -> Result<Quantized> {
@@ -87,29 +126,18 @@ fn frame(q: &Quantized, linear: &Linear, target: Target, v2: bool) -> Result<Qua
     }
 }
 
-fn unquantized(model: &Model) -> Vec<String> {
-    let floats = |linear: &&Linear| linear.weight.quantized().is_none();
-    let mut names: Vec<String> = model.linears().into_iter().filter(floats).map(|l| l.name.clone()).collect();
-    for layer in &model.layers {
-        if let Mlp::Experts { router, .. } = &layer.mlp {
-            names.push(router.name.clone());
+impl Survey {
+    /// The one format of all matrices; others are faults.
+    fn uniform(&mut self) -> Option<Format> {
+        let first = self.quantized.first()?.format;
+        for other in self.quantized.iter().filter(|other| other.format != first) {
+            self.faults.push(format!(
+                "{}: is {}, the first layer is {first}; this target holds one format",
+                other.name, other.format
+            ));
         }
+        Some(first)
     }
-    if model.head.is_none() {
-        names.push("lm_head".into());
-    }
-    names
-}
-
-fn uniform(framed: &[Framed<'_>], faults: &mut Vec<String>) -> Option<Format> {
-    let first = framed.first()?.q.format;
-    for other in framed.iter().filter(|other| other.q.format != first) {
-        faults.push(format!(
-            "{}: is {}, the first layer is {first}; this target holds one format",
-            other.linear.name, other.q.format
-        ));
-    }
-    Some(first)
 }
 
 fn group_size(format: &Format) -> i64 {
@@ -137,13 +165,12 @@ fn awq_config(format: &Format, ignored: &[String]) -> Value {
     })
 }
 
-fn ct_config(framed: &[Framed<'_>], ignored: &[String]) -> Value {
+fn ct_config(entries: &[Entry], ignored: &[String]) -> Value {
     let mut groups: Vec<(Format, Option<Activation>, Vec<&str>)> = Vec::new();
-    for one in framed {
-        let activation = one.linear.activation.filter(|a| !matches!(a, Activation::Float(_)));
-        match groups.iter_mut().find(|(f, a, _)| *f == one.q.format && *a == activation) {
-            Some((.., names)) => names.push(&one.linear.name),
-            None => groups.push((one.q.format, activation, vec![&one.linear.name])),
+    for one in entries {
+        match groups.iter_mut().find(|(f, a, _)| *f == one.format && *a == one.activation) {
+            Some((.., names)) => names.push(&one.name),
+            None => groups.push((one.format, one.activation, vec![&one.name])),
         }
     }
     let single = groups.len() == 1;
@@ -211,19 +238,17 @@ fn ct_activation(activation: Activation) -> Value {
 }
 
 /// Every tensor, in the order of the model.
-fn tensors(model: &Model, framed: &[Framed<'_>], shards: &mut Shards) -> Result<()> {
+fn tensors(model: &dyn Layers, target: Target, v2: bool, shards: &mut Shards) -> Result<()> {
     let linear = |linear: &Linear, shards: &mut Shards| -> Result<()> {
-        match (&linear.weight, framed.iter().find(|f| f.linear.name == linear.name)) {
-            (Weight::Quantized(_), Some(framed)) => {
-                for part in (framed.q.format.container.pack)(&framed.q)? {
+        match &linear.weight {
+            Weight::Quantized(q) => {
+                let q = frame(q, linear, target, v2)?;
+                for part in (q.format.container.pack)(&q)? {
                     shards.part(&linear.name, part)?;
                 }
             }
-            (Weight::Floats(floats), _) => {
+            Weight::Floats(floats) => {
                 push(shards, format!("{}.weight", linear.name), vec![linear.n, linear.k], floats)?;
-            }
-            (Weight::Quantized(q), None) => {
-                return Err(Error::invalid(format!("{}: is {}, which has no place here", linear.name, q.format)));
             }
         }
         if let Some(bias) = &linear.bias {
@@ -234,10 +259,11 @@ fn tensors(model: &Model, framed: &[Framed<'_>], shards: &mut Shards) -> Result<
         }
         Ok(())
     };
-    linear(&model.embedding, shards)?;
-    for (i, layer) in model.layers.iter().enumerate() {
+    linear(&*model.embedding()?, shards)?;
+    for i in 0..model.config().shape.layers {
+        let layer = model.layer(i)?;
         let prefix = format!("model.layers.{i}");
-        norms(&prefix, layer, shards)?;
+        norms(&prefix, &layer, shards)?;
         if let Mlp::Experts { router, .. } = &layer.mlp {
             linear(router, shards)?;
         }
@@ -247,11 +273,9 @@ fn tensors(model: &Model, framed: &[Framed<'_>], shards: &mut Shards) -> Result<
             push(shards, format!("{prefix}.self_attn.v_scale"), vec![1], &Floats::f32(vec![v]))?;
         }
     }
-    push(shards, "model.norm.weight".into(), vec![model.norm.values.len()], &model.norm)?;
-    if let Some(head) = &model.head {
-        linear(head, shards)?;
-    }
-    Ok(())
+    let norm = model.norm()?;
+    push(shards, "model.norm.weight".into(), vec![norm.values.len()], &norm)?;
+    model.head()?.map_or(Ok(()), |head| linear(&head, shards))
 }
 
 /// The norms of a layer under its prefix.

@@ -1,6 +1,6 @@
 //! Writes a model: compressed-tensors, GPTQ, AWQ, GGUF, or bitsmith's own packed layout.
 //!
-//! Reads a [`Model`]; makes a folder (or a file, for GGUF) that other tools read. Always holds: no code is rounded again; a
+//! Reads the parts of a model one by one; makes a folder (or a file, for GGUF) that other tools read. Always holds: no code is rounded again; a
 //! matrix that the container cannot hold is refused with its name, all of them at once; an output appears whole or not at
 //! all, and nothing that is there already is replaced.
 
@@ -13,7 +13,7 @@ mod shards;
 pub use packed::{PackedFile, open as open_packed};
 pub use reframe::{needs_gptq_v2, reframe, reframe_as};
 
-use crate::model::Model;
+use crate::model::Layers;
 use bitsmith_compiler::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,7 @@ pub struct Written {
 }
 
 /// Writes a model. `side` is the folder whose tokenizer goes with it.
-pub fn export(model: &Model, target: Target, out: &Path, side: Option<&Path>) -> Result<Written> {
+pub fn export(model: &dyn Layers, target: Target, out: &Path, side: Option<&Path>) -> Result<Written> {
     let fault = |error: std::io::Error| Error::invalid(format!("{}: cannot be written: {error}", out.display()));
     if out.exists() {
         return Err(Error::invalid(format!("{}: is there already; name a new place", out.display())));

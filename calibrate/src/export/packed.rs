@@ -11,7 +11,7 @@
 use super::huggingface::{norms, push};
 use super::shards::Shards;
 use crate::file::{SafeTensorsFile, clip};
-use crate::model::{Linear, Mlp, Model, Weight};
+use crate::model::{Layers, Linear, Mlp, Weight};
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::format::canonical::sort_groups;
 use bitsmith_compiler::format::n16::N16;
@@ -59,7 +59,7 @@ pub struct Matrix {
     pub gather: Option<Vec<u32>>,
 }
 
-pub(super) fn write(model: &Model, folder: &Path) -> Result<u64> {
+pub(super) fn write(model: &dyn Layers, folder: &Path) -> Result<u64> {
     let (mut matrices, mut faults) = (Vec::new(), Vec::new());
     let mut shards = Shards::new(folder);
     let mut linear = |linear: &Linear, shards: &mut Shards| -> Result<()> {
@@ -96,19 +96,21 @@ pub(super) fn write(model: &Model, folder: &Path) -> Result<u64> {
         });
         Ok(())
     };
-    linear(&model.embedding, &mut shards)?;
-    for (i, layer) in model.layers.iter().enumerate() {
-        norms(&format!("model.layers.{i}"), layer, &mut shards)?;
+    linear(&*model.embedding()?, &mut shards)?;
+    for i in 0..model.config().shape.layers {
+        let layer = model.layer(i)?;
+        norms(&format!("model.layers.{i}"), &layer, &mut shards)?;
         if let Mlp::Experts { router, .. } = &layer.mlp {
             linear(router, &mut shards)?;
         }
         layer.linears().into_iter().try_for_each(|l| linear(l, &mut shards))?;
     }
-    push(&mut shards, "model.norm.weight".into(), vec![model.norm.values.len()], &model.norm)?;
-    if let Some(head) = &model.head {
-        linear(head, &mut shards)?;
+    let norm = model.norm()?;
+    push(&mut shards, "model.norm.weight".into(), vec![norm.values.len()], &norm)?;
+    if let Some(head) = model.head()? {
+        linear(&head, &mut shards)?;
     }
-    if model.config.rope.factors.is_some() {
+    if model.config().rope.factors.is_some() {
         faults.push(
             "rotary frequencies come as a tensor (`rope_freqs`), which config.json has no field for; `gguf` holds it"
                 .into(),
@@ -119,7 +121,7 @@ pub(super) fn write(model: &Model, folder: &Path) -> Result<u64> {
     }
     let bytes = shards.finish()?;
     let manifest = PackedFile { schema: SCHEMA, packing: "n16".into(), matrices };
-    let mut config = model.config.to_json();
+    let mut config = model.config().to_json();
     if let Some(object) = config.as_object_mut() {
         object.remove("quantization_config");
     }

@@ -62,8 +62,9 @@ fn candidates(q: &Quantized) -> Vec<Quantized> {
             unsigned.codes.iter_mut().for_each(|code| *code ^= flip);
             unsigned.format.code = Code::Int { bits, signed: false };
             unsigned.format.zero = Zero::Bias(flip as i16);
+            // Zeros are written only where a container has no other word for the middle.
+            list.push(unsigned.clone());
             list.push(with_zeros(&unsigned, bits));
-            list.push(unsigned);
         }
         (Code::Int { bits, signed: false }, Zero::Bias(bias)) => {
             list.push(with_zeros(q, bits));

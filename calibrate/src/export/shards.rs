@@ -3,27 +3,50 @@
 use bitsmith_compiler::format::{Part, PartType};
 use bitsmith_compiler::{Error, Result};
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a file, about.
 const LIMIT: usize = 2 << 30;
 
-/// Tensors on their way to files.
+/// Tensors on their way to files; their bytes wait in a file of their own, so that memory holds one tensor.
 pub(super) struct Shards {
     folder: PathBuf,
     limit: usize,
-    pending: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    spool: Option<File>,
+    pending: Vec<Pending>,
     size: usize,
     written: Vec<Vec<String>>,
     total: u64,
 }
 
+/// A tensor whose bytes wait.
+struct Pending {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    at: u64,
+    bytes: usize,
+}
+
 impl Shards {
     /// Into a folder.
     pub fn new(folder: &Path) -> Shards {
-        Shards { folder: folder.to_owned(), limit: LIMIT, pending: Vec::new(), size: 0, written: Vec::new(), total: 0 }
+        Shards {
+            folder: folder.to_owned(),
+            limit: LIMIT,
+            spool: None,
+            pending: Vec::new(),
+            size: 0,
+            written: Vec::new(),
+            total: 0,
+        }
+    }
+
+    fn fault(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::invalid(format!("{}: cannot be written: {error}", self.folder.display()))
     }
 
     /// Takes a tensor.
@@ -31,9 +54,18 @@ impl Shards {
         if self.size > 0 && self.size + bytes.len() > self.limit {
             self.flush()?;
         }
+        let spool = match &mut self.spool {
+            Some(spool) => spool,
+            // Beside what is written, where there is room for it or for nothing.
+            None => self.spool.insert(
+                tempfile::tempfile_in(&self.folder)
+                    .map_err(|e| Error::invalid(format!("{}: cannot be written: {e}", self.folder.display())))?,
+            ),
+        };
+        spool.write_all(&bytes).map_err(|error| self.fault(&error))?;
+        self.pending.push(Pending { name, dtype, shape, at: self.size as u64, bytes: bytes.len() });
         self.size += bytes.len();
         self.total += bytes.len() as u64;
-        self.pending.push((name, dtype, shape, bytes));
         Ok(())
     }
 
@@ -59,21 +91,36 @@ impl Shards {
         self.folder.join(format!("part-{index}"))
     }
 
+    /// One file: the length of a header, the header, the tensors. Those of wide types come first, so that all are aligned.
     fn flush(&mut self) -> Result<()> {
         let path = self.file(self.written.len());
-        let fault = |error: &dyn std::fmt::Display| Error::invalid(format!("{}: {error}", path.display()));
-        let views = self
-            .pending
-            .iter()
-            .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-            .map_err(|error| fault(&error))?;
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        // Not `serialize_to_file`: its files are for their owner alone.
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| fault(&error))?;
-        std::fs::write(&path, bytes).map_err(|error| fault(&error))?;
-        self.written.push(self.pending.drain(..).map(|(name, ..)| name).collect());
-        self.size = 0;
+        self.pending.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then(a.name.cmp(&b.name)));
+        let mut header = serde_json::json!({ "__metadata__": { "format": "pt" } });
+        let mut end = 0;
+        for tensor in &self.pending {
+            let offsets = [end, end + tensor.bytes];
+            header[&tensor.name] =
+                serde_json::json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets });
+            end += tensor.bytes;
+        }
+        let mut header = header.to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let write = || -> std::io::Result<()> {
+            let mut out = BufWriter::new(File::create(&path)?);
+            out.write_all(&(header.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
+            for tensor in &self.pending {
+                let Some(mut spool) = self.spool.as_ref() else { continue };
+                spool.seek(SeekFrom::Start(tensor.at))?;
+                if std::io::copy(&mut spool.take(tensor.bytes as u64), &mut out)? != tensor.bytes as u64 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            out.flush()
+        };
+        write().map_err(|error| self.fault(&error))?;
+        self.written.push(self.pending.drain(..).map(|tensor| tensor.name).collect());
+        (self.size, self.spool) = (0, None);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::{GgufType, clip};
 use bitsmith_compiler::{Error, Result};
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// Collects metadata and tensors, then writes them.
@@ -17,6 +17,8 @@ use std::path::Path;
 pub struct GgufWriter<'a> {
     metadata: Vec<(String, Value)>,
     tensors: Vec<Tensor<'a>>,
+    /// Where data wait, if they do not wait in memory, and how many bytes wait there.
+    spool: Option<(File, u64)>,
 }
 
 #[derive(Debug)]
@@ -24,13 +26,35 @@ struct Tensor<'a> {
     name: String,
     dtype: GgufType,
     shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
+    data: Data<'a>,
+}
+
+#[derive(Debug)]
+enum Data<'a> {
+    Memory(Cow<'a, [u8]>),
+    /// Place and length in the spool.
+    Spool(u64, usize),
+}
+
+impl Data<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Data::Memory(bytes) => bytes.len(),
+            Data::Spool(_, length) => *length,
+        }
+    }
 }
 
 impl<'a> GgufWriter<'a> {
     /// An empty file.
     pub fn new() -> GgufWriter<'a> {
         GgufWriter::default()
+    }
+
+    /// An empty file whose tensors wait in a temporary one until they are written, so that memory does not grow with them.
+    pub fn spooled() -> Result<GgufWriter<'a>> {
+        let file = tempfile::tempfile().map_err(|error| Error::invalid(format!("temporary file: {error}")))?;
+        Ok(GgufWriter { spool: Some((file, 0)), ..GgufWriter::default() })
     }
 
     /// Adds a metadata key. `general.alignment` (a u32) also sets the alignment of the data.
@@ -69,6 +93,15 @@ impl<'a> GgufWriter<'a> {
         if bytes != data.len() {
             return Err(fault(format!("shape {shape:?} of {dtype} takes {bytes} bytes, {} were given", data.len())));
         }
+        let data = match &mut self.spool {
+            None => Data::Memory(data),
+            Some((file, end)) => {
+                file.write_all(&data).map_err(|error| fault(format!("temporary file: {error}")))?;
+                let at = *end;
+                *end += data.len() as u64;
+                Data::Spool(at, data.len())
+            }
+        };
         self.tensors.push(Tensor { name: name.to_owned(), dtype, shape: shape.to_vec(), data });
         Ok(self)
     }
@@ -131,7 +164,17 @@ impl<'a> GgufWriter<'a> {
         let mut at = head.len();
         for tensor in &self.tensors {
             pad(out, &mut at, alignment)?;
-            out.write_all(&tensor.data)?;
+            match (&tensor.data, &self.spool) {
+                (Data::Memory(bytes), _) => out.write_all(bytes)?,
+                (Data::Spool(at, length), Some((file, _))) => {
+                    let mut file = file;
+                    file.seek(SeekFrom::Start(*at))?;
+                    if std::io::copy(&mut file.take(*length as u64), out)? != *length as u64 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                (Data::Spool(..), None) => return Err(std::io::Error::other("a spooled tensor without its spool")),
+            }
             at += tensor.data.len();
         }
         pad(out, &mut at, alignment)
@@ -141,7 +184,7 @@ impl<'a> GgufWriter<'a> {
 /// Zero bytes up to the next multiple of `alignment`.
 fn pad(out: &mut impl Write, at: &mut usize, alignment: usize) -> std::io::Result<()> {
     let end = at.next_multiple_of(alignment);
-    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), (end - *at) as u64), out)?;
+    std::io::copy(&mut Read::take(std::io::repeat(0), (end - *at) as u64), out)?;
     *at = end;
     Ok(())
 }

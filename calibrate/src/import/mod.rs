@@ -5,16 +5,20 @@
 //! rounded again; a checkpoint's quirk that was detected is told in [`Checkpoint::notes`]; only what is asked for is
 //! brought into memory, so that a model may be larger than it.
 
+mod flat;
 mod gguf;
 mod scheme;
+mod source;
 mod tensors;
 
 pub(crate) use gguf::file_name as gguf_name;
 pub use scheme::{CtGroup, GptqRule, Scheme};
 
 use crate::file::ModelFile;
-use crate::model::{Attention, Config, Family, Floats, Gated, Layer, Linear, Mlp, Model, Rope};
+use crate::model::{Attention, Config, Family, Floats, Gated, Layer, Layers, Linear, Mlp, Model, Rope};
+use crate::recipe::Sizes;
 use bitsmith_compiler::{Error, Result};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -97,13 +101,37 @@ impl Checkpoint {
 
     /// The whole model.
     pub fn model(&self) -> Result<Model> {
-        Ok(Model {
-            config: self.config.clone(),
-            embedding: self.embedding()?,
-            layers: (0..self.config.shape.layers).map(|i| self.layer(i)).collect::<Result<_>>()?,
-            norm: self.norm()?,
-            head: self.head()?,
-        })
+        self.whole()
+    }
+
+    /// Names and sizes of the matrices, the head last where it stands alone, without a look at their numbers.
+    pub fn sizes(&self) -> Vec<Sizes> {
+        let s = &self.config.shape;
+        let (queries, keys) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let (part, [gate, up, down]) = self.config.family.expert_names();
+        let mut list = Vec::new();
+        let mut add = |name: String, n: usize, k: usize| list.push(Sizes { name, n, k });
+        for index in 0..s.layers {
+            let prefix = format!("model.layers.{index}");
+            for (name, n, k) in
+                [("q", queries, s.hidden), ("k", keys, s.hidden), ("v", keys, s.hidden), ("o", s.hidden, queries)]
+            {
+                add(format!("{prefix}.self_attn.{name}_proj"), n, k);
+            }
+            for expert in 0..s.experts {
+                let block = match s.is_mixture() {
+                    true => format!("{prefix}.{part}.experts.{expert}"),
+                    false => format!("{prefix}.{part}"),
+                };
+                add(format!("{block}.{gate}"), s.ffn, s.hidden);
+                add(format!("{block}.{up}"), s.ffn, s.hidden);
+                add(format!("{block}.{down}"), s.hidden, s.ffn);
+            }
+        }
+        if !s.tied {
+            add("lm_head".into(), s.vocab, s.hidden);
+        }
+        list
     }
 
     /// The embedding.
@@ -149,15 +177,13 @@ impl Checkpoint {
                 down: self.linear(&format!("{prefix}.{}", names[2]), s.hidden, s.ffn)?,
             })
         };
-        let experts = |part: &str, names: [&str; 3]| -> Result<Mlp> {
+        let (part, names) = self.config.family.expert_names();
+        let mlp = if self.config.family.is_mixture() {
             let router = self.linear(&format!("{prefix}.{part}.gate"), s.experts, s.hidden)?;
             let one = |e: usize| gated(&format!("{prefix}.{part}.experts.{e}"), names);
-            Ok(Mlp::Experts { router, experts: (0..s.experts).map(one).collect::<Result<_>>()? })
-        };
-        let mlp = match self.config.family {
-            Family::Mixtral => experts("block_sparse_moe", ["w1", "w3", "w2"])?,
-            Family::Qwen3Moe => experts("mlp", ["gate_proj", "up_proj", "down_proj"])?,
-            _ => Mlp::Dense(gated(&format!("{prefix}.mlp"), ["gate_proj", "up_proj", "down_proj"])?),
+            Mlp::Experts { router, experts: (0..s.experts).map(one).collect::<Result<_>>()? }
+        } else {
+            Mlp::Dense(gated(&format!("{prefix}.{part}"), names)?)
         };
         Ok(Layer {
             input_norm: self.floats(&format!("{prefix}.input_layernorm.weight"), s.hidden)?,
@@ -235,5 +261,27 @@ impl Checkpoint {
             (None, None) => None,
             (k, v) => Some((k.unwrap_or(1.0), v.unwrap_or(1.0))),
         })
+    }
+}
+
+impl Layers for Checkpoint {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn embedding(&self) -> Result<Cow<'_, Linear>> {
+        Checkpoint::embedding(self).map(Cow::Owned)
+    }
+
+    fn layer(&self, index: usize) -> Result<Cow<'_, Layer>> {
+        Checkpoint::layer(self, index).map(Cow::Owned)
+    }
+
+    fn norm(&self) -> Result<Cow<'_, Floats>> {
+        Checkpoint::norm(self).map(Cow::Owned)
+    }
+
+    fn head(&self) -> Result<Option<Cow<'_, Linear>>> {
+        Ok(Checkpoint::head(self)?.map(Cow::Owned))
     }
 }

@@ -3,7 +3,7 @@
 //! Reads `config.json` or the metadata of a GGUF file; makes a [`Config`]. Always holds: a field that would change the
 //! numbers and is not understood is refused by name, never ignored.
 
-use super::{Rope, Scaling};
+use super::{Rope, Scaling, scaling};
 use crate::file::{Gguf, Value as GgufValue, clip};
 use crate::shapes::ModelShape;
 use bitsmith_compiler::{Error, Result};
@@ -58,6 +58,19 @@ impl Family {
         }
     }
 
+    /// Whether layers have experts.
+    pub fn is_mixture(self) -> bool {
+        matches!(self, Family::Mixtral | Family::Qwen3Moe)
+    }
+
+    /// Where the feed-forward part of a layer lies in a checkpoint, and the names of its gate, up and down.
+    pub fn expert_names(self) -> (&'static str, [&'static str; 3]) {
+        match self {
+            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+            _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+        }
+    }
+
     /// Whether query and key heads have norms.
     pub fn head_norms(self) -> bool {
         matches!(self, Family::Qwen3 | Family::Qwen3Moe)
@@ -95,7 +108,7 @@ impl Config {
         let theta = theta.map_or(Ok(10000.0), |value| number(value, "rope_theta"))?;
         let scaling = match optional("rope_scaling").or(parameters) {
             None => Scaling::None,
-            Some(value) => rope_scaling(value, name)?,
+            Some(value) => scaling::from_json(value, optional("max_position_embeddings"), name)?,
         };
         let uses_window = json.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(kind == "mistral");
         let window = optional("sliding_window").filter(|_| uses_window).and_then(Value::as_u64).map(|w| w as usize);
@@ -176,16 +189,7 @@ impl Config {
             return Err(Error::Invalid(faults));
         }
         let theta = key("rope.freq_base").and_then(GgufValue::as_f64).unwrap_or(10000.0);
-        let scaling = match key("rope.scaling.type").and_then(GgufValue::as_str) {
-            None | Some("none") => Scaling::None,
-            Some("linear") => Scaling::Linear(key("rope.scaling.factor").and_then(GgufValue::as_f64).unwrap_or(1.0)),
-            Some(other) => {
-                return Err(Error::Unsupported(format!(
-                    "{name}: rotary scaling `{}`; accepted: none, linear, rope_freqs",
-                    clip(other)
-                )));
-            }
-        };
+        let scaling = scaling::from_gguf(file, architecture)?;
         let bos = file.get("tokenizer.ggml.bos_token_id").and_then(GgufValue::as_u64);
         let shape = ModelShape {
             name: Cow::Owned(name.to_owned()),
@@ -225,6 +229,11 @@ impl Config {
                 "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
                 "original_max_position_embeddings": original as u64,
             }),
+            Scaling::Dynamic { factor, .. } => serde_json::json!({ "rope_type": "dynamic", "factor": factor }),
+            Scaling::Yarn { factor, original, fast, slow, whole, attention } => serde_json::json!({
+                "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original as u64,
+                "beta_fast": fast, "beta_slow": slow, "truncate": whole, "attention_factor": attention,
+            }),
         };
         let mut json = serde_json::json!({
             "model_type": self.family.model_type(),
@@ -242,6 +251,9 @@ impl Config {
             "rope_scaling": scaling,
             "bos_token_id": self.bos,
         });
+        if let Scaling::Dynamic { trained, .. } = self.rope.scaling {
+            json["max_position_embeddings"] = (trained as u64).into();
+        }
         if s.is_mixture() {
             let count = if self.family == Family::Mixtral { "num_local_experts" } else { "num_experts" };
             json[count] = s.experts.into();
@@ -252,30 +264,6 @@ impl Config {
             }
         }
         json
-    }
-}
-
-fn rope_scaling(value: &Value, name: &str) -> Result<Scaling> {
-    let kind = value.get("rope_type").or(value.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |field: &str| {
-        value.get(field).and_then(Value::as_f64).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-            let found = value.get(field).map_or("missing".into(), ToString::to_string);
-            Error::invalid(format!("{name}: `rope_scaling.{field}` is {}; accepted: a number above 0", clip(&found)))
-        })
-    };
-    match kind {
-        "default" => Ok(Scaling::None),
-        "linear" => Ok(Scaling::Linear(number("factor")?)),
-        "llama3" => Ok(Scaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original: number("original_max_position_embeddings")?,
-        }),
-        other => Err(Error::Unsupported(format!(
-            "{name}: rotary scaling `{}`; accepted: default, linear, llama3",
-            clip(other)
-        ))),
     }
 }
 
@@ -297,8 +285,19 @@ mod tests {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
         let config = Config::from_json(&json, "c").unwrap();
         assert_eq!(config.rope.scaling, Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
-        json["rope_scaling"] = serde_json::json!({ "rope_type": "yarn", "factor": 8.0 });
-        assert!(Config::from_json(&json, "c").unwrap_err().to_string().contains("yarn"));
+        json["rope_scaling"] = serde_json::json!({ "rope_type": "longrope", "factor": 8.0 });
+        assert!(Config::from_json(&json, "c").unwrap_err().to_string().contains("longrope"));
+        json["rope_scaling"] = serde_json::json!({ "rope_type": "dynamic", "factor": 2.0 });
+        assert!(Config::from_json(&json, "c").unwrap_err().to_string().contains("max_position_embeddings"));
+        json["max_position_embeddings"] = 2048.into();
+        let dynamic = Scaling::Dynamic { factor: 2.0, trained: 2048.0 };
+        assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, dynamic);
+        json["rope_scaling"] = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "beta_slow": null });
+        let yarn =
+            |attention| Scaling::Yarn { factor: 4.0, original: 2048.0, fast: 32.0, slow: 1.0, whole: true, attention };
+        assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, yarn(0.1 * 4.0f64.ln() + 1.0));
+        json["rope_scaling"]["attention_factor"] = 1.5.into();
+        assert_eq!(Config::from_json(&json, "c").unwrap().rope.scaling, yarn(1.5));
         json["rope_scaling"] = serde_json::json!({ "type": "linear" });
         assert!(Config::from_json(&json, "c").unwrap_err().to_string().contains("factor"));
     }
@@ -312,8 +311,16 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let config = Config { json: None, ..Config::from_json(&base(), "c").unwrap() };
-        let again = Config { json: None, ..Config::from_json(&config.to_json(), "c").unwrap() };
-        assert_eq!(config, again);
+        for scaling in [
+            serde_json::json!(null),
+            serde_json::json!({ "rope_type": "dynamic", "factor": 2.0 }),
+            serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "truncate": false }),
+        ] {
+            let mut json = base();
+            (json["rope_scaling"], json["max_position_embeddings"]) = (scaling, 512.into());
+            let config = Config { json: None, ..Config::from_json(&json, "c").unwrap() };
+            let again = Config { json: None, ..Config::from_json(&config.to_json(), "c").unwrap() };
+            assert_eq!(config, again);
+        }
     }
 }

@@ -6,11 +6,16 @@
 
 mod config;
 mod dequantize;
+mod layers;
 mod rope;
+mod scaling;
+mod spill;
 
 pub use config::{Config, Family};
 pub use dequantize::{dequantize, permute_rows, row};
+pub use layers::Layers;
 pub use rope::{Rope, Scaling};
+pub use spill::Spill;
 
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Quantized;

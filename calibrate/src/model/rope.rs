@@ -36,6 +36,35 @@ pub enum Scaling {
         /// The original context.
         original: f64,
     },
+    /// Dynamic NTK: the base grows with the text once it is longer than the trained context.
+    Dynamic {
+        /// How fast it grows.
+        factor: f64,
+        /// The trained context.
+        trained: f64,
+    },
+    /// YaRN (Peng et al. 2023): low frequencies by a factor, high ones not at all, a ramp between, and rotated heads scaled.
+    Yarn {
+        /// The factor of the lowest frequencies.
+        factor: f64,
+        /// The original context.
+        original: f64,
+        /// Turns over the original context above which a frequency is left alone.
+        fast: f64,
+        /// Turns over the original context below which a frequency has the whole factor.
+        slow: f64,
+        /// Whether the ends of the ramp fall on whole pairs.
+        whole: bool,
+        /// What rotated heads are multiplied with.
+        attention: f64,
+    },
+}
+
+impl Scaling {
+    /// YaRN's multiplier of rotated heads where a configuration names none.
+    pub fn yarn_attention(factor: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
+    }
 }
 
 impl Rope {
@@ -44,12 +73,43 @@ impl Rope {
         Rope { theta, scaling: Scaling::None, factors: None, interleaved: false }
     }
 
-    /// Angles per position of each pair of a head of `dim` numbers.
+    /// Angles per position of each pair of a head of `dim` numbers, in a text that stays within the trained context.
     pub fn frequencies(&self, dim: usize) -> Vec<f64> {
+        self.frequencies_at(dim, 0)
+    }
+
+    /// Whether angles depend on how long a text is.
+    pub fn grows(&self) -> bool {
+        matches!(self.scaling, Scaling::Dynamic { .. })
+    }
+
+    /// Angles per position of each pair of a head of `dim` numbers, in a text of so many tokens so far. Where they depend on
+    /// it, keys that are in a cache already keep the angles they were given, as they do in transformers.
+    pub fn frequencies_at(&self, dim: usize, tokens: usize) -> Vec<f64> {
+        let theta = match self.scaling {
+            Scaling::Dynamic { factor, trained } => {
+                let length = (tokens as f64).max(trained);
+                let grown = factor * length / trained - (factor - 1.0);
+                self.theta * grown.powf(dim as f64 / (dim as f64 - 2.0))
+            }
+            _ => self.theta,
+        };
         let stretched = |i: usize| {
-            let frequency = self.theta.powf(-2.0 * i as f64 / dim as f64);
+            let frequency = theta.powf(-2.0 * i as f64 / dim as f64);
             match self.scaling {
-                Scaling::None => frequency,
+                Scaling::None | Scaling::Dynamic { .. } => frequency,
+                Scaling::Yarn { factor, original, fast, slow, whole, .. } => {
+                    // The pair that turns so many times over the original context.
+                    let pair = |turns: f64| dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                    let (first, last) = (pair(fast), pair(slow));
+                    let (first, last) = if whole { (first.floor(), last.ceil()) } else { (first, last) };
+                    let (first, mut last) = (first.max(0.0), last.min(dim as f64 - 1.0));
+                    if first == last {
+                        last += 0.001;
+                    }
+                    let ramp = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+                    frequency / factor * ramp + frequency * (1.0 - ramp)
+                }
                 Scaling::Linear(factor) => frequency / factor,
                 Scaling::Llama3 { factor, low, high, original } => {
                     let turns = original * frequency / (2.0 * PI);
@@ -64,10 +124,11 @@ impl Rope {
 
     /// Turns heads of `dim` numbers that lie one after another, all at one position.
     pub fn rotate(&self, heads: &mut [f32], dim: usize, frequencies: &[f64], position: usize) {
+        let times = if let Scaling::Yarn { attention, .. } = self.scaling { attention } else { 1.0 };
         let turns: Vec<(f32, f32)> = frequencies
             .iter()
             .map(|f| (position as f64 * f).sin_cos())
-            .map(|(sin, cos)| (sin as f32, cos as f32))
+            .map(|(sin, cos)| ((sin * times) as f32, (cos * times) as f32))
             .collect();
         for head in heads.chunks_exact_mut(dim) {
             for (i, &(sin, cos)) in turns.iter().enumerate() {

@@ -8,7 +8,7 @@
 use super::stats::Stats;
 use crate::engine::math::product;
 use bitsmith_compiler::Result;
-use bitsmith_compiler::format::{Format, Granularity};
+use bitsmith_compiler::format::{Format, Granularity, Quantized};
 use rayon::prelude::*;
 
 /// Ratios that are tried: 0, 1/20 … 19/20.
@@ -27,22 +27,24 @@ pub struct Scales {
     pub duo: bool,
 }
 
-/// Matrices that share an input: weights `[n, k]` and the format that each gets.
-pub type Shared<'a> = &'a [(&'a [f32], usize, Format)];
+/// One of the matrices that share an input: weights `[n, k]`, `n`, and the format that it gets.
+pub type Matrix<'a> = (&'a [f32], usize, Format);
 
-/// Searches both rules and keeps the better.
-pub fn search(shared: Shared<'_>, stats: &Stats) -> Result<Scales> {
-    let plain = search_rule(shared, stats, false)?;
-    let duo = search_rule(shared, stats, true)?;
+/// Searches both rules and keeps the better. Inputs of one number in `ties` share a scale.
+pub fn search(shared: &[Matrix<'_>], stats: &Stats, ties: Option<&[usize]>) -> Result<Scales> {
+    let plain = search_rule(shared, stats, false, ties)?;
+    let duo = search_rule(shared, stats, true, ties)?;
     Ok(if duo.losses[duo.best] < plain.losses[plain.best] { duo } else { plain })
 }
 
 /// Searches one rule.
-pub fn search_rule(shared: Shared<'_>, stats: &Stats, duo: bool) -> Result<Scales> {
+pub fn search_rule(shared: &[Matrix<'_>], stats: &Stats, duo: bool, ties: Option<&[usize]>) -> Result<Scales> {
     let k = stats.k;
     let moments = stats.full_moments();
-    let x_mean = stats.mean_abs();
-    let w_mean = weight_means(shared, k);
+    let (mut x_mean, mut w_mean) = (stats.mean_abs(), weight_means(shared, k));
+    if let Some(ties) = ties {
+        (x_mean, w_mean) = (tied(&x_mean, ties), tied(&w_mean, ties));
+    }
     let outputs: usize = shared.iter().map(|(_, n, _)| n).sum();
     let (mut losses, mut best, mut kept) = (Vec::new(), 0, vec![1.0; k]);
     for step in 0..RATIOS {
@@ -73,7 +75,8 @@ pub fn quadratic(difference: &[f32], moments: &[f32], n: usize, k: usize) -> f64
     through.iter().zip(difference).map(|(a, b)| *a as f64 * *b as f64).sum()
 }
 
-fn scales(x_mean: &[f32], w_mean: Option<&[f32]>, ratio: f32) -> Vec<f32> {
+/// Scales by a rule: `x̄^r`, or `x̄^r / w̄^(1−r)` where weights enter; the geometric middle of the largest and the least is 1.
+pub fn scales(x_mean: &[f32], w_mean: Option<&[f32]>, ratio: f32) -> Vec<f32> {
     let rule = |c: usize| {
         let x = x_mean[c].powf(ratio);
         let s = w_mean.map_or(x, |w| x / (w[c].powf(1.0 - ratio) + 1e-4));
@@ -86,8 +89,18 @@ fn scales(x_mean: &[f32], w_mean: Option<&[f32]>, ratio: f32) -> Vec<f32> {
     list
 }
 
+/// Each number replaced by the mean of those that are tied to it.
+fn tied(values: &[f32], ties: &[usize]) -> Vec<f32> {
+    let mut sums = vec![(0.0f64, 0u32); ties.iter().max().map_or(0, |most| most + 1)];
+    for (value, &tie) in values.iter().zip(ties) {
+        sums[tie].0 += *value as f64;
+        sums[tie].1 += 1;
+    }
+    ties.iter().map(|&tie| (sums[tie].0 / sums[tie].1 as f64) as f32).collect()
+}
+
 /// Mean over rows of each weight's share of the largest of its group.
-fn weight_means(shared: Shared<'_>, k: usize) -> Vec<f32> {
+pub fn weight_means(shared: &[Matrix<'_>], k: usize) -> Vec<f32> {
     let (mut sums, mut rows) = (vec![0.0f64; k], 0);
     for (w, n, format) in shared {
         let group = match format.granularity {
@@ -145,6 +158,21 @@ pub fn clip(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Re
         }
     }
     Ok(best)
+}
+
+/// The matrix with its ranges cut where that serves its outputs as a whole: the search looks at each group alone, and what it
+/// finds is kept only where the groups together gain by it.
+pub fn clipped(w: &[f32], n: usize, k: usize, format: &Format, stats: &Stats) -> Result<Quantized> {
+    let group = if let Granularity::Group(g) = format.granularity { g as usize } else { k };
+    let moments = stats.full_moments();
+    let loss = |q: &Quantized| {
+        let mut difference = crate::model::dequantize(q);
+        difference.iter_mut().zip(w).for_each(|(d, w)| *d -= w);
+        quadratic(&difference, &moments, n, k)
+    };
+    let whole = format.encode_nearest(w, n, k, None)?;
+    let cut = format.encode_nearest(&clamped(w, k, group, &clip(w, n, k, format, stats)?), n, k, None)?;
+    Ok(if loss(&cut) < loss(&whole) { cut } else { whole })
 }
 
 /// Weights cut to a largest magnitude per group of a row.

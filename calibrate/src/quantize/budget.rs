@@ -5,9 +5,9 @@
 //! within the budget, or every matrix has fallen back and the report says that even so it is not.
 
 use super::LinearReport;
-use super::layer::quantize_linear;
-use crate::engine::{Engine, Executor, FloatCache};
-use crate::evaluate::{Windows, compare};
+use super::linear::quantize_linear;
+use crate::engine::{Executor, FloatCache};
+use crate::evaluate::{Runner, Windows, compare};
 use crate::model::{Linear, Model};
 use crate::recipe::{LinearPlan, Method, RecipeFile};
 use bitsmith_compiler::Result;
@@ -46,8 +46,8 @@ const MORE_BITS: &str = "int8-channel";
 
 /// Who compares with what.
 pub struct Judge<'a> {
-    /// The model in floats, ready to run.
-    pub reference: &'a Engine,
+    /// The model in floats, and who multiplies for it.
+    pub reference: Runner<'a>,
     /// Text.
     pub windows: &'a Windows,
     /// Who multiplies.
@@ -56,7 +56,7 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     fn of(&self, model: &Model) -> Result<(f64, f64)> {
-        let found = compare(self.reference, &Engine::new(model, self.executor)?, self.windows, &FloatCache::boxed)?;
+        let found = compare(self.reference, (model, self.executor), self.windows, &FloatCache::boxed)?;
         Ok((found.increase, found.mean_divergence))
     }
 }

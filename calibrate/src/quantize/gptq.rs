@@ -4,8 +4,9 @@
 //! factor of the reversed matrix: where `J H J = L Lᵀ`, the upper factor of the inverse, `H⁻¹ = Uᵀ U`, is
 //! `U = J L⁻¹ J`. Rows do not depend on each other, so they are shared out over threads.
 //!
-//! Scales of a group are taken from the weights as they stand when its first column comes up. With `act_order`, and for
-//! two-level scales, they are taken from the weights as given: groups then stay in order, and files need no group index.
+//! Scales of a group are taken from the weights as they stand when the block of 128 columns begins in which its first column
+//! lies: what GPTQ's reference implementations do, and codes agree with theirs. With `act_order`, and for two-level scales,
+//! they are taken from the weights as given: groups then stay in order, and files need no group index.
 //! Always holds: where no damping makes the moments positive definite, the result is round to nearest, and says so.
 
 use super::stats::Stats;
@@ -158,10 +159,11 @@ impl Task<'_> {
         let mut errors = vec![0.0f32; rows * BLOCK];
         for start in (0..k).step_by(BLOCK) {
             let end = (start + BLOCK).min(k);
+            if !fixed {
+                let first = start.next_multiple_of(span);
+                (first..end).step_by(span).try_for_each(|at| self.group(w, at, span, &mut table, clip))?;
+            }
             for i in start..end {
-                if !fixed && i % span == 0 {
-                    self.group(w, i, span, &mut table, clip)?;
-                }
                 let column = order[i];
                 let pivot = factor[i * k + i];
                 for row in 0..rows {

@@ -2,67 +2,33 @@
 //!
 //! Reads a checkpoint in floats, a recipe and calibration prompts; makes quantized layers, one after another. Always
 //! holds: a layer's inputs come from the layers before it as they were quantized; the same seed and text give the same
-//! codes; no more than one layer in floats is in memory.
+//! codes; no more than one layer is in memory, what is done waits in a temporary file ([`Spill`]).
 
 pub mod awq;
 mod budget;
 pub mod clip;
+mod fold;
 pub mod gptq;
 mod layer;
+mod linear;
 mod prompts;
 pub mod rotate;
 pub mod smooth;
 mod stats;
 
 pub use budget::{FallBack, Judge, Sensitivity, fall_back};
-pub use layer::{LayerQuantizer, LinearReport};
+pub use layer::LayerQuantizer;
+pub use linear::LinearReport;
 pub use prompts::{Prompts, Residuals};
 pub use stats::{Histogram, Stats};
 
-use crate::engine::{Executor, embed};
-use crate::import::Checkpoint;
-use crate::model::{Layer, Linear, Model, Weight};
+use crate::engine::Executor;
+use crate::model::{Layers, Linear, Model, Spill, Weight};
 use crate::recipe::{Plan, RecipeFile, Sizes};
 use bitsmith_compiler::Result;
 use bitsmith_compiler::dtype::DType;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-/// Where layers come from: a checkpoint, one by one, or a model in memory.
-pub enum Source<'a> {
-    /// A file.
-    Checkpoint(&'a Checkpoint),
-    /// A model, which is left as it is.
-    Model(&'a Model),
-}
-
-impl Source<'_> {
-    fn layer(&self, index: usize) -> Result<Layer> {
-        match self {
-            Source::Checkpoint(checkpoint) => checkpoint.layer(index),
-            Source::Model(model) => Ok(model.layers[index].clone()),
-        }
-    }
-
-    /// A model without its decoder layers.
-    fn frame(&self) -> Result<Model> {
-        Ok(match self {
-            Source::Checkpoint(checkpoint) => Model {
-                config: checkpoint.config.clone(),
-                embedding: checkpoint.embedding()?,
-                layers: Vec::new(),
-                norm: checkpoint.norm()?,
-                head: checkpoint.head()?,
-            },
-            Source::Model(model) => Model {
-                config: model.config.clone(),
-                embedding: model.embedding.clone(),
-                layers: Vec::new(),
-                norm: model.norm.clone(),
-                head: model.head.clone(),
-            },
-        })
-    }
-}
 
 /// Names and sizes of the matrices of a model, the head last where it stands alone.
 pub fn sizes(model: &Model) -> Vec<Sizes> {
@@ -72,8 +38,8 @@ pub fn sizes(model: &Model) -> Vec<Sizes> {
 
 /// A quantized model and what happened to each matrix.
 pub struct Quantization {
-    /// The model.
-    pub model: Model,
+    /// The model, in a temporary file.
+    pub model: Spill,
     /// One entry per matrix.
     pub reports: Vec<LinearReport>,
     /// Each quantized matrix as it was before codes were found, where the recipe has a budget.
@@ -82,56 +48,53 @@ pub struct Quantization {
 
 /// Takes a whole model through its recipe. `progress` hears how many layers are done, of how many.
 pub fn quantize(
-    source: &Source<'_>,
+    source: &dyn Layers,
     recipe: &RecipeFile,
     plan: &Plan,
     prompts: Option<&Prompts>,
     executor: &dyn Executor,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Quantization> {
-    let mut model = source.frame()?;
-    let rotated;
-    let source = if recipe.rotate {
-        let mut whole = match source {
-            Source::Checkpoint(checkpoint) => checkpoint.model()?,
-            Source::Model(model) => (*model).clone(),
-        };
-        rotate::rotate(&mut whole, recipe.calibration.seed)?;
-        rotated = whole;
-        model = Source::Model(&rotated).frame()?;
-        &Source::Model(&rotated)
-    } else {
-        source
-    };
+    if recipe.rotate {
+        let rotated = rotate::Rotated::new(source, recipe.calibration.seed);
+        return walk(&rotated, recipe, plan, prompts, executor, progress);
+    }
+    walk(source, recipe, plan, prompts, executor, progress)
+}
+
+fn walk(
+    source: &dyn Layers,
+    recipe: &RecipeFile,
+    plan: &Plan,
+    prompts: Option<&Prompts>,
+    executor: &dyn Executor,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Quantization> {
     let mut streams = match prompts {
         None => None,
-        Some(prompts) => {
-            let hidden = model.config.shape.hidden;
-            let mut streams = Residuals::new(prompts.list.iter().map(|prompt| prompt.len() * hidden).collect())?;
-            for (i, prompt) in prompts.list.iter().enumerate() {
-                streams.set(i, embed(&model.embedding, prompt)?)?;
-            }
-            Some(streams)
-        }
+        Some(prompts) => Some(prompts.embedded(&*source.embedding()?)?),
     };
     let mut quantizer = LayerQuantizer {
         recipe,
         plan,
-        config: model.config.clone(),
+        config: source.config().clone(),
         executor,
         reports: Vec::new(),
         floats: BTreeMap::new(),
     };
-    let layers = model.config.shape.layers;
+    let layers = source.config().shape.layers;
+    let mut model = Spill::new(source.config())?;
     for index in 0..layers {
-        let mut layer = source.layer(index)?;
+        let mut layer = source.layer(index)?.into_owned();
         quantizer.layer(&mut layer, streams.as_mut())?;
-        model.layers.push(layer);
+        model.push(layer)?;
         progress(index + 1, layers);
     }
-    if let Some(head) = &mut model.head {
+    let mut head = source.head()?.map(Cow::into_owned);
+    if let Some(head) = &mut head {
         quantizer.plain(head)?;
     }
+    model.finish(source.embedding()?.into_owned(), source.norm()?.into_owned(), head)?;
     Ok(Quantization { model, reports: quantizer.reports, floats: quantizer.floats })
 }
 

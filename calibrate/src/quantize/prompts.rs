@@ -3,6 +3,8 @@
 //! Reads token ids; makes prompts at places that a seed chooses. Residual streams stay in memory while they are small and
 //! go to a temporary file beyond that, so that memory does not grow with the number of prompts.
 
+use crate::engine::embed;
+use crate::model::Linear;
 use crate::recipe::Calibration;
 use bitsmith_compiler::{Error, Result};
 use std::fs::File;
@@ -41,6 +43,15 @@ impl Prompts {
             })
             .collect();
         Ok(Prompts { list })
+    }
+
+    /// Rows of the embedding of each prompt.
+    pub fn embedded(&self, embedding: &Linear) -> Result<Residuals> {
+        let mut streams = Residuals::new(self.list.iter().map(|prompt| prompt.len() * embedding.k).collect())?;
+        for (i, prompt) in self.list.iter().enumerate() {
+            streams.set(i, embed(embedding, prompt)?)?;
+        }
+        Ok(streams)
     }
 
     /// Tokens of all prompts.

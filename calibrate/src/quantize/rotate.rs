@@ -1,12 +1,13 @@
 //! Offline rotation of the residual stream by a randomized Hadamard matrix (QuaRot's R1): outliers spread over channels.
 //!
-//! Reads a model in floats; changes its weights so that it computes the same. Gains of norms move into the matrices after
+//! Reads a model in floats; gives it with other weights that compute the same. Gains of norms move into the matrices after
 //! them (a norm without gain commutes with a rotation), a tied head gets its own matrix, since the two no longer agree.
 //! Widths that are no power of two are rotated in blocks of the largest power of two that divides them.
 
-use crate::model::{Floats, Layer, Linear, Mlp, Model, Weight};
+use crate::model::{Config, Floats, Layer, Layers, Linear, Mlp, Weight};
 use bitsmith_compiler::{Error, Result};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// A rotation of vectors of one width.
 #[derive(Clone, Debug)]
@@ -41,24 +42,53 @@ impl Rotation {
     }
 }
 
-/// Rotates the residual stream of a model.
-pub fn rotate(model: &mut Model, seed: u64) -> Result<()> {
-    let rotation = Rotation::new(model.config.shape.hidden, seed);
-    if model.head.is_none() {
-        model.head = Some(Linear { name: "lm_head".into(), ..model.embedding.clone() });
-        model.config.shape.tied = false;
-        if let Some(json) = &mut model.config.json {
+/// A model with its residual stream rotated, part by part as they are asked for.
+pub struct Rotated<'a> {
+    source: &'a dyn Layers,
+    config: Config,
+    rotation: Rotation,
+}
+
+impl<'a> Rotated<'a> {
+    /// Rotates by a seed.
+    pub fn new(source: &'a dyn Layers, seed: u64) -> Rotated<'a> {
+        let mut config = source.config().clone();
+        // The last norm's gain moves into the head, which can be the embedding no more.
+        config.shape.tied = false;
+        if let Some(json) = &mut config.json {
             json["tie_word_embeddings"] = false.into();
         }
+        let rotation = Rotation::new(config.shape.hidden, seed);
+        Rotated { source, config, rotation }
     }
-    inputs(&mut model.embedding, None, &rotation)?;
-    for layer in &mut model.layers {
-        rotate_layer(layer, &rotation)?;
+}
+
+impl Layers for Rotated<'_> {
+    fn config(&self) -> &Config {
+        &self.config
     }
-    let gain = std::mem::replace(&mut model.norm.values, vec![1.0; model.config.shape.hidden]);
-    match &mut model.head {
-        Some(head) => inputs(head, Some(&gain), &rotation),
-        None => Ok(()),
+
+    fn embedding(&self) -> Result<Cow<'_, Linear>> {
+        let mut embedding = self.source.embedding()?.into_owned();
+        inputs(&mut embedding, None, &self.rotation)?;
+        Ok(Cow::Owned(embedding))
+    }
+
+    fn layer(&self, index: usize) -> Result<Cow<'_, Layer>> {
+        let mut layer = self.source.layer(index)?.into_owned();
+        rotate_layer(&mut layer, &self.rotation)?;
+        Ok(Cow::Owned(layer))
+    }
+
+    fn norm(&self) -> Result<Cow<'_, Floats>> {
+        let norm = self.source.norm()?;
+        Ok(Cow::Owned(Floats { values: vec![1.0; norm.values.len()], dtype: norm.dtype }))
+    }
+
+    fn head(&self) -> Result<Option<Cow<'_, Linear>>> {
+        let mut head = Linear { name: "lm_head".into(), ..self.source.logits()?.into_owned() };
+        inputs(&mut head, Some(&self.source.norm()?.values), &self.rotation)?;
+        Ok(Some(Cow::Owned(head)))
     }
 }
 

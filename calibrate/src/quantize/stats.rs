@@ -3,12 +3,17 @@
 //! Reads rows of inputs as they stream by; keeps numbers whose size depends on the width of the layer, not on the number
 //! of tokens. Always holds: the same rows in the same order give the same statistics, bit for bit.
 
-use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
+/// Rows of second moments of one task.
+const BAND: usize = 256;
+/// Columns of one task.
+const COLUMNS: usize = 512;
 /// Rows that are kept as they are.
 const SAMPLE: usize = 256;
 
@@ -28,7 +33,7 @@ pub struct Stats {
     /// Some rows as they were: every `stride`-th.
     pub sample: Vec<f32>,
     stride: u64,
-    /// `Σ x xᵀ`, lower triangle, where it was asked for.
+    /// `Σ x xᵀ`, of which the lower triangle holds, where it was asked for.
     #[serde(skip)]
     pub moments: Option<Vec<f32>>,
 }
@@ -47,19 +52,32 @@ impl Histogram {
         Histogram { top: 1.0 / 1024.0, bins: vec![0; BINS] }
     }
 
-    fn add(&mut self, x: f32) {
-        let x = x.abs();
-        if !x.is_finite() {
-            return;
-        }
-        while x >= self.top {
+    /// Makes room for magnitudes up to this one.
+    fn reach(&mut self, most: f32) {
+        while most >= self.top {
             for i in 0..BINS / 2 {
                 self.bins[i] = self.bins[2 * i] + self.bins[2 * i + 1];
             }
             self.bins[BINS / 2..].fill(0);
             self.top *= 2.0;
         }
-        self.bins[((x / self.top * BINS as f32) as usize).min(BINS - 1)] += 1;
+    }
+
+    /// Takes the finite ones of some numbers.
+    fn add(&mut self, x: &[f32]) {
+        let finite = |x: &f32| Some(x.abs()).filter(|x| x.is_finite());
+        self.reach(x.iter().filter_map(finite).fold(0.0, f32::max));
+        // The range is a power of two, so that this factor, and where it puts a number, is exact.
+        let scale = BINS as f32 / self.top;
+        let parts: Vec<Vec<u64>> = x
+            .par_chunks(1 << 20)
+            .map(|part| {
+                let mut bins = vec![0; BINS];
+                part.iter().filter_map(finite).for_each(|x| bins[((x * scale) as usize).min(BINS - 1)] += 1);
+                bins
+            })
+            .collect();
+        parts.iter().for_each(|part| self.bins.iter_mut().zip(part).for_each(|(bin, count)| *bin += count));
     }
 
     /// The magnitude below which this share of inputs lies, to the width of a bin.
@@ -94,12 +112,19 @@ impl Stats {
 
     /// Takes more rows.
     pub fn add(&mut self, x: &[f32]) {
-        for row in x.chunks_exact(self.k) {
-            for ((x, most), sum) in row.iter().zip(&mut self.absmax).zip(&mut self.sum_abs) {
-                *most = most.max(x.abs());
-                *sum += x.abs() as f64;
-                self.histogram.add(*x);
+        let x = &x[..x.len() / self.k * self.k];
+        // Threads share out columns, so that each sum is taken in the order of the rows.
+        let columns = self.absmax.par_chunks_mut(COLUMNS).zip(self.sum_abs.par_chunks_mut(COLUMNS)).enumerate();
+        columns.for_each(|(at, (most, sums))| {
+            for row in x.chunks_exact(self.k) {
+                for ((x, most), sum) in row[at * COLUMNS..].iter().zip(&mut *most).zip(&mut *sums) {
+                    *most = most.max(x.abs());
+                    *sum += x.abs() as f64;
+                }
             }
+        });
+        self.histogram.add(x);
+        for row in x.chunks_exact(self.k) {
             if self.rows.is_multiple_of(self.stride) {
                 self.sample.extend_from_slice(row);
                 if self.sample.len() == 2 * SAMPLE * self.k {
@@ -113,19 +138,7 @@ impl Stats {
             self.rows += 1;
         }
         if let Some(moments) = &mut self.moments {
-            let m = x.len() / self.k;
-            let x = MatRef::from_row_major_slice(x, m, self.k);
-            matmul(
-                MatMut::from_row_major_slice_mut(moments, self.k, self.k),
-                BlockStructure::TriangularLower,
-                Accum::Add,
-                x.transpose(),
-                BlockStructure::Rectangular,
-                x,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::rayon(0),
-            );
+            add_moments(moments, x, self.k);
         }
     }
 
@@ -172,9 +185,7 @@ impl Stats {
         }
         self.sample.chunks_exact_mut(self.k).for_each(|row| row.iter_mut().zip(s).for_each(|(x, s)| *x /= s));
         self.histogram = Histogram::new();
-        for x in &self.sample {
-            self.histogram.add(*x);
-        }
+        self.histogram.add(&self.sample);
         if let Some(moments) = &mut self.moments {
             for (row, a) in moments.chunks_exact_mut(self.k).zip(s) {
                 row.iter_mut().zip(s).for_each(|(m, b)| *m /= a * b);
@@ -203,6 +214,23 @@ impl Stats {
     pub fn moment_rows(&self) -> f64 {
         if self.moments.is_some() { self.rows as f64 } else { (self.sample.len() / self.k) as f64 }
     }
+}
+
+/// `Σ x xᵀ`, as far as bands of rows reach over the diagonal: about half of the products of the whole.
+fn add_moments(moments: &mut [f32], x: &[f32], k: usize) {
+    let x = MatRef::from_row_major_slice(x, x.len() / k, k);
+    moments.par_chunks_mut(BAND * k).enumerate().for_each(|(at, band)| {
+        let rows = band.len() / k;
+        let columns = at * BAND + rows;
+        matmul(
+            MatMut::from_column_major_slice_with_stride_mut(band, columns, rows, k),
+            Accum::Add,
+            x.subcols(0, columns).transpose(),
+            x.subcols(at * BAND, rows),
+            1.0,
+            Par::Seq,
+        );
+    });
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! all layers come at once, each with its layer and what can be done.
 
 use super::{OnIndivisible, RecipeFile};
+use crate::model::{Layers, Weight};
 use bitsmith_compiler::format::{Code, Format, Granularity};
 use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::{Error, Result};
@@ -93,6 +94,25 @@ impl Plan {
     /// The plan of a layer.
     pub fn of(&self, name: &str) -> Option<&LinearPlan> {
         self.linears.iter().find(|plan| plan.name == name)
+    }
+
+    /// Looks at all weights before any long work: every matrix that is not in floats, and every number that is not finite,
+    /// comes at once. Reads the model once, layer by layer.
+    pub fn check_weights(&self, model: &dyn Layers) -> Result<()> {
+        let mut faults = Vec::new();
+        model.each_linear(&mut |linear| {
+            if self.of(&linear.name).is_none_or(|plan| plan.format.is_none()) {
+                return Ok(());
+            }
+            match &linear.weight {
+                Weight::Floats(floats) => faults.extend(preflight(&linear.name, &floats.values, linear.k)),
+                Weight::Quantized(q) => {
+                    faults.push(format!("{}: is {} already; quantizing starts from floats", linear.name, q.format));
+                }
+            }
+            Ok(())
+        })?;
+        if faults.is_empty() { Ok(()) } else { Err(Error::Invalid(faults)) }
     }
 
     /// Whether any layer needs statistics of inputs.
@@ -202,7 +222,8 @@ impl Rules {
         if !faults.is_empty() {
             return Err(Error::Invalid(faults));
         }
-        let few_bits = matches!(format.code, Code::Int { bits: 2..=4, .. });
+        // Small floats keep three bits or fewer of a number, as few as 4-bit integers do.
+        let few_bits = matches!(format.code, Code::Int { bits: 2..=4, .. } | Code::Float(_));
         let own = rule.and_then(|rule| rule.method).or(recipe.method);
         let method = own.unwrap_or(if calibrated && few_bits { Method::Gptq } else { Method::Rtn });
         if method.calibrated() && !calibrated {

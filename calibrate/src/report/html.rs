@@ -1,7 +1,8 @@
 //! A report as one HTML page without outside files: the frame is `templates/report.html`, plots are inline SVG.
 
 use super::Report;
-use super::plot::{bars, escape, intervals};
+use super::plot::{bars, decades, escape, intervals};
+use crate::evaluate::DIVERGENCE_SHARES;
 use bitsmith_compiler::{Error, Result};
 
 const FRAME: &str = include_str!("../../../templates/report.html");
@@ -21,7 +22,12 @@ pub fn html(r: &Report) -> Result<String> {
         fact(
             "perplexity",
             format!("{:.3}", c.model.perplexity),
-            format!("{:.3} before, {:+.2} %", c.reference.perplexity, 100.0 * c.increase),
+            format!(
+                "{:.3} before, {:+.2} ± {:.2} %",
+                c.reference.perplexity,
+                100.0 * c.increase,
+                100.0 * c.increase_error
+            ),
         ),
         fact(
             "mean divergence, nats",
@@ -32,7 +38,7 @@ pub fn html(r: &Report) -> Result<String> {
         fact(
             "bytes",
             format!("{:.2} x smaller", r.bytes_before as f64 / r.bytes_after.max(1) as f64),
-            format!("{} before, {} now", r.bytes_before, r.bytes_after),
+            format!("{} before, {} now", size(r.bytes_before), size(r.bytes_after)),
         ),
     ];
     let noise: Vec<(String, f64, String)> = r
@@ -65,17 +71,25 @@ pub fn html(r: &Report) -> Result<String> {
         .collect();
     let mut plots = String::new();
     if !noise.is_empty() {
-        plots += &bars("Signal to quantization noise, decibels (longer is better)", &noise);
+        let worst: Vec<String> = r.worst.iter().map(|name| short(name)).collect();
+        plots +=
+            &bars("Signal to quantization noise, decibels (longer is better; the worst stand out)", &noise, &worst);
     }
+    let tokens: Vec<_> = DIVERGENCE_SHARES
+        .iter()
+        .zip(c.divergences)
+        .map(|(share, x)| (format!("{} % of tokens below", 100.0 * share), x, format!("{x:.2e} nats")))
+        .collect();
+    plots += &decades("Divergence of the next token from the reference's (logarithmic)", &tokens);
     if !saturation.is_empty() {
-        plots += &bars("Codes at either end of their range", &saturation);
+        plots += &bars("Codes at either end of their range", &saturation, &[]);
     }
     if !tasks.is_empty() {
         plots += &intervals("Tasks: quantized (dot, with 95 % interval), reference (ring)", &tasks);
     }
     // Prefill and decode differ by orders of magnitude, so each has its own scale.
     for pair in speed.chunks(2) {
-        plots += &bars("Tokens per second", pair);
+        plots += &bars("Tokens per second on this machine", pair, &[]);
     }
     let decibels = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.1}"));
     let rows: String = r
@@ -89,7 +103,7 @@ pub fn html(r: &Report) -> Result<String> {
                 escape(l.activation.as_deref().unwrap_or("–")),
                 decibels(l.weight_sqnr),
                 decibels(l.output_sqnr),
-                l.bytes
+                size(l.bytes)
             )
         })
         .collect();
@@ -109,6 +123,18 @@ pub fn html(r: &Report) -> Result<String> {
     context.insert("worst", &r.worst.join(", "));
     tera::Tera::one_off(FRAME, &context, true)
         .map_err(|error| Error::Bug { message: format!("report template: {error:?}"), text: FRAME.to_string() })
+}
+
+/// Bytes as people read them.
+fn size(bytes: usize) -> String {
+    let (mut x, mut unit) = (bytes as f64, "B");
+    for next in ["kB", "MB", "GB", "TB"] {
+        if x < 1000.0 {
+            break;
+        }
+        (x, unit) = (x / 1000.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{x:.1} {unit}") }
 }
 
 /// The name without what all layers share.

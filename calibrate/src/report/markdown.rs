@@ -11,10 +11,11 @@ pub fn markdown(r: &Report) -> String {
     );
     out += "| | reference | model |\n|---|---|---|\n";
     out += &format!(
-        "| perplexity | {:.4} | {:.4} ({:+.3} %) |\n| bytes of matrices and embedding | {} | {} ({:.2} x smaller) |\n",
+        "| perplexity | {:.4} | {:.4} ({:+.3} ± {:.3} %) |\n| bytes of matrices and embedding | {} | {} ({:.2} x smaller) |\n",
         c.reference.perplexity,
         c.model.perplexity,
         100.0 * c.increase,
+        100.0 * c.increase_error,
         r.bytes_before,
         r.bytes_after,
         r.bytes_before as f64 / r.bytes_after.max(1) as f64

@@ -119,7 +119,12 @@ pub struct Subject<'a> {
 pub fn report(subject: &Subject<'_>) -> Result<Report> {
     let reference = Engine::new(subject.reference, subject.floats)?;
     let model = Engine::new(subject.model, subject.executor)?;
-    let comparison = compare(&reference, &model, subject.windows, &FloatCache::boxed)?;
+    let comparison = compare(
+        (subject.reference, subject.floats),
+        (subject.model, subject.executor),
+        subject.windows,
+        &FloatCache::boxed,
+    )?;
     let mut probes = Vec::new();
     if let Some((tasks, tokenizer)) = subject.probes {
         for task in tasks {

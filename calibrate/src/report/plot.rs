@@ -5,8 +5,12 @@ pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-const LABEL: f64 = 250.0;
-const WIDTH: f64 = 430.0;
+/// Room for names, at the left.
+const LABEL: f64 = 270.0;
+/// Room for bars.
+const WIDTH: f64 = 410.0;
+/// Letters of a name that fit the room for it.
+const LETTERS: usize = 40;
 const ROW: f64 = 20.0;
 
 fn frame(rows: usize, title: &str, body: &str) -> String {
@@ -19,23 +23,46 @@ fn frame(rows: usize, title: &str, body: &str) -> String {
     )
 }
 
-/// One bar per row, from 0 to its value.
-pub(super) fn bars(title: &str, rows: &[(String, f64, String)]) -> String {
+/// A name that fits its room, at the right end of it; the whole of it shows where a pointer rests.
+fn label(name: &str, y: f64) -> String {
+    let short: String = match name.char_indices().nth(LETTERS) {
+        Some(_) => name.chars().take(LETTERS - 1).chain(['…']).collect(),
+        None => name.to_owned(),
+    };
+    format!(
+        "<text x=\"{:.0}\" y=\"{y:.1}\" class=\"label\"><title>{}</title>{}</text>",
+        LABEL - 8.0,
+        escape(name),
+        escape(&short)
+    )
+}
+
+/// One bar per row, from 0 to its value; those that `marked` names stand out.
+pub(super) fn bars(title: &str, rows: &[(String, f64, String)], marked: &[String]) -> String {
     let most = rows.iter().map(|(_, x, _)| *x).fold(1e-12, f64::max);
     let mut body = String::new();
     for (i, (name, x, text)) in rows.iter().enumerate() {
         let (y, width) = (ROW * i as f64 + 26.0, (x / most * WIDTH).max(1.0));
         body += &format!(
-            "<text x=\"{:.0}\" y=\"{:.1}\" class=\"label\">{}</text><rect x=\"{LABEL}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"14\" class=\"bar\"/><text x=\"{:.1}\" y=\"{:.1}\" class=\"value\">{}</text>",
-            LABEL - 8.0,
-            y + 11.0,
-            escape(name),
+            "{}<rect x=\"{LABEL}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"14\" rx=\"2\" class=\"bar{}\"/><text x=\"{:.1}\" y=\"{:.1}\" class=\"value\">{}</text>",
+            label(name, y + 11.0),
+            if marked.contains(name) { " marked" } else { "" },
             LABEL + width + 5.0,
             y + 11.0,
             escape(text)
         );
     }
     frame(rows.len(), title, &body)
+}
+
+/// One bar per row on a logarithmic scale, from a thousandth of the largest value.
+pub(super) fn decades(title: &str, rows: &[(String, f64, String)]) -> String {
+    let most = rows.iter().map(|(_, x, _)| *x).fold(1e-12, f64::max);
+    let scaled: Vec<_> = rows
+        .iter()
+        .map(|(name, x, text)| (name.clone(), ((x / most).max(1e-9).log10() / 3.0 + 1.0).max(0.0), text.clone()))
+        .collect();
+    bars(title, &scaled, &[])
 }
 
 /// Per row a reference, a value and its interval, all shares of 1.
@@ -53,10 +80,8 @@ pub(super) fn intervals(title: &str, rows: &[(String, f64, f64, f64, f64)]) -> S
     for (i, (name, reference, value, low, high)) in rows.iter().enumerate() {
         let y = ROW * i as f64 + 33.0;
         body += &format!(
-            "<text x=\"{:.0}\" y=\"{:.1}\" class=\"label\">{}</text><line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" class=\"span\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" class=\"dot\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" class=\"ring\"/>",
-            LABEL - 8.0,
-            y + 4.0,
-            escape(name),
+            "{}<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" class=\"span\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" class=\"dot\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" class=\"ring\"/>",
+            label(name, y + 4.0),
             at(*low),
             at(*high),
             at(*value),

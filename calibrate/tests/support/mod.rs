@@ -4,6 +4,8 @@
 
 #[path = "corpus.rs"]
 pub mod corpus;
+#[path = "reference.rs"]
+pub mod reference;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -86,28 +86,25 @@ impl Eval {
         let ids = tokenizer.encode(&read_text(&self.text)?)?;
         let windows = Windows::new(&ids, checkpoint.config.bos, self.window, self.windows)?;
         let executor = self.via.executor(&self.device)?;
-        let engine = Engine::new(&checkpoint.model()?, executor.as_ref())?;
         let mut json = serde_json::json!({
-            "model": self.model, "scheme": checkpoint.scheme.describe(), "text": self.text, "notes": checkpoint.notes(),
+            "model": self.model, "scheme": checkpoint.scheme.describe(), "text": self.text,
         });
-        for note in checkpoint.notes() {
-            writeln!(io.err, "note: {note}")?;
-        }
         if let Some(path) = &self.reference {
             let other = Checkpoint::open(path)?;
-            let reference = Engine::new(&other.model()?, &Dense { activations: Activations::Floats })?;
-            let found = compare(&reference, &engine, &windows, &FloatCache::boxed)?;
+            let floats = Dense { activations: Activations::Floats };
+            let found = compare((&other, &floats), (&checkpoint, executor.as_ref()), &windows, &FloatCache::boxed)?;
             json["comparison"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 let (r, m) = (found.reference, found.model);
                 writeln!(
                     io.out,
-                    "perplexity {:.4} (reference {:.4}, {:+.3} %) over {} windows of {} tokens\n\
+                    "perplexity {:.4} (reference {:.4}, {:+.3} ± {:.3} %) over {} windows of {} tokens\n\
                      divergence from the reference: mean {:.3e} nats, 99.9 % of tokens below {:.3e}\n\
                      same most likely token: {:.2} %; largest difference of a logit: {:.3e}",
                     m.perplexity,
                     r.perplexity,
                     100.0 * found.increase,
+                    100.0 * found.increase_error,
                     m.windows,
                     m.window,
                     found.mean_divergence,
@@ -117,7 +114,7 @@ impl Eval {
                 )?;
             }
         } else {
-            let found = perplexity(&engine, &windows, &FloatCache::boxed)?;
+            let found = perplexity((&checkpoint, executor.as_ref()), &windows, &FloatCache::boxed)?;
             json["perplexity"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 writeln!(
@@ -131,6 +128,7 @@ impl Eval {
             }
         }
         if let Some(path) = &self.probes {
+            let engine = Engine::new(&checkpoint, executor.as_ref())?;
             let mut table = Table::new(&["task", "pairs", "accuracy", "95 % interval"]);
             let mut results = Vec::new();
             for task in read_probes(path, self.pairs)? {
@@ -148,6 +146,11 @@ impl Eval {
                 write!(io.out, "{table}")?;
             }
         }
+        // Quirks are met while layers are read.
+        for note in checkpoint.notes() {
+            writeln!(io.err, "note: {note}")?;
+        }
+        json["notes"] = serde_json::to_value(checkpoint.notes()).unwrap_or_default();
         if self.json {
             io.json(&json)?;
         }

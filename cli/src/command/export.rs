@@ -4,6 +4,7 @@ use crate::table::bytes;
 use crate::{Io, Outcome};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_calibrate::model::Linear;
 use std::path::PathBuf;
 
 /// Arguments of `export`.
@@ -26,15 +27,14 @@ impl Export {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
         let target = Target::by_name(&self.format)?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        let model = checkpoint.model()?;
+        let written = export(&checkpoint, target, &self.out, Some(&checkpoint.folder))?;
         for note in checkpoint.notes() {
             writeln!(io.err, "note: {note}")?;
         }
-        let written = export(&model, target, &self.out, Some(&checkpoint.folder))?;
-        // What was written is read again, and every number compared.
-        let again = Checkpoint::open(&written.path)?.model()?;
+        // What was written is read again, and every number compared, layer by layer.
+        let again = Checkpoint::open(&written.path)?;
         let (mut count, mut differ) = (0, Vec::new());
-        for (a, b) in model.linears().into_iter().zip(again.linears()) {
+        let mut compare = |a: &Linear, b: &Linear| {
             count += 1;
             // The packed layout multiplies by NVFP4's second scale where files divide: two roundings of f32.
             let close = |(x, y): (&f32, &f32)| x == y || target == Target::Packed && (x - y).abs() <= 2.4e-7 * x.abs();
@@ -42,6 +42,14 @@ impl Export {
             if a.name != b.name || x.len() != y.len() || !x.iter().zip(y.iter()).all(close) {
                 differ.push(a.name.clone());
             }
+        };
+        for index in 0..checkpoint.config.shape.layers {
+            let (a, b) = (checkpoint.layer(index)?, again.layer(index)?);
+            a.linears().into_iter().zip(b.linears()).for_each(|(a, b)| compare(a, b));
+        }
+        compare(&checkpoint.embedding()?, &again.embedding()?);
+        if let (Some(a), Some(b)) = (checkpoint.head()?, again.head()?) {
+            compare(&a, &b);
         }
         if !differ.is_empty() {
             return Err(crate::Failure::Found(format!("{} read back differently", differ.join(", "))));

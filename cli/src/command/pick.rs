@@ -5,7 +5,7 @@ use crate::table::{Table, bytes, time};
 use crate::{Io, Outcome};
 use bitsmith_calibrate::pick::{Goal, Machine, Request, SHARES, commands, pick};
 use bitsmith_calibrate::shapes::ModelShape;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `pick`.
 #[derive(Debug, clap::Args)]
@@ -58,6 +58,19 @@ enum GoalName {
 }
 
 impl Pick {
+    /// Where the weights would lie: beside the config.json, or wherever the user keeps those of a known model.
+    fn weights(&self) -> String {
+        let path = Path::new(&self.model);
+        match path.file_name() {
+            Some(name) if name == "config.json" => match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder.display().to_string(),
+                _ => ".".into(),
+            },
+            _ if path.exists() => self.model.clone(),
+            _ => format!("path/to/{}", self.model),
+        }
+    }
+
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
         let shape = ModelShape::resolve(&self.model)?;
         let mut machine = Machine::by_name(&self.device)?;
@@ -85,7 +98,7 @@ impl Pick {
         if let Some(path) = &self.write {
             std::fs::write(path, &recipe).map_err(|error| Failure::file(path, "written", &error))?;
         }
-        let commands = commands(&self.model, &file);
+        let commands = commands(&self.weights(), &file);
         if self.json {
             let shown: Vec<_> = picks.iter().take(self.top.max(1)).collect();
             return io.json(&serde_json::json!({

@@ -3,11 +3,12 @@
 use super::eval::{Via, read_text, tokenizer};
 use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
-use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache};
+use bitsmith_calibrate::engine::{Activations, Dense, FloatCache};
 use bitsmith_calibrate::evaluate::{Windows, compare};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
-use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, Source, fall_back, quantize, sizes};
+use bitsmith_calibrate::model::Layers;
+use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, fall_back, quantize};
 use bitsmith_calibrate::recipe::{OnIndivisible, Plan, RecipeFile};
 use bitsmith_compiler::Error;
 use std::path::PathBuf;
@@ -98,8 +99,7 @@ impl Quantize {
             return Err(crate::Failure::invalid(format!("{}: is there already; name a new place", self.out.display())));
         }
         let checkpoint = Checkpoint::open(&self.model)?;
-        let model = checkpoint.model()?;
-        let plan = Plan::new(&recipe, &sizes(&model), self.text.is_some())?;
+        let plan = Plan::new(&recipe, &checkpoint.sizes(), self.text.is_some())?;
         let ids = match &self.text {
             None => None,
             Some(path) => Some(tokenizer(self.tokenizer.as_deref(), &checkpoint.folder)?.encode(&read_text(path)?)?),
@@ -116,20 +116,30 @@ impl Quantize {
         for linear in plan.linears.iter().filter(|linear| linear.note.is_some()) {
             writeln!(io.err, "note: {}: {}", linear.name, linear.note.as_deref().unwrap_or_default())?;
         }
+        plan.check_weights(&checkpoint)?;
         if self.check {
             writeln!(io.out, "no fault: {} matrices, {} to quantize", plan.linears.len(), quantized(&plan))?;
             return Ok(());
         }
         let floats = Dense { activations: Activations::Floats };
-        let source = Source::Model(&model);
-        let mut done = quantize(&source, &recipe, &plan, prompts.as_ref(), &floats, &mut |_, _| {})?;
+        let started = std::time::Instant::now();
+        let mut progress = |done: usize, of: usize| {
+            let seconds = started.elapsed().as_secs_f64();
+            // Nobody waits for a bar of a second; a layer that takes long says so.
+            if seconds > 5.0 && !self.json {
+                let _ = writeln!(io.err, "layer {done} of {of} done after {seconds:.0} s");
+            }
+        };
+        let mut done = quantize(&checkpoint, &recipe, &plan, prompts.as_ref(), &floats, &mut progress)?;
         let mut fell = None;
+        let mut whole = None;
         if let (Some(budget), Some(windows)) = (recipe.budget, &windows) {
             let executor = self.via.executor(&self.device)?;
-            let reference = Engine::new(&model, &floats)?;
-            let judge = Judge { reference: &reference, windows, executor: executor.as_ref() };
-            let found =
-                fall_back(&mut done.model, &done.floats, &mut done.reports, &judge, budget.perplexity_increase)?;
+            let judge = Judge { reference: (&checkpoint, &floats), windows, executor: executor.as_ref() };
+            // Trying matrices one by one takes the model in memory.
+            let mut model = done.model.whole()?;
+            let found = fall_back(&mut model, &done.floats, &mut done.reports, &judge, budget.perplexity_increase)?;
+            whole = Some(model);
             if !self.json {
                 writeln!(
                     io.out,
@@ -147,7 +157,11 @@ impl Quantize {
                 "the recipe has a budget, which takes --text and --windows to measure",
             ));
         }
-        let written = export(&done.model, target, &self.out, Some(&checkpoint.folder))?;
+        let model: &dyn Layers = match &whole {
+            Some(model) => model,
+            None => &done.model,
+        };
+        let written = export(model, target, &self.out, Some(&checkpoint.folder))?;
         if written.path.is_dir() {
             let path = written.path.join(super::report::NOTES);
             let notes = serde_json::to_string(&done.reports).map_err(|error| crate::Failure::Output(error.into()))?;
@@ -171,19 +185,18 @@ impl Quantize {
             )?;
         }
         if let Some(windows) = &windows {
-            let reference = Engine::new(&model, &floats)?;
             let executor = self.via.executor(&self.device)?;
-            let engine = Engine::new(&done.model, executor.as_ref())?;
-            let found = compare(&reference, &engine, windows, &FloatCache::boxed)?;
+            let found = compare((&checkpoint, &floats), (model, executor.as_ref()), windows, &FloatCache::boxed)?;
             json["comparison"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 writeln!(
                     io.out,
-                    "perplexity {:.4} before, {:.4} now ({:+.3} %) over {} windows of {} tokens; mean divergence {:.3e} nats; \
+                    "perplexity {:.4} before, {:.4} now ({:+.3} ± {:.3} %) over {} windows of {} tokens; mean divergence {:.3e} nats; \
                      same most likely token {:.2} %",
                     found.reference.perplexity,
                     found.model.perplexity,
                     100.0 * found.increase,
+                    100.0 * found.increase_error,
                     found.model.windows,
                     found.model.window,
                     found.mean_divergence,
