@@ -18,11 +18,11 @@ use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, `cpu:<threads>` (`cpu+clif` takes Cranelift where the wide emitter would serve), `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
+/// Opens a device by name: `cpu`, `cpu:<threads>`, with `+static` and `+pin` as [`cpu::PoolOptions`] says (`cpu+clif` takes Cranelift where the wide emitter would serve), `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
 pub fn open(name: &str) -> Result<Arc<dyn Device>> {
     let refuse = || {
         Error::Unsupported(format!(
-            "device `{name}`; accepted: cpu, cpu:<threads>, cpu+clif:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
+            "device `{name}`; accepted: cpu, cpu:<threads>, cpu:<threads>+static+pin, cpu+clif:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
         ))
     };
     if let Some(rest) = name.strip_prefix("vulkan")
@@ -36,12 +36,22 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
     }
     let (place, count) = name.split_once(':').map_or((name, None), |(place, count)| (place, Some(count)));
     if let "cpu" | "cpu+clif" = place {
+        let mut words = count.map(|count| count.split('+')).into_iter().flatten();
+        let count = words.next();
         let threads = count.map_or(Ok(cpu::available_threads()), |count| count.parse().map_err(|_| refuse()))?;
+        let mut options = cpu::PoolOptions::default();
+        for word in words {
+            match word {
+                "static" => options.split = cpu::Split::Static,
+                "pin" => options.pin = true,
+                _ => return Err(refuse()),
+            }
+        }
         if !(1..=1024).contains(&threads) {
             return Err(Error::invalid(format!("device `{name}`: {threads} threads; accepted: 1 to 1024")));
         }
         let target = if place == "cpu" { CpuTarget::host()? } else { CpuTarget::host_with_cranelift()? };
-        return Ok(Arc::new(cpu::CpuDevice::with_target(target, threads)?));
+        return Ok(Arc::new(cpu::CpuDevice::with_options(target, threads, options)?));
     }
     match name.split_once(':') {
         None if name == "hip" => Ok(Arc::new(hip::HipDevice::open(0)?)),

@@ -8,6 +8,7 @@ mod dequant;
 mod matmul;
 mod memory;
 mod quantize;
+mod stage;
 mod team;
 mod unpack;
 mod walk;
@@ -106,7 +107,8 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
         (Op::Matmul(op), Family::Stream | Family::Spread | Family::Block | Family::Mma) => {
             let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
-            [m.div_ceil(rows as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
+            let columns = schedule.tile_n as usize * schedule.strips.max(1) as usize;
+            [m.div_ceil(rows as usize) as u32, op.n.div_ceil(columns) as u32, 1]
         }
         (Op::Matmul(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
         (Op::Dequant(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],

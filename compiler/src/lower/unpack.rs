@@ -3,6 +3,7 @@
 //! A vector lane is a row of W; see `format::n16` for where things lie. Always holds: what it makes of a code is exactly
 //! `Code::decode`, up to the factors that [`Integers`] and [`Floats`] name.
 
+pub(super) mod fields;
 pub(super) mod fragments;
 
 use super::memory::{at, split, times};
@@ -267,6 +268,11 @@ impl<'a> Weights<'a> {
 }
 
 impl Integers {
+    /// Whether bytes come from a table.
+    pub fn has_table(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// How the codes of a layout enter a device's integer dot product; `None` if they are not integers.
     pub fn of(layout: &N16, caps: &Caps) -> Option<Integers> {
         let code = layout.format.code;

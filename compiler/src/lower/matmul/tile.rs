@@ -8,10 +8,11 @@
 //! ```
 
 use super::epilogue;
-use super::integer::IntegerSums;
-use super::{Plan, Tile, as_matmul, entry};
+use super::integer::{IntegerSums, Results};
+use super::{Plan, Tile, as_matmul, entry, integers_of, panel};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
+use crate::format::n16::N16;
 use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
@@ -51,14 +52,22 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     // Without a dot instruction, products of neighbours add up in 16 bits: the more of them in a turn, the better.
     let unrolls = if super::has_dot(caps) { [2, 4, 1] } else { [4, 2, 1] };
     let mut list = Vec::new();
+    let layout = N16::of(&op.weight, op.k);
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
+        let integers = layout.as_ref().ok().and_then(|layout| integers_of(op, layout, caps));
+        let blocks = layout.as_ref().ok().and_then(|l| panel::blocks(op, l, integers.as_ref(), tile_n, caps)).is_some();
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;
         }
         for tile_m in 1..=12u32 {
-            if tile_m * vectors + tile_m + 2 > caps.vector_registers {
+            let fits = if blocks {
+                panel::fits(tile_m, vectors, integers.as_ref(), caps)
+            } else {
+                tile_m * vectors + tile_m + 2 <= caps.vector_registers
+            };
+            if !fits {
                 continue;
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
@@ -77,6 +86,10 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
+    if let Some(blocks) = panel::blocks(matmul, &plan.layout, plan.integers.as_ref(), schedule.tile_n, caps) {
+        panel::build(&mut b, &plan, schedule, caps, &params, blocks);
+        return Ok(b.finish());
+    }
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
     let start = b.bin_imm(crate::ir::BinOp::Mul, tile_y, schedule.tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
@@ -124,7 +137,15 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                     let line = step.unit.times(b, per_unit).plus(step.first + quad);
                     scratch.load(b, ty, line, v)
                 };
-                let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
+                let mut sums = IntegerSums {
+                    tile: &tile,
+                    how,
+                    segment: plan.walk.segment,
+                    bytes: &mut bytes,
+                    late: false,
+                    quarters: false,
+                    results: Results::Registers,
+                };
                 plan.walk.emit(b, &mut sums, outer)
             }
             None => float_sums(b, &tile, &scratch, (Pos::fixed(0), plan.op.k), schedule.unroll as usize, outer),
