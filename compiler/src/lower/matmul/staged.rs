@@ -1,4 +1,4 @@
-//! Float sums over integer codes for few rows: codes are converted where they stand in their words, activations carry
+//! Float sums for few rows: integer codes are converted where they stand in their words, activations carry
 //! what takes that back, and fixed offsets and zero points are paid once per group, by sums of activations.
 
 use super::Tile;
@@ -25,7 +25,7 @@ fn period(layout: &N16, lanes: usize) -> usize {
     layout.unit.max(lanes)
 }
 
-/// How codes are read as fields, where vectors are wide and groups are whole periods; else [`super::float`] serves.
+/// How codes are read, where vectors are wide and groups are whole periods; else [`super::float`] serves.
 pub(super) fn fields(op: &Matmul, layout: &N16, caps: &Caps) -> Option<Fields> {
     let lanes = (caps.vector_bytes / 4).min(16) as usize;
     let whole = layout.k.is_multiple_of(op.segment())
@@ -34,16 +34,17 @@ pub(super) fn fields(op: &Matmul, layout: &N16, caps: &Caps) -> Option<Fields> {
     // Eight rows of activations in half of the scratch.
     let fits = layout.k <= caps.max_shared_bytes as usize / 64;
     let wide = fits && caps.vector_bytes >= 32 && !matches!(op.activation, Activation::Int8(_));
-    if whole && wide { Fields::of(layout) } else { None }
+    (whole && wide).then(|| Fields::of(layout))
 }
 
 /// The shape of a tile of `rows` by `vectors` with so many vector registers; `None` if it cannot be held.
 ///
 /// A multiply-add waits four cycles for the one before it and two start in a cycle, so eight should be under way.
-pub(super) fn shape(rows: usize, vectors: usize, registers: usize) -> Option<Shape> {
+pub(super) fn shape(rows: usize, vectors: usize, layout: &N16, registers: usize) -> Option<Shape> {
     let sums = rows * vectors;
-    // A word per vector, an activation per row, a field and its conversion.
-    let others = vectors + rows + 2;
+    // Words of each vector, an activation per row, a field and its conversion, or what decoding takes.
+    let words = vectors * layout.planes.len();
+    let others = words + rows + if Fields::of(layout).integers { 2 } else { 5 };
     let wanted = [4, 2, 1].into_iter().find(|chains| sums * chains <= 8.max(sums))?;
     let chains = (1..=wanted).rev().find(|chains| sums * chains + others <= registers)?;
     Some(Shape { chains, in_scratch: sums * (chains + 1) + others > registers })
@@ -105,17 +106,19 @@ impl Visit for StagedSums<'_> {
         let Tile { weights, rows, vectors, .. } = self.tile;
         let sums = self.tile.sums();
         for (i, &valid) in step.quads.iter().enumerate() {
-            let words: Vec<_> = (0..*vectors)
-                .map(|v| {
-                    let words = weights.words(b, step.unit, step.first + i, v);
-                    weights.quad_word(b, &words)
-                })
-                .collect();
+            let words: Vec<_> = (0..*vectors).map(|v| weights.words(b, step.unit, step.first + i, v)).collect();
+            let joined: Vec<_> = match self.fields.integers {
+                true => words.iter().map(|words| weights.quad_word(b, words)).collect(),
+                false => Vec::new(),
+            };
             for byte in 0..valid {
                 let column = step.column.plus(4 * i + byte);
                 let x: Vec<Value> = (0..rows.count()).map(|row| self.staged.number(b, row, column)).collect();
-                for (v, &word) in words.iter().enumerate() {
-                    let w = weights.field(b, word, byte);
+                for (v, words) in words.iter().enumerate() {
+                    let w = match joined.get(v) {
+                        Some(&word) => weights.field(b, word, byte),
+                        None => weights.floats(b, words, byte),
+                    };
                     for (row, &x) in x.iter().enumerate() {
                         let sum = &mut state[byte % self.chains * sums + row * vectors + v];
                         *sum = b.fma(w, x, *sum);

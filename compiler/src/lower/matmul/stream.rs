@@ -37,7 +37,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let layout = N16::of(&op.weight, op.k);
     if layout.as_ref().is_ok_and(|layout| staged::fields(op, layout, caps).is_some()) {
-        return staged_space(op, caps, m);
+        return layout.as_ref().map_or(Vec::new(), |layout| staged_space(op, layout, caps, m));
     }
     let lanes = (caps.vector_bytes / 4).min(16);
     let budget = caps.vector_registers * 3 / 4;
@@ -111,13 +111,14 @@ fn reads_quarters(layout: &N16, caps: &Caps) -> bool {
 
 /// Register tiles for codes that are converted where they stand. What a column of a tile takes, in cycles: about three
 /// vector instructions start in each, a sum waits four for the term before, and two vectors are read.
-fn staged_space(op: &Matmul, caps: &Caps, m: usize) -> Vec<Schedule> {
+fn staged_space(op: &Matmul, layout: &N16, caps: &Caps, m: usize) -> Vec<Schedule> {
     let lanes = (caps.vector_bytes / 4).min(16);
     let mut list = Vec::new();
     for (tile_m, vectors) in (1..=8u32).flat_map(|rows| [1, 2, 4].map(|vectors| (rows, vectors))) {
         let tile_n = vectors * lanes;
         let fits = tile_n.is_multiple_of(16) || 16u32.is_multiple_of(tile_n);
-        let Some(shape) = staged::shape(tile_m as usize, vectors as usize, caps.vector_registers as usize) else {
+        let Some(shape) = staged::shape(tile_m as usize, vectors as usize, layout, caps.vector_registers as usize)
+        else {
             continue;
         };
         if !fits || tile_m as usize > m {
@@ -195,7 +196,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 how,
                 segment: plan.walk.segment,
                 bytes: &mut bytes,
-                late: !super::has_dot(caps),
+                late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                 quarters,
                 results: kept.as_ref().map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0))),
             };
@@ -213,7 +214,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     Ok(b.finish())
 }
 
-/// Float activations by integer codes: see [`staged`].
+/// Float activations: see [`staged`].
 fn build_staged(
     b: &mut Builder,
     plan: &Plan,
@@ -224,12 +225,9 @@ fn build_staged(
     (first, tile_y): (Value, Value),
 ) -> Result<()> {
     let (op, layout, lanes) = (&plan.op, &plan.layout, plan.lanes);
-    let Some(shape) = staged::shape(schedule.tile_m as usize, plan.vectors, caps.vector_registers as usize) else {
-        return Err(Error::invalid(format!(
-            "a tile of {} by {} sums does not fit {} vector registers",
-            schedule.tile_m, schedule.tile_n, caps.vector_registers
-        )));
-    };
+    // A schedule from elsewhere than the chooser may not fit: then it spills, and is right all the same.
+    let shape = staged::shape(schedule.tile_m as usize, plan.vectors, layout, caps.vector_registers as usize)
+        .unwrap_or(staged::Shape { chains: 1, in_scratch: true });
     if !(1..=64).contains(&schedule.strips) {
         return Err(Error::invalid(format!("strips is {}; accepted: 1 to 64", schedule.strips)));
     }

@@ -10,9 +10,12 @@ use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, Value};
 /// What activations are multiplied by besides, so that powers of two reach as far up as down: results carry it.
 pub(in crate::lower) const CENTER: f32 = 4096.0;
 
-/// How integer codes are read as fields: `code = factor · field · 2^-place - offset`.
+/// How codes are read as fields: `code = factor · field · 2^-place - offset`. Codes that are no integers are decoded to
+/// what they mean instead, and need no factors.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lower) struct Fields {
+    /// Whether codes are integers.
+    pub integers: bool,
     /// 1 or 2.
     factor: i32,
     /// Taken off each code.
@@ -34,14 +37,14 @@ fn place(bit: u8, width: u8, byte: usize) -> u8 {
 }
 
 impl Fields {
-    /// How a layout's codes are read; `None` if they are not integers.
-    pub fn of(layout: &N16) -> Option<Fields> {
+    /// How a layout's codes are read.
+    pub fn of(layout: &N16) -> Fields {
         let code = layout.format.code;
         if !matches!(code, Code::Int { .. } | Code::Ternary | Code::Binary) {
-            return None;
+            return Fields { integers: false, factor: 1, offset: 0 };
         }
         let (factor, offset) = integer_meaning(code, layout.format.zero);
-        Some(Fields { factor, offset })
+        Fields { integers: true, factor, offset }
     }
 
     /// What the activations of columns `0..period` are multiplied by; `period` is a multiple of a unit.
@@ -53,6 +56,9 @@ impl Fields {
                 _ => place(0, 8, column % 4),
             }
         };
+        if !self.integers {
+            return vec![CENTER; period];
+        }
         (0..period).map(|column| CENTER * self.factor as f32 / (1u32 << shift(column)) as f32).collect()
     }
 }
