@@ -123,9 +123,9 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Scratch for so many vectors.
-    pub fn declare(b: &mut Builder, vectors: usize, lanes: u8) -> Kept {
-        Kept { memory: b.shared("results", (vectors * lanes as usize * 4) as u32, 64), lanes }
+    /// Scratch of a name for so many vectors.
+    pub fn declare(b: &mut Builder, name: &str, vectors: usize, lanes: u8) -> Kept {
+        Kept { memory: b.shared(name, (vectors * lanes as usize * 4) as u32, 64), lanes }
     }
 
     fn align(&self) -> u32 {

@@ -79,7 +79,7 @@ impl Visit for IntegerSums<'_, '_> {
                 *sum = b.dot4(self.how.signs, self.how.bits, w, x, *sum);
             };
             // What there are fewer of stays in registers.
-            if rows > vectors && (self.late || matches!(self.results, Results::Scratch(..))) {
+            if rows > vectors && self.tile.weights.lanes >= 8 {
                 let w: Vec<Value> = (0..vectors).map(|v| (self.bytes)(b, step, i, v)).collect();
                 for row in 0..rows {
                     let x = self.tile.rows.quad_bytes(b, row, column, valid);

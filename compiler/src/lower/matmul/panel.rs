@@ -10,6 +10,7 @@ use super::integer::{IntegerSums, Results};
 use super::tile::{Decode, Scratch};
 use super::{Plan, Tile, epilogue, has_dot};
 use crate::caps::Caps;
+use crate::format::Zero;
 use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Type, Value};
 use crate::lower::activation::Rows;
@@ -66,16 +67,19 @@ pub(super) fn blocks(
 }
 
 /// Whether a tile fits: sums in registers, vectors of weights, one activation. Results wait in scratch.
-pub(super) fn fits(tile_m: u32, vectors: u32, integers: Option<&Integers>, caps: &Caps) -> bool {
+pub(super) fn fits(tile_m: u32, vectors: u32, layout: &N16, integers: Option<&Integers>, caps: &Caps) -> bool {
     let sums = tile_m * vectors;
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
     let needed = match integers {
-        // Sums in 16 bits, and one register for a product.
-        Some(how) if !has_dot(caps) && how.bits <= 4 => sums + 2,
+        // Sums in 16 bits, a product, and what the end of a segment takes: scales, sums of activations, zero points.
+        Some(how) if !has_dot(caps) && how.bits <= 4 => sums + 4 + 2 * shifted,
         // 16 bits hold so few products that both kinds of sums are in use all the time.
-        Some(how) if !has_dot(caps) && how.bits < 8 => 2 * sums + 2,
+        Some(how) if !has_dot(caps) && how.bits < 8 => 2 * sums + 4 + 2 * shifted,
         // Even and odd bytes of both sides.
-        Some(_) if !has_dot(caps) => sums + 6,
-        _ => sums + 1,
+        Some(_) if !has_dot(caps) => sums + 7,
+        Some(_) => sums + 3 + shifted,
+        // Decoding joins planes and holds scales and zero points of each vector.
+        None => sums.max((layout.planes.len() as u32 + shifted) * vectors + 8) + 1,
     };
     needed + vectors.min(tile_m) <= caps.vector_registers
 }
@@ -113,7 +117,7 @@ pub(super) fn build(b: &mut Builder, plan: &Plan, schedule: &Schedule, caps: &Ca
         base: Pos::fixed(0),
     };
     let (rows, count) = (schedule.tile_m as usize * TILES, schedule.tile_m as usize * plan.vectors);
-    let results = Kept::declare(b, rows * plan.vectors, plan.lanes);
+    let results = Kept::declare(b, "results", rows * plan.vectors, plan.lanes);
     let late = plan.integers.is_some() && !has_dot(caps);
     // Pairs of products of codes below 2^bits by bytes, as many as 16 bits hold.
     let burst = match &plan.integers {
@@ -123,7 +127,7 @@ pub(super) fn build(b: &mut Builder, plan: &Plan, schedule: &Schedule, caps: &Ca
     let unit = plan.layout.unit;
     let burst = (burst / unit * unit).clamp(unit, STRAIGHT).min(blocks.segment);
     let burst = if late { burst } else { blocks.segment };
-    let long = (burst < blocks.segment).then(|| Kept::declare(b, count, plan.lanes));
+    let long = (burst < blocks.segment).then(|| Kept::declare(b, "sums", count, plan.lanes));
     let staged = plan.integers.is_none().then(|| {
         let factors = vec![1.0; plan.lanes as usize];
         let content = content(blocks.columns, &factors);

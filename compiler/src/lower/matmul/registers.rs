@@ -4,6 +4,7 @@
 
 use super::has_dot;
 use crate::caps::Caps;
+use crate::format::Zero;
 use crate::format::n16::N16;
 use crate::lower::unpack::Integers;
 
@@ -41,8 +42,9 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
     let operands = if tile.rows > tile.vectors { tile.vectors + 1 } else { tile.rows + 1 };
     let widened = if how.bits == 8 && !dot { 2 + 2 * tile.rows.min(2) } else { 0 };
     let table = u32::from(how.has_table());
-    // A product, the masks that several fields share.
-    let spare = 1 + if dot { 1 } else { 2 } + table + (planes - 1);
+    // A product, the masks that several fields share, what the end of a segment takes.
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
+    let spare = if dot { 3 } else { 5 } + table + (planes - 1) * (1 + tile.vectors) + shifted;
     let needed = accumulators + words + operands + widened + spare;
     if needed > caps.vector_registers {
         return None;

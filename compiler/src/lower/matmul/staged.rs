@@ -1,7 +1,7 @@
 //! Float sums for few rows: integer codes are converted where they stand in their words, activations carry
 //! what takes that back, and fixed offsets and zero points are paid once per group, by sums of activations.
 
-use super::Tile;
+use super::{Tile, integers_of};
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -9,7 +9,7 @@ use crate::ir::{BinOp, Builder, Type, Value};
 use crate::lower::stage::{Content, Kept, Staged, negative};
 use crate::lower::unpack::fields::{CENTER, Fields};
 use crate::lower::walk::{Pos, Step, Visit};
-use crate::op::{Activation, Matmul};
+use crate::op::Matmul;
 
 /// How a register tile of a matmul with float activations is held.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ pub(super) fn fields(op: &Matmul, layout: &N16, caps: &Caps) -> Option<Fields> {
         && layout.padded_group == layout.group;
     // Eight rows of activations in half of the scratch.
     let fits = layout.k <= caps.max_shared_bytes as usize / 64;
-    let wide = fits && caps.vector_bytes >= 32 && !matches!(op.activation, Activation::Int8(_));
+    let wide = fits && caps.vector_bytes >= 32 && integers_of(op, layout, caps).is_none();
     (whole && wide).then(|| Fields::of(layout))
 }
 
@@ -43,8 +43,9 @@ pub(super) fn fields(op: &Matmul, layout: &N16, caps: &Caps) -> Option<Fields> {
 pub(super) fn shape(rows: usize, vectors: usize, layout: &N16, registers: usize) -> Option<Shape> {
     let sums = rows * vectors;
     // Words of each vector, an activation per row, a field and its conversion, or what decoding takes.
-    let words = vectors * layout.planes.len();
-    let others = words + rows + if Fields::of(layout).integers { 2 } else { 5 };
+    let planes = layout.planes.len();
+    let words = vectors * if planes > 1 { planes + 1 } else { 1 };
+    let others = words + rows + if Fields::of(layout).integers { 2 } else { 9 } + 2 * (planes - 1);
     let wanted = [4, 2, 1].into_iter().find(|chains| sums * chains <= 8.max(sums))?;
     let chains = (1..=wanted).rev().find(|chains| sums * chains + others <= registers)?;
     Some(Shape { chains, in_scratch: sums * (chains + 1) + others > registers })

@@ -58,6 +58,11 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 if matches!(op.activation, Activation::Int8(_)) { tile_m } else { 4 * tile_m + tile_n / lanes };
             let spilled = (partial + sums + operands + 3).saturating_sub(caps.vector_registers);
             let spilled = if integers.is_some() && caps.vector_bytes >= 32 { 0 } else { spilled };
+            // Float sums that no staged activations serve: the smallest tile is left, whatever it takes.
+            let smallest = tile_m == 1 && tile_n == lanes;
+            if integers.is_none() && caps.vector_bytes >= 32 && !smallest && spilled + 6 * tile_n / lanes > 6 {
+                continue;
+            }
             let mut cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
             // Two blocks of rows are two streams for the hardware's prefetcher: worth a fifth where sums of bytes are
             // cheap to hold, since their products add up in 16 bits first (12.4 against 10.2 GB/s on Zen 3).
@@ -179,7 +184,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             // A schedule from elsewhere than the chooser may not fit: then it spills, and is right all the same.
             let in_scratch =
                 caps.vector_bytes >= 32 && in_scratch(matmul, &plan.layout, how, schedule, caps).unwrap_or(true);
-            let kept = in_scratch.then(|| Kept::declare(&mut b, count, plan.lanes));
+            let kept = in_scratch.then(|| Kept::declare(&mut b, "results", count, plan.lanes));
             let outer = match &kept {
                 Some(kept) => {
                     (0..count).for_each(|i| kept.store(&mut b, Pos::fixed(0), i, nothing));
@@ -236,7 +241,7 @@ fn build_staged(
     let content = staged::content(op, layout, &fields, &factors);
     let staged = Staged::declare(b, rows.count(), &content, lanes);
     let count = rows.count() * plan.vectors;
-    let kept = shape.in_scratch.then(|| Kept::declare(b, count, lanes));
+    let kept = shape.in_scratch.then(|| Kept::declare(b, "results", count, lanes));
     staged.fill(b, &rows, Pos::fixed(0), &content);
     let width = i64::from(schedule.tile_n);
     let start = b.bin_imm(BinOp::Mul, tile_y, width * i64::from(schedule.strips));

@@ -63,15 +63,17 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
         }
         for tile_m in 1..=12u32 {
             let words = integers.is_some() && !super::has_dot(caps) && caps.vector_bytes >= 32;
-            let fits = if blocks {
-                panel::fits(tile_m, vectors, integers.as_ref(), caps)
-            } else if words {
+            let fits = if let (true, Ok(layout)) = (blocks, &layout) {
+                panel::fits(tile_m, vectors, layout, integers.as_ref(), caps)
+            } else if let (true, Ok(layout)) = (words, &layout) {
                 // Results stay in registers besides, where there is more than one segment.
                 let results = if op.segment() < op.k { tile_m * vectors } else { 0 };
                 let caps = Caps { vector_registers: caps.vector_registers.saturating_sub(results), ..*caps };
-                panel::fits(tile_m, vectors, integers.as_ref(), &caps)
+                panel::fits(tile_m, vectors, layout, integers.as_ref(), &caps)
             } else {
-                tile_m * vectors + tile_m + 2 <= caps.vector_registers
+                let wide = caps.vector_bytes >= 32;
+                let spare = if wide { 4 * vectors.max(2) } else { tile_m + 2 };
+                tile_m * vectors + spare.max(tile_m + 2) <= caps.vector_registers
             };
             if !fits {
                 continue;
