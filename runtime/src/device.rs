@@ -1,5 +1,6 @@
 //! The face of every device, and the checks that stand before every launch.
 
+use crate::timing::Recording;
 use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::target::Target;
@@ -24,11 +25,25 @@ pub trait Device: Send + Sync {
     /// Memory of this many bytes, with undefined content, aligned to `caps().buffer_align`.
     fn allocate(&self, bytes: usize) -> Result<Buffer>;
 
+    /// The caller's memory as a buffer, on a device that shares its address space.
+    ///
+    /// # Safety
+    /// The memory must stay valid while the buffer or a launch with it lives, and nobody else may touch it during a launch.
+    unsafe fn wrap(&self, memory: *mut u8, bytes: usize) -> Result<Buffer> {
+        let _ = (memory, bytes);
+        Err(Error::Unsupported(format!("memory of the caller on {}; accepted: buffers of its own", self.info().name)))
+    }
+
     /// Copies to the device. Fails where the bytes do not fit.
     fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()>;
 
     /// Copies from the device, after all launches before it. Fails where the range does not fit.
     fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// How well code made for a target serves here: higher is better, `None` if it does not run.
+    fn accepts(&self, target: &str) -> Option<u32> {
+        (self.info().target == target).then_some(0)
+    }
 
     /// Makes an artifact ready to run.
     fn load(&self, artifact: &Artifact) -> Result<Program>;
@@ -38,6 +53,12 @@ pub trait Device: Send + Sync {
 
     /// Waits for every launch.
     fn synchronize(&self) -> Result<()>;
+
+    /// Launches in order, ready to be repeated and timed by the device's own clock. `None` where it has none that is
+    /// better than the host's.
+    fn record<'a>(&'a self, _launches: &[Launch<'a>]) -> Result<Option<Box<dyn Recording + 'a>>> {
+        Ok(None)
+    }
 }
 
 /// What a device is, for people and for `--json`.
@@ -49,10 +70,13 @@ pub struct DeviceInfo {
     pub model: String,
     /// Name of the target's caps: `x86-64-v4+vnni`.
     pub target: String,
-    /// Threads that run workgroups.
+    /// Threads that run workgroups on a CPU, units of a GPU.
     pub threads: usize,
     /// Names of features.
     pub features: Vec<String>,
+    /// What a user should know about how it was opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Memory of a device. Clones share it.

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod check;
 mod completions;
+mod diff;
 mod doctor;
 mod eval;
 mod export;
@@ -16,6 +17,8 @@ mod quantize;
 mod report;
 mod roofline;
 mod run;
+mod selftest;
+mod verify;
 
 use crate::{Io, Outcome};
 
@@ -26,6 +29,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Run one operation on a tensor of a model file and compare it with the reference
     Run(run::Run),
+    /// Run drawn operations of every family, format and tail on a device and compare them with the reference
+    Selftest(selftest::Selftest),
     /// Pack a tensor of a model file as the kernels of a bundle take it
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
@@ -48,6 +53,10 @@ pub enum Command {
     Check(check::Check),
     /// Show what a model file or a bundle holds
     Inspect(inspect::Inspect),
+    /// Compute a bundle's hashes again, and its results on a device
+    Verify(verify::Verify),
+    /// Show in what two bundles differ
+    Diff(diff::Diff),
     /// List what other commands accept
     List(list::List),
     /// Show what this machine has, and which outside tools are there
@@ -62,6 +71,7 @@ impl Command {
         match self {
             Command::Generate(command) => command.run(io),
             Command::Run(command) => command.run(io),
+            Command::Selftest(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
             Command::Pick(command) => command.run(io),
@@ -73,6 +83,8 @@ impl Command {
             Command::Roofline(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),
+            Command::Verify(command) => command.run(io),
+            Command::Diff(command) => command.run(io),
             Command::List(command) => command.run(io),
             Command::Doctor(command) => command.run(io),
             Command::Completions(command) => command.run(io),
