@@ -154,6 +154,11 @@ impl<'a> Weights<'a> {
         let code = self.layout.format.code;
         let plain = |b: &mut Builder, ty: Type| match *words {
             [(word, bit)] => b.unpack(word, shift(bit), self.layout.planes[0], false, ty),
+            // Wide vectors have few registers: one word of joined bytes instead of four shifts of each plane.
+            _ if lanes >= 8 => {
+                let joined = self.join(b, words, 0x0101_0101);
+                b.unpack(joined, 8 * byte as u8, 8, false, ty)
+            }
             _ => {
                 let shifted: Vec<(Value, u8)> =
                     words.iter().map(|&(w, bit)| (b.bin_imm(BinOp::ShrU, w, 8 * byte as i64), bit)).collect();

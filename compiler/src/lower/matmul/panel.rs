@@ -81,7 +81,12 @@ pub(super) fn fits(tile_m: u32, vectors: u32, layout: &N16, integers: Option<&In
         // Decoding joins planes and holds scales and zero points of each vector.
         None => sums.max((layout.planes.len() as u32 + shifted) * vectors + 8) + 1,
     };
-    needed + vectors.min(tile_m) <= caps.vector_registers
+    // At the end of a segment: what scales and shifts the sums of each vector.
+    let ends = match integers {
+        Some(how) => sums + vectors * (1 + shifted.max(u32::from(how.has_table()))) + 4,
+        None => 0,
+    };
+    (needed + vectors.min(tile_m)).max(ends) <= caps.vector_registers
 }
 
 /// What a kernel in blocks is made of.

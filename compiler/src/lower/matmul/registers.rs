@@ -45,6 +45,8 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
     // A product, the masks that several fields share, what the end of a segment takes.
     let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
     let spare = if dot { 3 } else { 5 } + table + (planes - 1) * (1 + tile.vectors) + shifted;
+    // With many registers tiles are large, and so is what the end of a segment takes at once.
+    let spare = spare + if caps.vector_registers > 16 { tile.vectors } else { 0 };
     let needed = accumulators + words + operands + widened + spare;
     if needed > caps.vector_registers {
         return None;

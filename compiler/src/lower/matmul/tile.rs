@@ -62,7 +62,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             continue;
         }
         for tile_m in 1..=12u32 {
-            let words = integers.is_some() && !super::has_dot(caps) && caps.vector_bytes >= 32;
+            let words = integers.is_some() && caps.vector_bytes >= 32;
             let fits = if let (true, Ok(layout)) = (blocks, &layout) {
                 panel::fits(tile_m, vectors, layout, integers.as_ref(), caps)
             } else if let (true, Ok(layout)) = (words, &layout) {
@@ -72,8 +72,9 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 panel::fits(tile_m, vectors, layout, integers.as_ref(), &caps)
             } else {
                 let wide = caps.vector_bytes >= 32;
-                let spare = if wide { 4 * vectors.max(2) } else { tile_m + 2 };
-                tile_m * vectors + spare.max(tile_m + 2) <= caps.vector_registers
+                // Four columns of each row at once, where vectors are wide.
+                let spare = if wide { 4 * tile_m + vectors + 2 } else { tile_m + 2 };
+                tile_m * vectors + spare <= caps.vector_registers
             };
             if !fits {
                 continue;
