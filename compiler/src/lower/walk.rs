@@ -159,24 +159,11 @@ impl Walk {
         Ok(Walk { segment, k: layout.k, unit: layout.unit, stride: stride / 4, unroll: unroll.max(1) })
     }
 
-    /// The same walk with another number of units per turn.
-    pub fn unrolled(&self, unroll: usize) -> Walk {
-        Walk { unroll: unroll.max(1), ..self.clone() }
-    }
-
     /// A whole segment, where segments are whole units of a row without padding.
     pub fn whole(&self, b: &mut Builder, segment: Pos) -> Piece {
         let column = segment.times(b, self.segment);
         let unit = segment.times(b, self.segment / self.unit);
         Piece { segment, column, unit, quad: 0, len: self.segment }
-    }
-
-    /// `len` columns of a whole segment from `column` on, both in whole units.
-    pub fn part(&self, b: &mut Builder, segment: &Piece, column: Pos, len: usize) -> Piece {
-        // Positions of parts are counted in units of their own length.
-        let units =
-            Pos { index: column.index.map(|index| split(b, index, self.unit).0), fixed: column.fixed / self.unit };
-        Piece { column: segment.column.add(b, column), unit: segment.unit.add(b, units), len, ..*segment }
     }
 
     /// Emits the walk. Returns the final state.

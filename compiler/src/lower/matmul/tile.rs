@@ -12,6 +12,7 @@ use super::integer::{IntegerSums, Results};
 use super::{Plan, Tile, as_matmul, entry, integers_of, panel};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
+use crate::format::Zero;
 use crate::format::n16::N16;
 use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
 use crate::lower::Implementation;
@@ -55,26 +56,17 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let layout = N16::of(&op.weight, op.k);
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
-        let integers = layout.as_ref().ok().and_then(|layout| integers_of(op, layout, caps));
-        let blocks = layout.as_ref().ok().and_then(|l| panel::blocks(op, l, integers.as_ref(), tile_n, caps)).is_some();
+        let layout = layout.as_ref().ok();
+        let blocks = layout.filter(|layout| panel::blocks(op, layout, tile_n, caps).is_some());
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;
         }
         for tile_m in 1..=12u32 {
-            let words = integers.is_some() && caps.vector_bytes >= 32;
-            let fits = if let (true, Ok(layout)) = (blocks, &layout) {
-                panel::fits(tile_m, vectors, layout, integers.as_ref(), caps)
-            } else if let (true, Ok(layout)) = (words, &layout) {
-                // Results stay in registers besides, where there is more than one segment.
-                let results = if op.segment() < op.k { tile_m * vectors } else { 0 };
-                let caps = Caps { vector_registers: caps.vector_registers.saturating_sub(results), ..*caps };
-                panel::fits(tile_m, vectors, layout, integers.as_ref(), &caps)
-            } else {
-                let wide = caps.vector_bytes >= 32;
-                // Four columns of each row at once, where vectors are wide.
-                let spare = if wide { 4 * tile_m + vectors + 2 } else { tile_m + 2 };
-                tile_m * vectors + spare <= caps.vector_registers
+            let fits = match (blocks, layout) {
+                (Some(layout), _) => panel::fits(tile_m, vectors, layout, caps),
+                (None, Some(layout)) if caps.vector_bytes >= 32 => fits(op, layout, tile_m, vectors, caps),
+                _ => tile_m * vectors + tile_m + 2 <= caps.vector_registers,
             };
             if !fits {
                 continue;
@@ -90,12 +82,30 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     list.into_iter().map(|(_, _, schedule)| schedule).collect()
 }
 
+/// Whether a tile fits where vectors are wide.
+fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bool {
+    let sums = tile_m * vectors;
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
+    // Results stay in registers besides, where there is more than one segment.
+    let results = if op.segment() < op.k { sums } else { 0 };
+    let needed = match integers_of(op, layout, caps) {
+        // 16 bits hold so few products that both kinds of sums are in use all the time.
+        Some(how) if !super::has_dot(caps) && (5..8).contains(&how.bits) => 2 * sums + results + 4,
+        // Even and odd bytes of both sides.
+        Some(how) if !super::has_dot(caps) && how.bits == 8 => sums + results + 7 + vectors.min(tile_m),
+        Some(_) => sums + tile_m + 2 + 2 * shifted * vectors,
+        // Four columns of each row at once.
+        None => sums + 4 * tile_m + vectors + 2,
+    };
+    needed <= caps.vector_registers
+}
+
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
-    if let Some(blocks) = panel::blocks(matmul, &plan.layout, plan.integers.as_ref(), schedule.tile_n, caps) {
+    if let Some(blocks) = panel::blocks(matmul, &plan.layout, schedule.tile_n, caps) {
         panel::build(&mut b, &plan, schedule, caps, &params, blocks);
         return Ok(b.finish());
     }
