@@ -1,19 +1,24 @@
 //! Matmul families. What they share: the flush of a segment's sums into the result, the epilogue, the stores.
 
 mod block;
+mod columns;
 mod epilogue;
 mod float;
 mod integer;
 mod mma;
 mod panel;
+mod products;
 mod registers;
+mod ring;
 mod spread;
 mod staged;
 mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
-pub(super) use mma::{MMA, class};
+pub(super) use mma::{MMA, packing};
+pub(super) use panel::PANEL_FAMILY;
+pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;

@@ -9,7 +9,7 @@
 
 use super::epilogue;
 use super::integer::{IntegerSums, Results};
-use super::{Plan, Tile, as_matmul, entry, integers_of, panel};
+use super::{Plan, Tile, as_matmul, columns, entry, integers_of};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::format::Zero;
@@ -57,14 +57,14 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
         let layout = layout.as_ref().ok();
-        let blocks = layout.filter(|layout| panel::blocks(op, layout, tile_n, caps).is_some());
+        let blocks = layout.filter(|layout| columns::blocks(op, layout, tile_n, caps).is_some());
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;
         }
         for tile_m in 1..=12u32 {
             let fits = match (blocks, layout) {
-                (Some(layout), _) => panel::fits(tile_m, vectors, layout, caps),
+                (Some(layout), _) => columns::fits(tile_m, vectors, layout, caps),
                 (None, Some(layout)) if caps.vector_bytes >= 32 => fits(op, layout, tile_m, vectors, caps),
                 _ => tile_m * vectors + tile_m + 2 <= caps.vector_registers,
             };
@@ -105,8 +105,8 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
-    if let Some(blocks) = panel::blocks(matmul, &plan.layout, schedule.tile_n, caps) {
-        panel::build(&mut b, &plan, schedule, caps, &params, blocks);
+    if let Some(blocks) = columns::blocks(matmul, &plan.layout, schedule.tile_n, caps) {
+        columns::build(&mut b, &plan, schedule, caps, &params, blocks);
         return Ok(b.finish());
     }
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
