@@ -11,7 +11,7 @@ use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::lower::choose;
 use bitsmith_compiler::op::{Dequant, Epilogue, Matmul, Op, Per, Quantize};
 use bitsmith_runtime::Device;
-use bitsmith_runtime::cpu::CpuDevice;
+use bitsmith_runtime::cpu::{CpuDevice, Pool, PoolOptions, Split};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const N: usize = 1024;
@@ -51,6 +51,18 @@ fn bench(c: &mut Criterion, device: &CpuDevice, group: &str, name: &str, op: &Op
     group.finish();
 }
 
+/// What handing work to threads costs: a launch of 64 workgroups that do nothing.
+fn launches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("launch");
+    for threads in 1..=bitsmith_runtime::cpu::available_threads().min(4) {
+        for split in [Split::Dynamic, Split::Static] {
+            let pool = Pool::with_options(threads, PoolOptions { split, pin: false });
+            group.bench_function(format!("{threads} threads, {split:?}"), |b| b.iter(|| pool.run(64, &|_, _, _| {})));
+        }
+    }
+    group.finish();
+}
+
 fn ops(c: &mut Criterion) {
     let device = CpuDevice::new(1).expect("a CPU device");
     for format in FORMATS {
@@ -75,6 +87,6 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(std::time::Duration::from_millis(200))
         .measurement_time(std::time::Duration::from_millis(800));
-    targets = ops
+    targets = ops, launches
 }
 criterion_main!(all);

@@ -27,7 +27,7 @@ type Opener = fn(&str) -> Result<Arc<dyn Device>>;
 
 /// Every backend: its name, how the rest of a device's name is spelled, how it is opened.
 const BACKENDS: [(&str, &str, Opener); 6] = [
-    ("cpu", "cpu, cpu:<threads>", |rest| open_cpu(CpuTarget::host, rest)),
+    ("cpu", "cpu, cpu:<threads>, cpu:<threads>+static+pin", |rest| open_cpu(CpuTarget::host, rest)),
     ("cpu+clif", "cpu+clif:<threads>", |rest| open_cpu(CpuTarget::host_with_cranelift, rest)),
     ("cuda", "cuda:<index>", |rest| Ok(Arc::new(cuda::CudaDevice::open(number(rest, 0)?)?))),
     ("hip", "hip:<index>", |rest| Ok(Arc::new(hip::HipDevice::open(number(rest, 0)?)?))),
@@ -105,11 +105,20 @@ fn number<T: std::str::FromStr>(rest: &str, otherwise: T) -> Result<T> {
 }
 
 fn open_cpu(target: fn() -> Result<CpuTarget>, rest: &str) -> Result<Arc<dyn Device>> {
-    let threads = number(rest, cpu::available_threads())?;
+    let mut words = rest.split('+');
+    let threads = number(words.next().unwrap_or_default(), cpu::available_threads())?;
+    let mut options = cpu::PoolOptions::default();
+    for word in words {
+        match word {
+            "static" => options.split = cpu::Split::Static,
+            "pin" => options.pin = true,
+            _ => return Err(Error::invalid(MISSPELLED)),
+        }
+    }
     if !(1..=1024).contains(&threads) {
         return Err(Error::invalid(format!("{threads} threads; accepted: 1 to 1024")));
     }
-    Ok(Arc::new(cpu::CpuDevice::with_target(target()?, threads)?))
+    Ok(Arc::new(cpu::CpuDevice::with_options(target()?, threads, options)?))
 }
 
 fn open_machine(rest: &str) -> Result<Arc<dyn Device>> {

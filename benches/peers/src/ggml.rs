@@ -40,6 +40,13 @@ pub fn quantize(kind: sys::ggml_type, floats: &[f32], n: usize, k: usize) -> Vec
     out
 }
 
+/// Keeps ggml from telling which layout it takes for each tensor, copy after copy.
+pub fn silence() {
+    unsafe extern "C" fn nothing(_: sys::ggml_log_level, _: *const std::ffi::c_char, _: *mut std::ffi::c_void) {}
+    // SAFETY: the function ignores what it is given.
+    unsafe { sys::ggml_log_set(Some(nothing), std::ptr::null_mut()) };
+}
+
 /// What ggml was compiled with.
 pub fn features() -> String {
     // SAFETY: these functions only report constants.

@@ -114,6 +114,7 @@ fn inner(args: &Args) -> Result<(), String> {
         budget: Duration::from_millis(args.budget_ms),
         python: args.python.clone(),
     };
+    ggml::silence();
     let footprint = effort.cycle.max(256 << 20);
     let before = roofs::measure(threads, footprint);
     let mut rows = Vec::new();

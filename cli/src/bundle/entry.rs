@@ -93,7 +93,7 @@ fn grid(op: &Op, schedule: &Schedule) -> Result<Grid, Failure> {
         return Err(Error::Bug { message: "the grid follows no known rule".into(), text }.into());
     }
     let x = tile_m.map_or("1".to_string(), |step| if step == 1 { "m".into() } else { format!("ceil(m / {step})") });
-    let tile_n = (y > 1).then_some(schedule.tile_n);
+    let tile_n = (y > 1).then_some(schedule.tile_n * schedule.strips);
     Ok(Grid { rule: format!("{x} * {y} * {z}"), tile_m, tile_n, y, z })
 }
 

@@ -119,6 +119,14 @@ impl Rows {
             .collect()
     }
 
+    /// `lanes` neighbouring columns as `f32`.
+    pub fn floats(&self, b: &mut Builder, row: usize, column: Pos, lanes: u8) -> Value {
+        let start = self.element_at(b, row, column);
+        let numbers =
+            b.load(Type::vector(self.element, lanes), at(self.x, start.index, start.fixed), self.element.bytes());
+        self.widen(b, numbers)
+    }
+
     fn widen(&self, b: &mut Builder, value: Value) -> Value {
         match self.element {
             Scalar::F32 => value,

@@ -10,6 +10,7 @@ mod matmul;
 mod memory;
 mod native;
 mod quantize;
+mod stage;
 mod team;
 mod unpack;
 mod walk;
@@ -123,7 +124,8 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
             Family::Stream | Family::Spread | Family::Block | Family::Mma | Family::Panel | Family::Ring,
         ) => {
             let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
-            [m.div_ceil(rows as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
+            let columns = schedule.tile_n as usize * schedule.strips.max(1) as usize;
+            [m.div_ceil(rows as usize) as u32, op.n.div_ceil(columns) as u32, 1]
         }
         (Op::Matmul(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
         (Op::Dequant(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],

@@ -343,7 +343,7 @@ fn integer_codes(b: &mut Builder, scaled: Value) -> Value {
 }
 
 /// All lanes combined, by halves.
-fn across(b: &mut Builder, op: BinOp, value: Value) -> Value {
+pub(super) fn across(b: &mut Builder, op: BinOp, value: Value) -> Value {
     let lanes = b.ty(value).lanes;
     if lanes == 1 {
         return value;

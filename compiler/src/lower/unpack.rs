@@ -3,6 +3,7 @@
 //! A vector lane is a row of W; see `format::n16` for where things lie. Always holds: what it makes of a code is exactly
 //! `Code::decode`, up to the factors that [`Integers`] and [`Floats`] name.
 
+pub(super) mod fields;
 pub(super) mod fragments;
 
 use super::memory::{at, split, times};
@@ -153,6 +154,11 @@ impl<'a> Weights<'a> {
         let code = self.layout.format.code;
         let plain = |b: &mut Builder, ty: Type| match *words {
             [(word, bit)] => b.unpack(word, shift(bit), self.layout.planes[0], false, ty),
+            // Wide vectors have few registers: one word of joined bytes instead of four shifts of each plane.
+            _ if lanes >= 8 => {
+                let joined = self.join(b, words, 0x0101_0101);
+                b.unpack(joined, 8 * byte as u8, 8, false, ty)
+            }
             _ => {
                 let shifted: Vec<(Value, u8)> =
                     words.iter().map(|&(w, bit)| (b.bin_imm(BinOp::ShrU, w, 8 * byte as i64), bit)).collect();
@@ -267,6 +273,11 @@ impl<'a> Weights<'a> {
 }
 
 impl Integers {
+    /// Whether bytes come from a table.
+    pub fn has_table(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// How the codes of a layout enter a device's integer dot product; `None` if they are not integers.
     pub fn of(layout: &N16, caps: &Caps) -> Option<Integers> {
         let code = layout.format.code;

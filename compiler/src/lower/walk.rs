@@ -159,6 +159,13 @@ impl Walk {
         Ok(Walk { segment, k: layout.k, unit: layout.unit, stride: stride / 4, unroll: unroll.max(1) })
     }
 
+    /// A whole segment, where segments are whole units of a row without padding.
+    pub fn whole(&self, b: &mut Builder, segment: Pos) -> Piece {
+        let column = segment.times(b, self.segment);
+        let unit = segment.times(b, self.segment / self.unit);
+        Piece { segment, column, unit, quad: 0, len: self.segment }
+    }
+
     /// Emits the walk. Returns the final state.
     pub fn emit(&self, b: &mut Builder, visit: &mut dyn Visit, outer: Vec<Value>) -> Vec<Value> {
         self.segments(b, None, outer, &mut |b, segment, outer| {

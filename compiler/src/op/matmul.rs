@@ -5,7 +5,7 @@
 
 use super::{Activation, Expected, Per, dim_fault, float_fault, gamma, rounding};
 use crate::dtype::DType;
-use crate::format::{Format, Granularity, Quantized, Zero};
+use crate::format::{Code, Format, Granularity, Quantized, Zero};
 
 /// A matmul with weights in a format. M is known at launch only.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -155,10 +155,15 @@ impl Matmul {
 const FLOAT8_SUMS: f64 = 1.0 / 512.0;
 
 /// |scale| · (|code| + |zero|) + |offset|: what bounds every intermediate of a weight's way into a sum.
-/// Codes are counted as offset binary at most, which is how some kernels carry them.
+/// Signed codes are counted with the bias that makes them unsigned, since kernels carry them so and take the bias off sums.
 fn magnitude(w: &Quantized, row: usize, column: usize) -> f64 {
     let granule = w.granule(row, column);
-    let code = w.format.code.decode(w.codes[row * w.k + column]).abs();
+    let carried = match w.format.code {
+        Code::Int { bits, signed: true } => (1u32 << (bits - 1)) as f64,
+        Code::Ternary | Code::Binary => 1.0,
+        _ => 0.0,
+    };
+    let code = w.format.code.decode(w.codes[row * w.k + column]).abs() + carried;
     let zero = match w.format.zero {
         Zero::None => 0.0,
         Zero::Bias(bias) => bias.unsigned_abs() as f64,

@@ -19,6 +19,9 @@ pub struct Schedule {
     /// Threads of a workgroup that share the columns of a row of W.
     #[serde(default = "one")]
     pub split: u32,
+    /// Register tiles along N that a workgroup of one thread makes one after the other, with activations made ready once.
+    #[serde(default = "one")]
+    pub strips: u32,
 }
 
 const fn one() -> u32 {
@@ -28,12 +31,17 @@ const fn one() -> u32 {
 impl Schedule {
     /// A schedule for workgroups of one thread.
     pub const fn single(family: Family, tile_m: u32, tile_n: u32, unroll: u32) -> Schedule {
-        Schedule { family, tile_m, tile_n, unroll, threads: 1, split: 1 }
+        Schedule { family, tile_m, tile_n, unroll, threads: 1, split: 1, strips: 1 }
     }
 
     /// The same schedule for workgroups of so many threads, `split` of which share a row of W.
     pub const fn with_threads(self, threads: u32, split: u32) -> Schedule {
         Schedule { threads, split, ..self }
+    }
+
+    /// The same schedule with so many register tiles per workgroup.
+    pub const fn with_strips(self, strips: u32) -> Schedule {
+        Schedule { strips, ..self }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The CPU as a device: machine code in this process, workgroups spread over a pool of threads.
 
+mod affinity;
 mod code;
 mod memory;
 mod pool;
 
 use self::code::Code;
 use self::memory::Memory;
-pub use self::pool::Pool;
+pub use self::pool::{Pool, PoolOptions, Split};
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
 use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::target::Target;
@@ -35,10 +36,15 @@ impl CpuDevice {
 
     /// The host with a given target, which it must be able to run.
     pub fn with_target(target: CpuTarget, threads: usize) -> Result<CpuDevice> {
+        CpuDevice::with_options(target, threads, PoolOptions::default())
+    }
+
+    /// The same with a say in how threads share the work.
+    pub fn with_options(target: CpuTarget, threads: usize, options: PoolOptions) -> Result<CpuDevice> {
         if !target.runs_here() {
             return Err(Error::Unsupported(format!("running {} code on this machine", target.caps().name)));
         }
-        Ok(CpuDevice { target, pool: Pool::new(threads), scratch: Mutex::new(Vec::new()) })
+        Ok(CpuDevice { target, pool: Pool::with_options(threads, options), scratch: Mutex::new(Vec::new()) })
     }
 
     /// The pool, for measurements of its own cost.

@@ -1,8 +1,8 @@
 //! Threads that share the workgroups of a launch.
 //!
 //! The caller is one of the threads. The others spin for a short while after a launch, since in inference the next one
-//! follows at once, then sleep until they are woken. Workgroups are handed out in contiguous runs from one counter: each
-//! thread streams through neighbours, and a thread that was held up costs at most one run.
+//! follows at once, then sleep until they are woken. Workgroups are handed out as [`Split`] says, always in contiguous
+//! runs, so that each thread streams through neighbours. Threads can be pinned to processors, one each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +15,27 @@ const SPIN: Duration = Duration::from_micros(60);
 /// Runs per thread: what limits the cost of a thread that is held up.
 const RUNS: u64 = 8;
 
+/// How workgroups are shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Split {
+    /// Runs from one counter: a thread that was held up costs at most one run.
+    #[default]
+    Dynamic,
+    /// One run per thread, the same in every launch: a thread meets the same weights again, in caches and in memory of its
+    /// own node.
+    Static,
+}
+
+/// How a pool is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// How workgroups are shared.
+    pub split: Split,
+    /// Whether each worker stays on one of the processors that the process may use; the caller's thread is left alone, and
+    /// the first processor is left to it.
+    pub pin: bool,
+}
+
 type Work<'a> = dyn Fn(usize, u64, u64) + Sync + 'a;
 
 /// A pool of threads.
@@ -23,6 +44,7 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One launch at a time.
     turn: Mutex<()>,
+    split: Split,
 }
 
 struct Shared {
@@ -44,6 +66,8 @@ struct Job {
     work: *const Work<'static>,
     total: u64,
     run: u64,
+    /// Threads that take one run each by number; 0 where runs come from the counter.
+    shares: u64,
 }
 
 // SAFETY: the pointer is only followed between `run`'s start and its end, while the closure behind it lives, and the
@@ -53,6 +77,12 @@ unsafe impl Send for Job {}
 impl Pool {
     /// A pool of this many threads, the caller's included.
     pub fn new(threads: usize) -> Pool {
+        Pool::with_options(threads, PoolOptions::default())
+    }
+
+    /// A pool of this many threads, the caller's included. Where the system knows no pinning, or has fewer processors than
+    /// threads, threads that find none run anywhere.
+    pub fn with_options(threads: usize, options: PoolOptions) -> Pool {
         let shared = Arc::new(Shared {
             launches: AtomicU64::new(0),
             job: Mutex::new(None),
@@ -66,10 +96,15 @@ impl Pool {
         let workers = (1..threads.max(1))
             .map(|index| {
                 let shared = Arc::clone(&shared);
-                std::thread::spawn(move || shared.serve(index))
+                std::thread::spawn(move || {
+                    if options.pin {
+                        super::affinity::pin(index);
+                    }
+                    shared.serve(index)
+                })
             })
             .collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool { shared, workers, turn: Mutex::new(()), split: options.split }
     }
 
     /// Threads, the caller's included.
@@ -93,7 +128,10 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; nobody follows the pointer after this function has returned.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
-        let job = Job { work, total, run: (total / (threads * RUNS)).max(1) };
+        let job = match self.split {
+            Split::Dynamic => Job { work, total, run: (total / (threads * RUNS)).max(1), shares: 0 },
+            Split::Static => Job { work, total, run: 0, shares: threads },
+        };
         shared.next.store(0, Ordering::Relaxed);
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
@@ -121,6 +159,14 @@ impl Shared {
         // SAFETY: `run` does not return before `busy` is 0, so the closure lives.
         let work = unsafe { &*job.work };
         let done = catch_unwind(AssertUnwindSafe(|| {
+            if job.shares > 0 {
+                let place = |share: u64| (u128::from(job.total) * u128::from(share) / u128::from(job.shares)) as u64;
+                let (begin, end) = (place(thread as u64), place(thread as u64 + 1));
+                if begin < end {
+                    work(thread, begin, end);
+                }
+                return;
+            }
             loop {
                 let begin = self.next.fetch_add(job.run, Ordering::Relaxed);
                 if begin >= job.total {
@@ -191,8 +237,11 @@ mod tests {
 
     #[test]
     fn every_workgroup_runs_once() {
-        for threads in [1, 2, 3, 5] {
-            let pool = Pool::new(threads);
+        let options = [Split::Dynamic, Split::Static].map(|split| [false, true].map(|pin| PoolOptions { split, pin }));
+        for (threads, options) in
+            [1, 2, 3, 5].into_iter().flat_map(|n| options.as_flattened().iter().map(move |o| (n, o)))
+        {
+            let pool = Pool::with_options(threads, *options);
             for total in [0u64, 1, 2, 3, 7, 64, 1000, 4099] {
                 let hits: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(total, &|thread, begin, end| {
@@ -201,7 +250,10 @@ mod tests {
                         hits[i as usize].fetch_add(1, Ordering::Relaxed);
                     });
                 });
-                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {total} workgroups");
+                assert!(
+                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {options:?}, {total} workgroups"
+                );
             }
         }
     }

@@ -6,7 +6,7 @@
 //! Grid: x over blocks of rows, y over tiles of columns.
 
 use super::epilogue;
-use super::integer::IntegerSums;
+use super::integer::{IntegerSums, Results};
 use super::tile::{Decode, Scratch, float_sums, refuses_groups};
 use super::{Plan, Tile, as_matmul, entry, refuses_threads};
 use crate::caps::Caps;
@@ -198,7 +198,15 @@ impl Block<'_> {
             let mut bytes = |b: &mut Builder, step: &Step, quad: usize, v: usize| {
                 self.finished.load(b, ty, step.local.plus(quad), v)
             };
-            let mut sums = IntegerSums { tile, how, segment: walk.segment, bytes: &mut bytes };
+            let mut sums = IntegerSums {
+                tile,
+                how,
+                segment: walk.segment,
+                bytes: &mut bytes,
+                late: false,
+                quarters: false,
+                results: Results::Registers,
+            };
             let inner = sums.begin(b, segment.segment);
             let inner = walk.parts(b, segment, self.columns, inner, &mut |b, piece, inner| {
                 stage(b, piece);

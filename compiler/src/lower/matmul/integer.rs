@@ -2,6 +2,7 @@
 
 use super::Tile;
 use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, Value};
+use crate::lower::stage::Kept;
 use crate::lower::unpack::Integers;
 use crate::lower::walk::{Pos, Step, Visit};
 
@@ -18,6 +19,21 @@ pub(super) struct IntegerSums<'a, 'b> {
     pub segment: usize,
     /// The bytes of quad `.2` of a step for vector `.3`.
     pub bytes: &'a mut Bytes<'b>,
+    /// Whether the offset is taken off at the end of a segment: sums then start from nothing, which costs no register.
+    pub late: bool,
+    /// Whether codes of two bits are read without shifting each into place, those four times too large into sums of
+    /// their own; needs a tile with one partial sum per sum.
+    pub quarters: bool,
+    /// Where results are.
+    pub results: Results<'a>,
+}
+
+/// Where the results of a tile are between segments.
+pub(super) enum Results<'a> {
+    /// In the walk's outer state.
+    Registers,
+    /// In scratch, from a place on, counted in vectors.
+    Scratch(&'a Kept, Pos),
 }
 
 impl Visit for IntegerSums<'_, '_> {
@@ -25,7 +41,7 @@ impl Visit for IntegerSums<'_, '_> {
         let lanes = self.tile.weights.lanes;
         let mut sums = Vec::new();
         for row in 0..self.tile.rows.count() {
-            let start = if self.how.factor == 1 && self.how.offset != 0 {
+            let start = if self.how.factor == 1 && self.how.offset != 0 && !self.late {
                 let sum = self.tile.rows.sum(b, row, segment);
                 b.bin_imm(BinOp::Mul, sum, -self.how.offset as i64)
             } else {
@@ -34,7 +50,8 @@ impl Visit for IntegerSums<'_, '_> {
             sums.extend(std::iter::repeat_n(start, self.tile.vectors));
         }
         let nothing = b.int(Type::vector(Scalar::I32, lanes), 0);
-        sums.resize(self.tile.chains() * self.tile.sums(), nothing);
+        let sets = self.tile.chains() + usize::from(self.quarters);
+        sums.resize(sets * self.tile.sums(), nothing);
         sums
     }
 
@@ -43,13 +60,37 @@ impl Visit for IntegerSums<'_, '_> {
         for (i, &valid) in step.quads.iter().enumerate() {
             let column = step.column.plus(4 * i);
             let chain = (step.first + i) % self.tile.chains() * self.tile.sums();
+            if self.quarters {
+                let weights = self.tile.weights;
+                let x: Vec<Value> = (0..rows).map(|row| self.tile.rows.quad_bytes(b, row, column, valid)).collect();
+                for v in 0..vectors {
+                    let words = weights.words(b, step.unit, step.first + i, v);
+                    let (w, four) = weights.quarter_bytes(b, &words);
+                    for (row, &x) in x.iter().enumerate() {
+                        let set = if four { self.tile.sums() } else { 0 };
+                        let sum = &mut inner[set + row * vectors + v];
+                        *sum = b.dot4(self.how.signs, if four { 4 } else { 2 }, w, x, *sum);
+                    }
+                }
+                continue;
+            }
+            let mut dot = |b: &mut Builder, row: usize, v: usize, x: Value, w: Value| {
+                let sum = &mut inner[chain + row * vectors + v];
+                *sum = b.dot4(self.how.signs, self.how.bits, w, x, *sum);
+            };
+            // What there are fewer of stays in registers.
+            if rows > vectors && self.tile.weights.lanes >= 8 {
+                let w: Vec<Value> = (0..vectors).map(|v| (self.bytes)(b, step, i, v)).collect();
+                for row in 0..rows {
+                    let x = self.tile.rows.quad_bytes(b, row, column, valid);
+                    w.iter().enumerate().for_each(|(v, &w)| dot(b, row, v, x, w));
+                }
+                continue;
+            }
             let x: Vec<Value> = (0..rows).map(|row| self.tile.rows.quad_bytes(b, row, column, valid)).collect();
             for v in 0..vectors {
                 let w = (self.bytes)(b, step, i, v);
-                for (row, &x) in x.iter().enumerate() {
-                    let sum = &mut inner[chain + row * vectors + v];
-                    *sum = b.dot4(self.how.signs, self.how.bits, w, x, *sum);
-                }
+                x.iter().enumerate().for_each(|(row, &x)| dot(b, row, v, x, w));
             }
         }
         inner
@@ -64,7 +105,27 @@ impl Visit for IntegerSums<'_, '_> {
         sums
     }
 
-    fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, mut outer: Vec<Value>) -> Vec<Value> {
+    fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value> {
+        let mut sums = self.tile.folded(b, &inner);
+        if self.quarters {
+            for (sum, &four) in sums.iter_mut().zip(&inner[self.tile.sums()..]) {
+                let part = b.bin_imm(BinOp::ShrS, four, 2);
+                *sum = b.add(*sum, part);
+            }
+        }
+        self.finish(b, segment, outer, &mut |_, i| sums[i])
+    }
+}
+
+impl IntegerSums<'_, '_> {
+    /// The results after a segment, whose sums `sum` gives by `row * vectors + vector`.
+    pub fn finish(
+        &self,
+        b: &mut Builder,
+        segment: Pos,
+        mut outer: Vec<Value>,
+        sum: &mut dyn FnMut(&mut Builder, usize) -> Value,
+    ) -> Vec<Value> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
         let weights = self.tile.weights;
         let column = segment.times(b, self.segment);
@@ -89,11 +150,15 @@ impl Visit for IntegerSums<'_, '_> {
             };
             factors.push((scale, zero, offset));
         }
-        let sums = self.tile.folded(b, &inner);
         for row in 0..rows {
             let scale_x = self.tile.rows.group_scale(b, row, column);
             for (v, &(scale, zero, offset)) in factors.iter().enumerate() {
-                let mut sum = sums[row * vectors + v];
+                let mut sum = sum(b, row * vectors + v);
+                if self.how.factor == 1 && self.how.offset != 0 && self.late {
+                    let x = self.tile.rows.sum(b, row, segment);
+                    let taken = times(b, x, self.how.offset);
+                    sum = b.bin(BinOp::Sub, sum, taken);
+                }
                 if self.how.factor == 2 {
                     sum = b.add(sum, sum);
                     let x = self.tile.rows.sum(b, row, segment);
@@ -107,16 +172,32 @@ impl Visit for IntegerSums<'_, '_> {
                 }
                 let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
                 let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                let result = &mut outer[row * vectors + v];
-                *result = b.fma(number, factor, *result);
+                let at = row * vectors + v;
+                let before = match self.results {
+                    Results::Registers => outer[at],
+                    Results::Scratch(kept, from) => kept.load(b, from, at),
+                };
+                let mut result = b.fma(number, factor, before);
                 if let Some(offset) = offset {
                     let x = self.tile.rows.sum(b, row, segment);
                     let x = b.cast(CastOp::IntToFloatS, x, Scalar::F32);
                     let x = scale_x.map_or(x, |scale| b.mul(x, scale));
-                    *result = b.fma(offset, x, *result);
+                    result = b.fma(offset, x, result);
+                }
+                match self.results {
+                    Results::Registers => outer[at] = result,
+                    Results::Scratch(kept, from) => kept.store(b, from, at, result),
                 }
             }
         }
         outer
+    }
+}
+
+/// `value * by` in `i32` lanes, by a shift where it can be: products of 32 bits take two instructions.
+fn times(b: &mut Builder, value: Value, by: i32) -> Value {
+    match u32::try_from(by) {
+        Ok(by) if by.is_power_of_two() => b.bin_imm(BinOp::Shl, value, i64::from(by.trailing_zeros())),
+        _ => b.bin_imm(BinOp::Mul, value, i64::from(by)),
     }
 }

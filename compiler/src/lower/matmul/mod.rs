@@ -1,14 +1,17 @@
 //! Matmul families. What they share: the flush of a segment's sums into the result, the epilogue, the stores.
 
 mod block;
+mod columns;
 mod epilogue;
 mod float;
 mod integer;
 mod mma;
 mod panel;
 mod products;
+mod registers;
 mod ring;
 mod spread;
+mod staged;
 mod stream;
 mod tile;
 
@@ -97,10 +100,7 @@ impl Plan {
     /// For threads that each hold so many vectors of so many rows of W.
     fn with_lanes(op: &Matmul, schedule: &Schedule, caps: &Caps, lanes: u8, vectors: usize) -> Result<Plan> {
         let layout = N16::of(&op.weight, op.k)?;
-        let integers = match op.activation {
-            Activation::Int8(_) => Integers::of(&layout, caps),
-            _ => None,
-        };
+        let integers = integers_of(op, &layout, caps);
         let walk = Walk::new(&layout, op.segment(), schedule.unroll as usize)?;
         if integers.is_some() && walk.segment > 1 << 16 {
             return Err(Error::Unsupported(format!(
@@ -110,6 +110,14 @@ impl Plan {
         }
         let waits = integers.is_none() || has_dot(caps);
         Ok(Plan { op: *op, layout, walk, integers, lanes, vectors, waits })
+    }
+}
+
+/// How codes enter an integer dot product, where both sides are integers.
+fn integers_of(op: &Matmul, layout: &N16, caps: &Caps) -> Option<Integers> {
+    match op.activation {
+        Activation::Int8(_) => Integers::of(layout, caps),
+        _ => None,
     }
 }
 
@@ -184,6 +192,9 @@ fn entry(op: &Matmul, schedule: &Schedule) -> String {
     );
     if schedule.threads > 1 {
         name.push_str(&format!("t{}s{}", schedule.threads, schedule.split));
+    }
+    if schedule.strips > 1 {
+        name.push_str(&format!("x{}", schedule.strips));
     }
     for (on, text) in
         [(op.epilogue.bias, "_bias"), (op.epilogue.silu_mul, "_silu_mul"), (op.epilogue.residual, "_residual")]

@@ -7,7 +7,7 @@
 
 use super::epilogue;
 use super::float::FloatSums;
-use super::integer::IntegerSums;
+use super::integer::{IntegerSums, Results};
 use super::{Plan, Tile, as_matmul, entry, refuses_threads};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
@@ -106,7 +106,15 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 let words = weights.words(b, step.unit, step.first + quad, v);
                 weights.bytes(b, how, &words)
             };
-            let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
+            let mut sums = IntegerSums {
+                tile: &tile,
+                how,
+                segment: plan.walk.segment,
+                bytes: &mut bytes,
+                late: false,
+                quarters: false,
+                results: Results::Registers,
+            };
             plan.walk.emit_split(&mut b, &mut sums, &split, outer)
         }
         None => {

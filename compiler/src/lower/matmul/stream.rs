@@ -5,16 +5,22 @@
 
 use super::epilogue;
 use super::float::FloatSums;
-use super::integer::IntegerSums;
-use super::{Plan, Tile, as_matmul, entry, refuses};
+use super::integer::{IntegerSums, Results};
+use super::staged::{self, StagedSums};
+use super::{Plan, Tile, as_matmul, entry, integers_of, refuses, registers};
 use crate::caps::Caps;
-use crate::error::Result;
-use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar};
+use crate::error::{Error, Result};
+use crate::format::Code;
+use crate::format::n16::N16;
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar, Value};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role};
-use crate::lower::unpack::Weights;
-use crate::op::{Activation, Op};
+use crate::lower::stage::{Kept, Staged};
+use crate::lower::unpack::fields::Fields;
+use crate::lower::unpack::{Integers, Weights};
+use crate::lower::walk::Pos;
+use crate::op::{Activation, Matmul, Op};
 use crate::schedule::{Family, Schedule};
 
 pub(in crate::lower) const STREAM: Implementation = Implementation {
@@ -29,8 +35,13 @@ pub(in crate::lower) const STREAM: Implementation = Implementation {
 /// product first.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
+    let layout = N16::of(&op.weight, op.k);
+    if layout.as_ref().is_ok_and(|layout| staged::fields(op, layout, caps).is_some()) {
+        return layout.as_ref().map_or(Vec::new(), |layout| staged_space(op, layout, caps, m));
+    }
     let lanes = (caps.vector_bytes / 4).min(16);
     let budget = caps.vector_registers * 3 / 4;
+    let integers = layout.as_ref().ok().and_then(|layout| integers_of(op, layout, caps));
     let mut list = Vec::new();
     for tile_m in 1..=8u32 {
         for tile_n in [4, 8, 16, 32, 64].into_iter().filter(|n| n % lanes == 0) {
@@ -46,15 +57,90 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let operands =
                 if matches!(op.activation, Activation::Int8(_)) { tile_m } else { 4 * tile_m + tile_n / lanes };
             let spilled = (partial + sums + operands + 3).saturating_sub(caps.vector_registers);
+            let spilled = if integers.is_some() && caps.vector_bytes >= 32 { 0 } else { spilled };
+            // Float sums that no staged activations serve: the smallest tile is left, whatever it takes.
+            let smallest = tile_m == 1 && tile_n == lanes;
+            if integers.is_none() && caps.vector_bytes >= 32 && !smallest && spilled + 6 * tile_n / lanes > 6 {
+                continue;
+            }
             let mut cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
             // Two blocks of rows are two streams for the hardware's prefetcher: worth a fifth where sums of bytes are
             // cheap to hold, since their products add up in 16 bits first (12.4 against 10.2 GB/s on Zen 3).
             if tile_m == 1 && tile_n == 32 && !super::has_dot(caps) {
                 cost *= 0.8;
             }
-            for (rank, unroll) in [4, 2, 1].into_iter().enumerate() {
-                list.push((cost, rank, Schedule::single(Family::Stream, tile_m, tile_n, unroll)));
+            let quarters =
+                matches!(op.activation, Activation::Int8(_)) && layout.as_ref().is_ok_and(|l| reads_quarters(l, caps));
+            if quarters && tile_m == 1 && tile_n == 2 * lanes {
+                cost *= 0.5;
             }
+            let unrolls: &[u32] = if quarters { &[8, 4, 2, 1] } else { &[4, 2, 1] };
+            for (rank, &unroll) in unrolls.iter().enumerate() {
+                let schedule = Schedule::single(Family::Stream, tile_m, tile_n, unroll);
+                let in_scratch = match (&layout, &integers) {
+                    (Ok(layout), Some(how)) if caps.vector_bytes >= 32 => {
+                        match in_scratch(op, layout, how, &schedule, caps) {
+                            Some(in_scratch) => in_scratch,
+                            None => continue,
+                        }
+                    }
+                    _ => false,
+                };
+                // Results in scratch cost a load and a store per sum and segment.
+                let cost = if in_scratch { cost + 8.0 / op.segment() as f64 } else { cost };
+                list.push((cost, rank, schedule));
+            }
+        }
+    }
+    list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    list.into_iter().map(|(_, _, schedule)| schedule).collect()
+}
+
+/// Where results of a tile of integer sums live; `None` if the tile does not fit.
+fn in_scratch(op: &Matmul, layout: &N16, how: &Integers, schedule: &Schedule, caps: &Caps) -> Option<bool> {
+    let tile = registers::Tile {
+        rows: schedule.tile_m,
+        vectors: schedule.tile_n / (caps.vector_bytes / 4).min(16),
+        columns: schedule.unroll as usize * layout.unit,
+        segment: op.segment(),
+        quarters: reads_quarters(layout, caps),
+    };
+    registers::results_in_scratch(&tile, how, layout, caps)
+}
+
+/// Whether two-bit codes enter sums of bytes without a shift each: see [`Weights::quarter_bytes`].
+fn reads_quarters(layout: &N16, caps: &Caps) -> bool {
+    let integer = matches!(layout.format.code, Code::Int { .. } | Code::Ternary);
+    integer && layout.planes == [2] && !super::has_dot(caps) && caps.vector_bytes >= 32
+}
+
+/// Register tiles for codes that are converted where they stand. What a column of a tile takes, in cycles: about three
+/// vector instructions start in each, a sum waits four for the term before, and two vectors are read.
+fn staged_space(op: &Matmul, layout: &N16, caps: &Caps, m: usize) -> Vec<Schedule> {
+    let lanes = (caps.vector_bytes / 4).min(16);
+    let mut list = Vec::new();
+    for (tile_m, vectors) in (1..=8u32).flat_map(|rows| [1, 2, 4].map(|vectors| (rows, vectors))) {
+        let tile_n = vectors * lanes;
+        let fits = tile_n.is_multiple_of(16) || 16u32.is_multiple_of(tile_n);
+        let Some(shape) = staged::shape(tile_m as usize, vectors as usize, layout, caps.vector_registers as usize)
+        else {
+            continue;
+        };
+        if !fits || tile_m as usize > m {
+            continue;
+        }
+        let instructions = (vectors * (2 + tile_m)) as f64 / 3.2;
+        let waits = 4.0 / shape.chains as f64;
+        let reads = (vectors + tile_m) as f64 / 2.0;
+        let cost = m.div_ceil(tile_m as usize) as f64 * instructions.max(waits).max(reads) / vectors as f64;
+        // Enough tiles that making activations ready costs a few percent, enough workgroups for the threads.
+        let strips = (op.n as u32 / (32 * tile_n)).clamp(1, (64 / tile_n).max(1));
+        let mut all: Vec<u32> = vec![strips, (2 * strips).min(16), (strips / 2).max(1)];
+        all.dedup();
+        for (rank, (&strips, unroll)) in
+            all.iter().flat_map(|strips| [4, 2, 1].map(|unroll| (strips, unroll))).enumerate()
+        {
+            list.push((cost, rank, Schedule::single(Family::Stream, tile_m, tile_n, unroll).with_strips(strips)));
         }
     }
     list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -77,25 +163,108 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let tile_x = b.builtin(Builtin::WorkgroupId(0));
     let first = b.bin_imm(BinOp::Mul, tile_x, schedule.tile_m as i64);
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
+    if let Some(fields) = staged::fields(matmul, &plan.layout, caps) {
+        build_staged(&mut b, &plan, schedule, caps, &params, fields, (first, tile_y))?;
+        return Ok(b.finish());
+    }
+    if schedule.strips != 1 {
+        return Err(Error::invalid(format!("strips is {}; accepted here: 1", schedule.strips)));
+    }
     let start = b.bin_imm(BinOp::Mul, tile_y, schedule.tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
     let weights =
         Weights::new(&plan.layout, params.get(Role::Weights), start, matmul.n, schedule.tile_n as usize, caps);
     let rows = Rows::new(&mut b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
     let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
+    let quarters = reads_quarters(&plan.layout, caps);
     let nothing = b.f32(plan.lanes, 0.0);
-    let outer = vec![nothing; rows.count() * plan.vectors];
+    let count = rows.count() * plan.vectors;
     let results = match &plan.integers {
         Some(how) => {
+            // A schedule from elsewhere than the chooser may not fit: then it spills, and is right all the same.
+            let in_scratch =
+                caps.vector_bytes >= 32 && in_scratch(matmul, &plan.layout, how, schedule, caps).unwrap_or(true);
+            let kept = in_scratch.then(|| Kept::declare(&mut b, "results", count, plan.lanes));
+            let outer = match &kept {
+                Some(kept) => {
+                    (0..count).for_each(|i| kept.store(&mut b, Pos::fixed(0), i, nothing));
+                    Vec::new()
+                }
+                None => vec![nothing; count],
+            };
             let mut bytes = |b: &mut Builder, step: &crate::lower::walk::Step, quad: usize, v: usize| {
                 let words = weights.words(b, step.unit, step.first + quad, v);
                 weights.bytes(b, how, &words)
             };
-            let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
-            plan.walk.emit(&mut b, &mut sums, outer)
+            let mut sums = IntegerSums {
+                tile: &tile,
+                how,
+                segment: plan.walk.segment,
+                bytes: &mut bytes,
+                late: !super::has_dot(caps) && caps.vector_bytes >= 32,
+                quarters,
+                results: kept.as_ref().map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0))),
+            };
+            let outer = plan.walk.emit(&mut b, &mut sums, outer);
+            match &kept {
+                Some(kept) => (0..count).map(|i| kept.load(&mut b, Pos::fixed(0), i)).collect(),
+                None => outer,
+            }
         }
-        None => plan.walk.emit(&mut b, &mut FloatSums { tile: &tile, segment: plan.walk.segment }, outer),
+        None => {
+            plan.walk.emit(&mut b, &mut FloatSums { tile: &tile, segment: plan.walk.segment }, vec![nothing; count])
+        }
     };
     epilogue::store(&mut b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
     Ok(b.finish())
+}
+
+/// Float activations: see [`staged`].
+fn build_staged(
+    b: &mut Builder,
+    plan: &Plan,
+    schedule: &Schedule,
+    caps: &Caps,
+    params: &Params,
+    fields: Fields,
+    (first, tile_y): (Value, Value),
+) -> Result<()> {
+    let (op, layout, lanes) = (&plan.op, &plan.layout, plan.lanes);
+    // A schedule from elsewhere than the chooser may not fit: then it spills, and is right all the same.
+    let shape = staged::shape(schedule.tile_m as usize, plan.vectors, layout, caps.vector_registers as usize)
+        .unwrap_or(staged::Shape { chains: 1, in_scratch: true });
+    if !(1..=64).contains(&schedule.strips) {
+        return Err(Error::invalid(format!("strips is {}; accepted: 1 to 64", schedule.strips)));
+    }
+    let rows = Rows::new(b, op, params, first, schedule.tile_m as usize, lanes);
+    let factors = staged::factors(layout, &fields, lanes);
+    let content = staged::content(op, layout, &fields, &factors);
+    let staged = Staged::declare(b, rows.count(), &content, lanes);
+    let count = rows.count() * plan.vectors;
+    let kept = shape.in_scratch.then(|| Kept::declare(b, "results", count, lanes));
+    staged.fill(b, &rows, Pos::fixed(0), &content);
+    let width = i64::from(schedule.tile_n);
+    let start = b.bin_imm(BinOp::Mul, tile_y, width * i64::from(schedule.strips));
+    let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
+    let end = b.bin_imm(BinOp::Add, start, width * i64::from(schedule.strips));
+    let last = b.int(Scalar::I64, op.n as i64);
+    let end = b.bin(BinOp::MinS, end, last);
+    b.for_loop(start, end, width, &[], |b, start, _| {
+        let weights = Weights::new(layout, params.get(Role::Weights), start, op.n, schedule.tile_n as usize, caps);
+        let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
+        let outer = staged::start(b, kept.as_ref(), count, lanes);
+        let mut sums = StagedSums {
+            tile: &tile,
+            staged: &staged,
+            fields,
+            chains: shape.chains,
+            kept: kept.as_ref(),
+            segment: plan.walk.segment,
+        };
+        let outer = plan.walk.emit(b, &mut sums, outer);
+        let results = staged::finished(b, kept.as_ref(), outer, count, lanes);
+        epilogue::store(b, plan, params, &rows, (first, schedule.tile_m == 1), start, results);
+        Vec::new()
+    });
+    Ok(())
 }

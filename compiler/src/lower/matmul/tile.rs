@@ -8,10 +8,12 @@
 //! ```
 
 use super::epilogue;
-use super::integer::IntegerSums;
-use super::{Plan, Tile, as_matmul, entry};
+use super::integer::{IntegerSums, Results};
+use super::{Plan, Tile, as_matmul, columns, entry, integers_of};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
+use crate::format::Zero;
+use crate::format::n16::N16;
 use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
@@ -51,14 +53,22 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     // Without a dot instruction, products of neighbours add up in 16 bits: the more of them in a turn, the better.
     let unrolls = if super::has_dot(caps) { [2, 4, 1] } else { [4, 2, 1] };
     let mut list = Vec::new();
+    let layout = N16::of(&op.weight, op.k);
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
+        let layout = layout.as_ref().ok();
+        let blocks = layout.filter(|layout| columns::blocks(op, layout, tile_n, caps).is_some());
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;
         }
         for tile_m in 1..=12u32 {
-            if tile_m * vectors + tile_m + 2 > caps.vector_registers {
+            let fits = match (blocks, layout) {
+                (Some(layout), _) => columns::fits(tile_m, vectors, layout, caps),
+                (None, Some(layout)) if caps.vector_bytes >= 32 => fits(op, layout, tile_m, vectors, caps),
+                _ => tile_m * vectors + tile_m + 2 <= caps.vector_registers,
+            };
+            if !fits {
                 continue;
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
@@ -72,11 +82,33 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     list.into_iter().map(|(_, _, schedule)| schedule).collect()
 }
 
+/// Whether a tile fits where vectors are wide.
+fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bool {
+    let sums = tile_m * vectors;
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
+    // Results stay in registers besides, where there is more than one segment.
+    let results = if op.segment() < op.k { sums } else { 0 };
+    let needed = match integers_of(op, layout, caps) {
+        // 16 bits hold so few products that both kinds of sums are in use all the time.
+        Some(how) if !super::has_dot(caps) && (5..8).contains(&how.bits) => 2 * sums + results + 4,
+        // Even and odd bytes of both sides.
+        Some(how) if !super::has_dot(caps) && how.bits == 8 => sums + results + 7 + vectors.min(tile_m),
+        Some(_) => sums + tile_m + 2 + 2 * shifted * vectors,
+        // Four columns of each row at once.
+        None => sums + 4 * tile_m + vectors + 2,
+    };
+    needed <= caps.vector_registers
+}
+
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
+    if let Some(blocks) = columns::blocks(matmul, &plan.layout, schedule.tile_n, caps) {
+        columns::build(&mut b, &plan, schedule, caps, &params, blocks);
+        return Ok(b.finish());
+    }
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
     let start = b.bin_imm(crate::ir::BinOp::Mul, tile_y, schedule.tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
@@ -124,7 +156,15 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                     let line = step.unit.times(b, per_unit).plus(step.first + quad);
                     scratch.load(b, ty, line, v)
                 };
-                let mut sums = IntegerSums { tile: &tile, how, segment: plan.walk.segment, bytes: &mut bytes };
+                let mut sums = IntegerSums {
+                    tile: &tile,
+                    how,
+                    segment: plan.walk.segment,
+                    bytes: &mut bytes,
+                    late: false,
+                    quarters: false,
+                    results: Results::Registers,
+                };
                 plan.walk.emit(b, &mut sums, outer)
             }
             None => float_sums(b, &tile, &scratch, (Pos::fixed(0), plan.op.k), schedule.unroll as usize, outer),

@@ -118,6 +118,7 @@ impl<'a> Lower<'a> {
         } else {
             sum
         };
+        let (a_value, b_value) = (a, b);
         let left = self.get(a);
         let right = self.args(b);
         let size = start.size;
@@ -138,7 +139,7 @@ impl<'a> Lower<'a> {
                     }
                     (false, _) => {
                         let b = self.in_register(size, right[i]);
-                        self.dot4_exact(size, acc, a, b, unsigned)
+                        self.dot4_exact(size, acc, (a_value, a), (b_value, b), unsigned)
                     }
                 }
             })
@@ -154,24 +155,42 @@ impl<'a> Lower<'a> {
         }
     }
 
-    /// Any bytes: even and odd ones are widened to 16 bits, whose products in pairs are exact.
-    fn dot4_exact(&mut self, size: Size, acc: Reg, a: Reg, b: Arg, unsigned: bool) -> Reg {
+    /// Any bytes: even and odd ones are widened to 16 bits, whose products in pairs are exact. Widened ones are kept for
+    /// the block, since tiles use each several times.
+    fn dot4_exact(
+        &mut self,
+        size: Size,
+        acc: Reg,
+        (a_value, a): (ir::Value, Reg),
+        (b_value, b): (ir::Value, Arg),
+        unsigned: bool,
+    ) -> Reg {
         let Arg::Use(b, _) = b else { return acc };
         let mut sum = acc;
         for odd in [false, true] {
-            let part = |l: &mut Self, reg: Reg, unsigned: bool| match (odd, unsigned) {
-                (false, true) => {
-                    let low = l.number(size, 16, 0xff);
-                    l.and(size, reg, Arg::Use(low, size))
+            let part = |l: &mut Self, value: ir::Value, reg: Reg, unsigned: bool| {
+                if let Some(&kept) = l.widened_bytes.get(&(value, reg, odd)) {
+                    return kept;
                 }
-                (true, true) => l.vec_imm(M::Vpsrlw, size, reg, 8),
-                (false, false) => {
-                    let up = l.vec_imm(M::Vpsllw, size, reg, 8);
-                    l.vec_imm(M::Vpsraw, size, up, 8)
+                let part = match (odd, unsigned) {
+                    (false, true) => {
+                        let low = l.number_arg(size, 16, 0xff);
+                        l.and(size, reg, low)
+                    }
+                    (true, true) => l.vec_imm(M::Vpsrlw, size, reg, 8),
+                    (false, false) => {
+                        let up = l.vec_imm(M::Vpsllw, size, reg, 8);
+                        l.vec_imm(M::Vpsraw, size, up, 8)
+                    }
+                    (true, false) => l.vec_imm(M::Vpsraw, size, reg, 8),
+                };
+                // What is read once more would be widened once more.
+                if l.uses[value.0 as usize] > 1 {
+                    l.widened_bytes.insert((value, reg, odd), part);
                 }
-                (true, false) => l.vec_imm(M::Vpsraw, size, reg, 8),
+                part
             };
-            let (x, y) = (part(self, a, unsigned), part(self, b, false));
+            let (x, y) = (part(self, a_value, a, unsigned), part(self, b_value, b, false));
             let products = self.vec2(M::Vpmaddwd, size, x, y);
             sum = self.vec2(M::Vpaddd, size, sum, products);
         }
@@ -202,17 +221,14 @@ impl<'a> Lower<'a> {
             self.chains.insert(result, chain);
             return None;
         }
+        let ones = self.number_arg(size, 16, 1);
+        let words: Vec<Reg> =
+            chain.pairs.iter().map(|&pair| self.vec(M::Vpmaddwd, size, &[Arg::Use(pair, size), ones])).collect();
+        if self.known(chain.acc) == Some(0) {
+            return Some(Repr::vector(size, words));
+        }
         let acc = self.get(chain.acc);
-        let ones = self.number(size, 16, 1);
-        let regs = chain
-            .pairs
-            .iter()
-            .zip(&acc.regs)
-            .map(|(&pair, &acc)| {
-                let words = self.vec2(M::Vpmaddwd, size, pair, ones);
-                self.vec2(M::Vpaddd, size, acc, words)
-            })
-            .collect();
+        let regs = words.iter().zip(&acc.regs).map(|(&words, &acc)| self.vec2(M::Vpaddd, size, acc, words)).collect();
         Some(Repr::vector(size, regs))
     }
 

@@ -1,12 +1,11 @@
-//! What becomes an operand, what is made before a loop, and what nobody reads.
+//! What becomes an operand, and what nobody reads.
 //!
 //! A load is folded into the instruction that uses it where that instruction is the only one, stands in the same block
 //! with no write to memory between them, and has a form that reads memory of that width.
 
 use std::collections::{HashMap, HashSet};
 
-use super::lower::Lower;
-use super::machine::{Arg, Function, Inst as Op, Size};
+use super::machine::{Arg, Function, Inst as Op};
 use crate::ir::{self, CastOp, Inst, Scalar, Type};
 
 /// Loads (and bitcasts of them) that are read where they are used.
@@ -86,12 +85,6 @@ fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
         }
         _ => false,
     }
-}
-
-/// Constant vectors that the body of a loop reads, most read first, as many as registers are left.
-pub(super) fn loop_constants(lower: &Lower<'_>, body: &ir::Block) -> Vec<(Size, Vec<u8>)> {
-    let _ = (lower, body);
-    Vec::new()
 }
 
 /// Drops instructions whose results nobody reads.

@@ -1,7 +1,8 @@
 //! From kernel IR to machine code over virtual registers: the function around a kernel and its control flow.
 //!
 //! Statements are lowered in the order of the IR. Loads that one arithmetic instruction uses become its memory operand
-//! (see [`super::fold`]); constants are made where a block first uses them, or before a loop that uses them often.
+//! (see [`super::fold`]); constants are operands in memory, or made where a block first
+//! uses them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -42,6 +43,8 @@ pub(super) struct Lower<'a> {
     pub uses: Vec<u32>,
     /// The dot product of the same block that takes a sum as its accumulator.
     pub continued: HashMap<ir::Value, &'a Inst>,
+    /// Even and odd bytes of values in 16 bits each, in the present block: see [`super::dot`].
+    pub widened_bytes: HashMap<(ir::Value, Reg, bool), Reg>,
     /// Lines that the present block has asked for.
     pub prefetched: HashSet<Mem>,
     /// Loops of the kernel around the present block.
@@ -71,6 +74,7 @@ pub(super) fn function(kernel: &ir::Kernel, facts: Facts) -> Function {
         chains: HashMap::new(),
         uses: vec![0; kernel.types.len()],
         continued: HashMap::new(),
+        widened_bytes: HashMap::new(),
         prefetched: HashSet::new(),
         depth: 0,
         arguments: vec![None; kernel.params.len()],
@@ -217,6 +221,7 @@ impl<'a> Lower<'a> {
         self.f.begin(label, self.depth);
         self.vectors.clear();
         self.prefetched.clear();
+        self.widened_bytes.clear();
     }
 
     /// The class of the registers of a value in the shape that its type alone decides.
@@ -314,7 +319,6 @@ impl<'a> Lower<'a> {
             self.f.push(Op::Jump(exit, init.clone()));
             self.f.begin(enter, self.depth);
         }
-        let hoisted = self.hoist_constants(&for_.body);
         let enter: Vec<Reg> = [start].into_iter().chain(init).collect();
         self.f.push(Op::Jump(head, enter));
 
@@ -323,7 +327,6 @@ impl<'a> Lower<'a> {
         self.take_params(head, &named);
         self.depth += 1;
         self.enter(head);
-        self.vectors.extend(hoisted);
         self.extended.push(HashMap::new());
         if narrow {
             self.extended.last_mut().expect("a map was just pushed").insert(for_.variable, counter);
@@ -369,20 +372,6 @@ impl<'a> Lower<'a> {
             None if narrow => self.extended_index(value),
             None => self.get(value).one(),
         }
-    }
-
-    /// Constant vectors that a loop reads, made before it while registers last.
-    fn hoist_constants(&mut self, body: &'a ir::Block) -> Vec<((Size, Vec<u8>), Reg)> {
-        fold::loop_constants(self, body)
-            .into_iter()
-            .map(|(size, bytes)| {
-                let reg = match self.vectors.get(&(size, bytes.clone())) {
-                    Some(&reg) => reg,
-                    None => self.constant_now(size, &bytes),
-                };
-                ((size, bytes), reg)
-            })
-            .collect()
     }
 
     fn statement(&mut self, inst: &'a Inst, result: Option<ir::Value>) {

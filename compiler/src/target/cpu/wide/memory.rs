@@ -73,7 +73,7 @@ impl Lower<'_> {
     /// Asks for a cache line some way ahead of a vector that a loop reads from a buffer which nobody writes: in the
     /// kernels' streams the next lines lie there, and a line that is not wanted costs one instruction.
     pub fn prefetch(&mut self, address: &Address, mem: &Mem) {
-        const AHEAD: i32 = 2048;
+        const AHEAD: i32 = 4096;
         let ir::Memory::Param(index) = address.memory else { return };
         let read_only = matches!(
             self.kernel.params[index as usize].kind,

@@ -1,0 +1,55 @@
+//! Vector registers that a tile of integer sums needs in its inner loop, so that the chooser takes none that spills.
+//!
+//! Counted from what the wide emitter makes of a step. `tests/tests/spills.rs` compiles what the chooser takes.
+
+use super::has_dot;
+use crate::caps::Caps;
+use crate::format::Zero;
+use crate::format::n16::N16;
+use crate::lower::unpack::Integers;
+
+/// A tile in the streaming family.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    /// Rows of activations.
+    pub rows: u32,
+    /// Vectors of rows of W.
+    pub vectors: u32,
+    /// Columns of straight code.
+    pub columns: usize,
+    /// Columns of a segment.
+    pub segment: usize,
+    /// Whether two-bit codes are read without shifts.
+    pub quarters: bool,
+}
+
+/// Where results of a streaming tile live: in scratch or in registers; `None` if the rest alone does not fit.
+pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps: &Caps) -> Option<bool> {
+    let sums = tile.rows * tile.vectors;
+    // Sums that a loop carries from turn to turn.
+    let carried = if tile.columns < tile.segment { sums } else { 0 };
+    let dot = has_dot(caps);
+    let planes = layout.planes.len() as u32;
+    let accumulators = match how.bits {
+        _ if dot => sums * if sums <= 4 { 2 } else { 1 },
+        _ if tile.quarters => 2 * (sums + carried),
+        1..=4 => sums + carried,
+        5..=7 => 2 * sums,
+        _ => sums,
+    };
+    // Words, whose fields are used one after the other; activations or decoded bytes, whichever are fewer.
+    let words = tile.vectors * planes * if tile.quarters { 2 } else { 1 };
+    let operands = if tile.rows > tile.vectors { tile.vectors + 1 } else { tile.rows + 1 };
+    let widened = if how.bits == 8 && !dot { 2 + 2 * tile.rows.min(2) } else { 0 };
+    let table = u32::from(how.has_table());
+    // A product, the masks that several fields share, what the end of a segment takes.
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
+    let spare = if dot { 3 } else { 5 } + table + (planes - 1) * (1 + tile.vectors) + shifted;
+    // With many registers tiles are large, and so is what the end of a segment takes at once.
+    let spare = spare + if caps.vector_registers > 16 { tile.vectors } else { 0 };
+    let needed = accumulators + words + operands + widened + spare;
+    if needed > caps.vector_registers {
+        return None;
+    }
+    Some(needed + sums > caps.vector_registers)
+}
