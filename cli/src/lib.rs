@@ -17,6 +17,7 @@ mod plan;
 mod shapes;
 mod stages;
 mod table;
+mod tuned;
 mod weights;
 
 pub use failure::Failure;

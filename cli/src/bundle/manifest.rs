@@ -84,6 +84,9 @@ pub struct KernelEntry {
     pub schedule: Schedule,
     /// Numbers of rows that it was chosen for; it computes any other number too.
     pub chosen_for_rows: Vec<usize>,
+    /// Where the schedule comes from: `chooser`, or the device that it was tuned on.
+    #[serde(default)]
+    pub chosen_by: String,
     /// How many workgroups a launch has.
     pub grid: Grid,
     /// Threads per workgroup.
@@ -227,6 +230,7 @@ impl KernelEntry {
             packed_bytes: weights.map(|s| s.fixed),
             schedule: *piece.schedule,
             chosen_for_rows: if n.is_some() && piece.op.name() == "dequant" { Vec::new() } else { piece.rows.to_vec() },
+            chosen_by: piece.chosen_by.to_string(),
             grid: grid(piece.op, piece.schedule)?,
             workgroup: piece.artifact.workgroup,
             scratch_bytes: piece.artifact.shared_bytes,

@@ -5,9 +5,11 @@ use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
 use crate::plan::{Phase, quantize_for};
 use crate::stages::{self, Emit};
+use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::Problem;
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::{compile, lower};
@@ -59,6 +61,8 @@ pub struct Bench {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    tuned: Tuned,
+    #[command(flatten)]
     emit: Emit,
 }
 
@@ -69,6 +73,8 @@ struct Summary {
     device: DeviceInfo,
     roofs: Vec<roofs::Roofs>,
     measurements: Vec<Row>,
+    /// Where schedules come from.
+    chosen: Vec<String>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
 }
@@ -98,16 +104,21 @@ impl Bench {
             device: devices[0].info(),
             roofs: Vec::new(),
             measurements: Vec::new(),
+            chosen: Vec::new(),
             stages: Map::new(),
         };
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
+        let tables = self.tuned.tables()?;
         for device in &devices {
             let threads = device.info().threads;
             let footprint = cycle.max(256 << 20);
             let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
             for &m in &self.m {
-                let schedule = lower::choose(&op, device.caps(), m)?;
+                let name = DeviceName::of(&device.info());
+                let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
+                let line = format!("M={m}, {threads} threads: {source}");
+                summary.chosen.push(line);
                 let made = compile(&op, &schedule, device.target())?;
                 if let Some(emitted) = self.emit.of(&op, &schedule, &made, device.target())?
                     && !summary.stages.contains_key(&made.artifact.entry)
@@ -182,6 +193,9 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
         if !table.is_empty() {
             writeln!(io.out, "\n{title}\n{}", table.to_string().trim_end())?;
         }
+    }
+    for line in summary.chosen.iter().filter(|line| !line.ends_with(": chooser")) {
+        writeln!(io.out, "{line}")?;
     }
     Ok(())
 }

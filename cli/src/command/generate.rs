@@ -7,7 +7,9 @@ use crate::place::Place;
 use crate::plan::{Phase, Plan, Planned, Request};
 use crate::stages::{self, Emit};
 use crate::table::bytes;
+use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory, shapes};
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::recipe::Recipe;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
@@ -55,6 +57,8 @@ pub struct Generate {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    tuned: Tuned,
+    #[command(flatten)]
     emit: Emit,
 }
 
@@ -68,6 +72,8 @@ struct Summary<'a> {
     files: usize,
     bytes: usize,
     kernels: Vec<&'a str>,
+    /// Where schedules come from: how many kernels by which.
+    chosen: &'a [String],
     notes: &'a [String],
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
@@ -87,12 +93,15 @@ impl Generate {
         let mut rows = self.m.clone();
         rows.sort_unstable();
         rows.dedup();
+        let tables = self.tuned.tables()?;
         let request = Request {
             recipe,
             model: &model,
             activation: self.activation.as_deref(),
             result: self.result.map(super::Float::dtype),
             rows: &rows,
+            tables: &tables,
+            device: place.device.as_ref().map(|device| DeviceName::of(&device.info())),
         };
         let mut plan = Plan::new(&request, place.target().caps())?;
         let device = if self.no_measure { None } else { place.device.clone() };
@@ -147,6 +156,7 @@ impl Generate {
             files: files.len(),
             bytes: files.iter().map(|(_, bytes)| bytes.len()).sum(),
             kernels: compiled.iter().map(|made| made.artifact.entry.as_str()).collect(),
+            chosen: &chosen(&plan),
             notes: &plan.notes,
             stages: emitted,
             device: device.as_ref().map(|device| device.info()),
@@ -167,6 +177,15 @@ impl Generate {
     }
 }
 
+/// Where the schedules of matmuls come from, in lines.
+fn chosen(plan: &Plan) -> Vec<String> {
+    let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for kernel in plan.kernels.iter().filter(|kernel| matches!(kernel.op, Op::Matmul(_))) {
+        *counts.entry(&kernel.chosen_by).or_default() += 1;
+    }
+    counts.iter().map(|(by, count)| format!("{count} matmuls scheduled by: {by}")).collect()
+}
+
 fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
     Piece {
         op: &kernel.op,
@@ -174,6 +193,7 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,
+        chosen_by: &kernel.chosen_by,
     }
 }
 
@@ -255,6 +275,9 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
     }
     if let (Some(device), Some(roofs)) = (&summary.device, &summary.roofs) {
         writeln!(io.out, "{}, {} threads; {}", device.model, device.threads, super::bench::describe_roofs(roofs))?;
+    }
+    for line in summary.chosen {
+        writeln!(io.out, "{line}")?;
     }
     for note in summary.notes {
         writeln!(io.out, "note: {note}")?;
