@@ -60,6 +60,7 @@ pub(crate) struct Plan {
 }
 
 /// What the plan is made from.
+#[derive(Clone)]
 pub(crate) struct Request<'a> {
     pub recipe: &'a Recipe,
     pub model: &'a Model,

@@ -157,7 +157,8 @@ fn larger_groups_have_larger_errors_on_the_model_of_this_project() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("groups.html").display().to_string();
     let base = ["tune", "groups", &model, "--seconds", "0.02", "--max-error", "0.11", "--json"];
-    let text = ok(&[&base[..], &["--only", "layers.0", "--groups", "16,32,64,128,channel", "--report", &page]].concat());
+    let text =
+        ok(&[&base[..], &["--only", "layers.0", "--groups", "16,32,64,128,channel", "--report", &page]].concat());
     let layers: serde_json::Value = serde_json::from_str(&text).unwrap();
     let layers = layers.as_array().unwrap();
     assert_eq!(layers.len(), 7);
