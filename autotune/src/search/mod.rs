@@ -327,12 +327,14 @@ pub fn search(
             pool.push(*schedule);
         }
     }
+    // At most half of a small space: the neighbours of the leaders come later.
+    let width = effort.width.min(space.open().count().div_ceil(2).max(12));
     let mut far = Vec::new();
     for candidate in space.open().filter(|c| c.schedule != *incumbent) {
         if pool.contains(&candidate.schedule) {
             continue;
         }
-        if candidate.prior > effort.reach * best_prior || pool.len() >= effort.width {
+        if candidate.prior > effort.reach * best_prior || pool.len() >= width {
             far.push(candidate);
         } else {
             pool.push(candidate.schedule);

@@ -7,7 +7,6 @@ mod progress;
 
 use crate::failure::Failure;
 use crate::memory;
-use crate::place::Place;
 use crate::plan;
 use crate::shapes;
 use crate::stages::describe_schedule;
@@ -60,7 +59,7 @@ struct Start {
     /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
     #[arg(long, value_name = "SHAPES")]
     shapes: String,
-    /// Where it is measured: cpu, cpu:<threads>, hip:<index>, vulkan:<index>, or simulated:<seed>
+    /// Where it is measured: any device that kernels run on here, such as cpu, cpu:<threads>, hip:<index>, vulkan:<index>; or simulated:<seed>
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Numbers of rows (tokens) to tune for [default: 1, 2, 4, … 4096]
@@ -126,7 +125,7 @@ impl Timed {
             let clock = Box::new(device.clock());
             return Ok(Timed { device: Arc::new(device), clock });
         }
-        Ok(Timed { device: Place::running(name)?, clock: Box::new(MachineClock::default()) })
+        Ok(Timed { device: bitsmith_runtime::open(name)?, clock: Box::new(MachineClock::default()) })
     }
 }
 
@@ -192,7 +191,10 @@ impl Start {
             fresh: self.fresh,
             warm: Tables::shipped()?.list().to_vec(),
             date: progress::today(),
-            code_generator: format!("cranelift {}", bitsmith_compiler::target::cpu::CRANELIFT_VERSION),
+            code_generator: match device.info().name.as_str() {
+                "cpu" => format!("cranelift {}", bitsmith_compiler::target::cpu::CRANELIFT_VERSION),
+                other => format!("{other} driver"),
+            },
         };
         let (count, most) = tune::extent(device, &keys, &options)?;
         memory::check("tuning", most, "take smaller --shapes, --m or --cycle-mb")?;
