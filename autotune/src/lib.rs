@@ -1,4 +1,5 @@
-//! Chooses schedules per device: measures a declared space, keeps what it found in tables, and reads them again.
+//! Chooses schedules per device: problems to run, cases drawn from seeds and the suite that runs them on a device,
+//! measurements of a declared space, and tables of what was found.
 //!
 //! Reads operations and devices; makes measurements whose results were compared with `op::reference` first, and tables of
 //! schedules out of them. `README.md` beside this crate says how it searches and what its files hold.
@@ -6,18 +7,23 @@
 #![forbid(unsafe_code)]
 
 pub mod bucket;
+pub mod cases;
 pub mod ceiling;
 pub mod choice;
 pub mod compare;
 pub mod execute;
+pub mod gpu_roofs;
 pub mod groups;
 pub mod journal;
 pub mod key;
 pub mod measure;
+pub mod poison;
 pub mod problem;
+pub mod repeat;
 pub mod report;
 pub mod search;
 pub mod simulate;
+pub mod suite;
 pub mod table;
 pub mod tune;
 

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
 use crate::plan::{Phase, quantize_for};
+use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
 use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory};
@@ -13,7 +14,7 @@ use bitsmith_autotune::table::DeviceName;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::{compile, lower};
-use bitsmith_runtime::{DeviceInfo, roofs};
+use bitsmith_runtime::DeviceInfo;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -71,7 +72,7 @@ struct Summary {
     op: String,
     activation_quantization: bool,
     device: DeviceInfo,
-    roofs: Vec<roofs::Roofs>,
+    roofs: Vec<Roofs>,
     measurements: Vec<Row>,
     /// Where schedules come from.
     chosen: Vec<String>,
@@ -98,6 +99,7 @@ impl Bench {
             )));
         }
         let devices = self.devices()?;
+        io.notes(&devices[0].info())?;
         let mut summary = Summary {
             op: stages::describe(&op),
             activation_quantization: self.activation_quantization,
@@ -111,9 +113,8 @@ impl Bench {
         let mut last = None;
         let tables = self.tuned.tables()?;
         for device in &devices {
-            let threads = device.info().threads;
             let footprint = cycle.max(256 << 20);
-            let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
+            let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
             for &m in &self.m {
                 let name = DeviceName::of(&device.info());
                 let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
@@ -143,9 +144,11 @@ impl Bench {
                 let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
-            let roofs = roofs_before.higher(&roofs::measure(threads, footprint));
-            measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
-            summary.roofs.push(roofs);
+            if let (Some(before), Some(after)) = (roofs_before, roofs::measure(&**device, footprint)?) {
+                let roofs = before.higher(&after);
+                measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
+                summary.roofs.push(roofs);
+            }
         }
         if self.json {
             io.json(&summary)?
@@ -174,19 +177,10 @@ impl Bench {
     }
 }
 
-/// Roofs in a line; what this processor lacks is left out.
-pub(super) fn describe_roofs(roofs: &roofs::Roofs) -> String {
-    let mut text = format!("roofs with {} threads: read {:.1} GB/s", roofs.threads, roofs.read_gbs);
-    for (name, value) in roofs.arithmetic() {
-        text += &format!(", {name} {value:.0}");
-    }
-    text + " GOP/s"
-}
-
 fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     writeln!(io.out, "{}\n{} ({})", summary.op, summary.device.model, summary.device.target)?;
     for roofs in &summary.roofs {
-        writeln!(io.out, "{}", describe_roofs(roofs))?;
+        writeln!(io.out, "{}", roofs.describe())?;
     }
     for (phase, title) in [(Phase::Prefill, "Prefill"), (Phase::Decode, "Decode")] {
         let table = measure::table(summary.measurements.iter(), phase);
