@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Its name on the command line; `simulated:<seed>` gives the seed.
 pub const NAME: &str = "simulated";
 
-/// How far a schedule is from the planted one, on three axes, in doublings.
+/// Axes of a schedule, as names of entries spell them.
 const AXES: [&str; 3] = ["m", "n", "u"];
 
 /// The world that a device and its clock share.

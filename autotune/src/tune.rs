@@ -118,6 +118,9 @@ impl Summary {
     }
 }
 
+/// Declared points of an operation, with the reason of those that cannot be built.
+type Points = Vec<(Schedule, Option<String>)>;
+
 /// Keys that are measured as one.
 struct Group {
     keys: Vec<Key>,
@@ -218,7 +221,7 @@ pub fn tune(
     let replayed = journal.found();
     let (mut entries, mut outcomes, mut done) = (Vec::new(), Vec::new(), 0);
     let mut last: Option<Problem> = None;
-    let mut spaces: Vec<(Op, Vec<(Schedule, Option<String>)>)> = Vec::new();
+    let mut spaces: Vec<(Op, Points)> = Vec::new();
     for chain in &mine {
         let mut found: Vec<(Key, Vec<Schedule>)> = Vec::new();
         for group in chain {

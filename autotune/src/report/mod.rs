@@ -208,7 +208,8 @@ fn roofline(entries: &[Entry], ceiling: &Ceiling) -> Option<String> {
 
 /// Tiles by unrolling of one entry: how many times as long as the best.
 fn tiles(key: &Key, outcome: &Outcome) -> String {
-    let mut cells: BTreeMap<(String, u32, u32, String), BTreeMap<u32, (f64, Schedule)>> = BTreeMap::new();
+    type Row = BTreeMap<u32, (f64, Schedule)>;
+    let mut cells: BTreeMap<(String, u32, u32, String), Row> = BTreeMap::new();
     for m in &outcome.measured {
         let s = &m.schedule;
         let threads = if s.threads > 1 { format!(" t{} s{}", s.threads, s.split) } else { String::new() };

@@ -118,7 +118,7 @@ impl Bench {
             for &m in &self.m {
                 let name = DeviceName::of(&device.info());
                 let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
-                let line = format!("M={m}, {threads} threads: {source}");
+                let line = format!("M={m}, {} threads: {source}", name.threads);
                 summary.chosen.push(line);
                 let made = compile(&op, &schedule, device.target())?;
                 if let Some(emitted) = self.emit.of(&op, &schedule, &made, device.target())?
