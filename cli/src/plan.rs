@@ -9,6 +9,7 @@ use bitsmith_compiler::Error;
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
+use bitsmith_compiler::lower;
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Op, Quantize};
 use bitsmith_compiler::schedule::Schedule;
 use serde::Serialize;
@@ -155,7 +156,7 @@ impl Plan {
         m: usize,
         (request, caps): (&Request<'_>, &Caps),
     ) -> Result<(), Error> {
-        let op = op.checked()?;
+        let op = lower::native(op.checked()?, caps);
         let (schedule, source) = request.tables.choose(&op, caps, request.device.as_ref(), m)?;
         let chosen_by = source.to_string();
         match self.kernels.iter_mut().find(|old| old.op == op && old.schedule == schedule) {

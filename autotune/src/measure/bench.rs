@@ -110,7 +110,7 @@ impl<'d> DeviceBench<'d> {
             }
             Err(error) => return Err(error),
         };
-        let packed = packing(&self.problem.op, schedule);
+        let packed = packing(&self.problem.op, schedule, self.device.caps());
         let prepared = match self.bases.iter().find(|(known, _)| *known == packed) {
             Some((_, base)) => base.with_program(&made.artifact, schedule, &self.problem)?,
             None => {

@@ -12,6 +12,8 @@ use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory, shapes};
 use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::lower::packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
 use bitsmith_runtime::Device;
@@ -127,7 +129,7 @@ impl Generate {
                     .kernels
                     .iter()
                     .zip(&side.compiled)
-                    .map(|(kernel, made)| piece(kernel, made))
+                    .map(|(kernel, made)| piece(kernel, made, side.place.target().caps()))
                     .collect(),
             })
             .collect();
@@ -245,10 +247,11 @@ fn chosen(sides: &[Side<'_>]) -> Vec<String> {
     counts.iter().map(|(by, count)| format!("{count} matmuls scheduled by: {by}")).collect()
 }
 
-fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
+fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> {
     Piece {
         op: &kernel.op,
         schedule: &kernel.schedule,
+        packing: packing(&kernel.op, &kernel.schedule, caps),
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,
