@@ -107,11 +107,11 @@ impl Groups {
                 Some(folder) => Some(importance(folder, linear)?),
                 None => None,
             };
-            let values = floats.values();
+            let values = &floats.values;
             let mut points = Vec::new();
             for (text, format) in self.formats(linear.k)? {
-                let quantized = format.encode(&values, linear.n, linear.k, importance.as_deref())?;
-                let error = relative_error(&quantized, &values, importance.as_deref());
+                let quantized = format.encode(values, linear.n, linear.k, importance.as_deref())?;
+                let error = relative_error(&quantized, values, importance.as_deref());
                 let key = (text.clone(), linear.n, linear.k);
                 let speed = match speeds.get(&key) {
                     Some(speed) => *speed,
