@@ -1,6 +1,6 @@
 //! A problem on a device: uploaded once, launched as often as wanted, its outputs brought back.
 
-use crate::problem::Problem;
+use crate::problem::{POISON, Problem};
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::lower::{Packing, Role, grid, packing};
 use bitsmith_compiler::schedule::Schedule;
@@ -73,6 +73,14 @@ impl<'d> Prepared<'d> {
             self.buffers.iter().map(|copies| LaunchArg::Buffer(copies[turn % copies.len()].view())).collect();
         args.push(LaunchArg::I32(self.m));
         Launch { program: &self.program, grid: self.grid, args }
+    }
+
+    /// Overwrites the outputs, so that what a launch does not write is seen.
+    pub fn poison(&self) -> Result<()> {
+        for (copies, _) in self.buffers.iter().zip(&self.written).filter(|(_, written)| **written) {
+            self.device.upload(&copies[0], 0, &vec![POISON; copies[0].bytes()])?;
+        }
+        Ok(())
     }
 
     /// The outputs, in order.

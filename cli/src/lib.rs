@@ -18,6 +18,7 @@ mod roofs;
 mod shapes;
 mod stages;
 mod table;
+mod tuned;
 mod weights;
 
 pub use failure::Failure;

@@ -2,6 +2,8 @@
 
 use crate::failure::Failure;
 use crate::shapes::{Layers, Model};
+use bitsmith_autotune::choice::Tables;
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::recipe::Recipe;
 use bitsmith_compiler::Error;
 use bitsmith_compiler::caps::Caps;
@@ -45,6 +47,8 @@ pub(crate) struct Planned {
     pub phase: Phase,
     /// Numbers of rows that it was chosen for.
     pub rows: Vec<usize>,
+    /// Where its schedule comes from.
+    pub chosen_by: String,
 }
 
 /// Everything to be made.
@@ -57,6 +61,7 @@ pub(crate) struct Plan {
 }
 
 /// What the plan is made from.
+#[derive(Clone)]
 pub(crate) struct Request<'a> {
     pub recipe: &'a Recipe,
     pub model: &'a Model,
@@ -66,6 +71,10 @@ pub(crate) struct Request<'a> {
     pub result: Option<DType>,
     /// Rows to choose schedules for.
     pub rows: &'a [usize],
+    /// Tuned schedules to choose from.
+    pub tables: &'a Tables,
+    /// What it will run on, where that is known.
+    pub device: Option<DeviceName>,
 }
 
 impl Plan {
@@ -101,7 +110,7 @@ impl Plan {
             } else {
                 weight
             };
-            match plan.layers(layers, weight, activation, result, request.rows, caps) {
+            match plan.layers(layers, weight, activation, result, request, caps) {
                 Ok(()) => {}
                 Err(Error::Invalid(list)) => {
                     faults.extend(
@@ -124,24 +133,32 @@ impl Plan {
         weight: Format,
         activation: Activation,
         result: DType,
-        rows: &[usize],
+        request: &Request<'_>,
         caps: &Caps,
     ) -> Result<(), Error> {
         let Layers { n, k, .. } = *layers;
         let matmul = Matmul { n, k, weight, activation, out: result, epilogue: Epilogue::default() };
-        for &m in rows {
+        for &m in request.rows {
             let phase = if m > DECODE_ROWS { Phase::Prefill } else { Phase::Decode };
-            self.add(Op::Matmul(matmul), &layers.name, phase, m, caps)?;
+            self.add(Op::Matmul(matmul), &layers.name, phase, m, (request, caps))?;
             if let Some(quantize) = quantize_for(&matmul, result) {
-                self.add(Op::Quantize(quantize), &layers.name, Phase::Quantize, m, caps)?;
+                self.add(Op::Quantize(quantize), &layers.name, Phase::Quantize, m, (request, caps))?;
             }
         }
-        self.add(Op::Dequant(Dequant { n, k, weight, out: result }), &layers.name, Phase::Dequant, 1, caps)
+        self.add(Op::Dequant(Dequant { n, k, weight, out: result }), &layers.name, Phase::Dequant, 1, (request, caps))
     }
 
-    fn add(&mut self, op: Op, layers: &str, phase: Phase, m: usize, caps: &Caps) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        op: Op,
+        layers: &str,
+        phase: Phase,
+        m: usize,
+        (request, caps): (&Request<'_>, &Caps),
+    ) -> Result<(), Error> {
         let op = lower::native(op.checked()?, caps);
-        let schedule = lower::choose(&op, caps, m)?;
+        let (schedule, source) = request.tables.choose(&op, caps, request.device.as_ref(), m)?;
+        let chosen_by = source.to_string();
         match self.kernels.iter_mut().find(|old| old.op == op && old.schedule == schedule) {
             Some(old) => {
                 if !old.layers.split('+').any(|part| layers.split('+').any(|new| new == part)) {
@@ -150,9 +167,13 @@ impl Plan {
                 if !old.rows.contains(&m) {
                     old.rows.push(m);
                 }
+                if !old.chosen_by.split("; ").any(|known| known == chosen_by) {
+                    old.chosen_by = format!("{}; {chosen_by}", old.chosen_by);
+                }
             }
             None => {
-                self.kernels.push(Planned { op, schedule, layers: layers.to_string(), phase, rows: vec![m] });
+                let layers = layers.to_string();
+                self.kernels.push(Planned { op, schedule, layers, phase, rows: vec![m], chosen_by });
             }
         }
         Ok(())

@@ -88,8 +88,13 @@ pub struct Buffer {
 
 impl Buffer {
     /// Wraps a device's own memory.
-    pub(crate) fn new(memory: Arc<dyn Any + Send + Sync>, bytes: usize) -> Buffer {
+    pub fn new(memory: Arc<dyn Any + Send + Sync>, bytes: usize) -> Buffer {
         Buffer { memory, bytes }
+    }
+
+    /// The device's own memory, for the device that made it.
+    pub fn memory(&self) -> &(dyn Any + Send + Sync) {
+        &*self.memory
     }
 
     /// Size in bytes.
@@ -143,6 +148,18 @@ pub struct Program {
     pub(crate) code: Arc<dyn Any + Send + Sync>,
     /// What was loaded.
     pub artifact: Arc<Artifact>,
+}
+
+impl Program {
+    /// Wraps what a device made of an artifact.
+    pub fn new(code: Arc<dyn Any + Send + Sync>, artifact: Arc<Artifact>) -> Program {
+        Program { code, artifact }
+    }
+
+    /// What the device made, for the device that made it.
+    pub fn code(&self) -> &(dyn Any + Send + Sync) {
+        &*self.code
+    }
 }
 
 impl std::fmt::Debug for Program {

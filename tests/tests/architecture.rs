@@ -42,10 +42,12 @@ fn all_sources() -> Vec<PathBuf> {
         "compiler/src",
         "runtime/src",
         "autotune/src",
+        "autotune/tests",
         "calibrate/src",
         "emulate/src",
         "emulate/tests",
         "cli/src",
+        "cli/tests",
         "tests",
         "benches",
     ] {

@@ -55,6 +55,7 @@ pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntr
         packed_bytes: weights.map(|s| s.fixed),
         schedule: *piece.schedule,
         chosen_for_rows: if n.is_some() && piece.op.name() == "dequant" { Vec::new() } else { piece.rows.to_vec() },
+        chosen_by: piece.chosen_by.to_string(),
         grid: grid(piece.op, piece.schedule)?,
         workgroup: piece.artifact.workgroup,
         scratch_bytes: piece.artifact.shared_bytes,

@@ -32,6 +32,8 @@ pub struct Piece<'a> {
     pub layers: &'a str,
     /// Numbers of rows that it was chosen for.
     pub rows: &'a [usize],
+    /// Where its schedule comes from.
+    pub chosen_by: &'a str,
 }
 
 /// A file of a bundle: its name and content.

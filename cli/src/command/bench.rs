@@ -6,9 +6,11 @@ use crate::place::Place;
 use crate::plan::{Phase, quantize_for};
 use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
+use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::Problem;
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::{compile, lower};
@@ -60,6 +62,8 @@ pub struct Bench {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    tuned: Tuned,
+    #[command(flatten)]
     emit: Emit,
 }
 
@@ -70,6 +74,8 @@ struct Summary {
     device: DeviceInfo,
     roofs: Vec<Roofs>,
     measurements: Vec<Row>,
+    /// Where schedules come from.
+    chosen: Vec<String>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
 }
@@ -100,15 +106,20 @@ impl Bench {
             device: devices[0].info(),
             roofs: Vec::new(),
             measurements: Vec::new(),
+            chosen: Vec::new(),
             stages: Map::new(),
         };
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
+        let tables = self.tuned.tables()?;
         for device in &devices {
             let footprint = cycle.max(256 << 20);
             let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
             for &m in &self.m {
-                let schedule = lower::choose(&op, device.caps(), m)?;
+                let name = DeviceName::of(&device.info());
+                let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
+                let line = format!("M={m}, {} threads: {source}", name.threads);
+                summary.chosen.push(line);
                 let made = compile(&op, &schedule, device.target())?;
                 if let Some(emitted) = self.emit.of(&op, &schedule, &made, device.target())?
                     && !summary.stages.contains_key(&made.artifact.entry)
@@ -176,6 +187,9 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
         if !table.is_empty() {
             writeln!(io.out, "\n{title}\n{}", table.to_string().trim_end())?;
         }
+    }
+    for line in summary.chosen.iter().filter(|line| !line.ends_with(": chooser")) {
+        writeln!(io.out, "{line}")?;
     }
     Ok(())
 }

@@ -8,7 +8,9 @@ use crate::plan::{Phase, Plan, Planned, Request};
 use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
 use crate::table::bytes;
+use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory, shapes};
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::recipe::Recipe;
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::lower::packing;
@@ -60,6 +62,8 @@ pub struct Generate {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    tuned: Tuned,
+    #[command(flatten)]
     emit: Emit,
 }
 
@@ -73,6 +77,8 @@ struct Summary<'a> {
     files: usize,
     bytes: usize,
     kernels: Vec<&'a str>,
+    /// Where schedules come from: how many kernels by which.
+    chosen: &'a [String],
     notes: &'a [String],
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
@@ -100,12 +106,15 @@ impl Generate {
         let mut rows = self.m.clone();
         rows.sort_unstable();
         rows.dedup();
+        let tables = self.tuned.tables()?;
         let request = Request {
             recipe,
             model: &model,
             activation: self.activation.as_deref(),
             result: self.result.map(super::Float::dtype),
             rows: &rows,
+            tables: &tables,
+            device: None,
         };
         let mut sides = Vec::new();
         for (name, place) in self.device.iter().zip(&places) {
@@ -173,6 +182,7 @@ impl Generate {
             files: files.len(),
             bytes: files.iter().map(|(_, bytes)| bytes.len()).sum(),
             kernels: entries.iter().map(String::as_str).collect(),
+            chosen: &chosen(&sides),
             notes: &notes,
             stages: emitted,
             device: here.map(|(_, device)| device.info()),
@@ -205,7 +215,8 @@ struct Side<'a> {
 impl Generate {
     /// Plans and compiles for one device, and makes sure that there is memory to measure with.
     fn side<'a>(&self, name: &str, place: &'a Place, request: &Request<'_>) -> Result<Side<'a>, Failure> {
-        let mut plan = Plan::new(request, place.target().caps())?;
+        let device = place.device.as_ref().map(|device| DeviceName::of(&device.info()));
+        let mut plan = Plan::new(&Request { device, ..request.clone() }, place.target().caps())?;
         let device = if self.no_measure { None } else { place.device.clone() };
         if device.is_some() {
             for kernel in plan.kernels.iter().filter(|kernel| worth_measuring(kernel, &plan)) {
@@ -225,6 +236,17 @@ impl Generate {
     }
 }
 
+/// Where the schedules of matmuls come from, in lines.
+fn chosen(sides: &[Side<'_>]) -> Vec<String> {
+    let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for kernel in sides.iter().flat_map(|side| &side.plan.kernels) {
+        if matches!(kernel.op, Op::Matmul(_)) {
+            *counts.entry(&kernel.chosen_by).or_default() += 1;
+        }
+    }
+    counts.iter().map(|(by, count)| format!("{count} matmuls scheduled by: {by}")).collect()
+}
+
 fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> {
     Piece {
         op: &kernel.op,
@@ -233,6 +255,7 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> 
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,
+        chosen_by: &kernel.chosen_by,
     }
 }
 
@@ -318,6 +341,9 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
         (Some(device), Some(roofs)) => writeln!(io.out, "{}; {}", device.model, roofs.describe())?,
         (Some(device), None) => writeln!(io.out, "{} ({}); its roofs are not measured", device.model, device.target)?,
         (None, _) => {}
+    }
+    for line in summary.chosen {
+        writeln!(io.out, "{line}")?;
     }
     for note in summary.notes {
         writeln!(io.out, "note: {note}")?;

@@ -18,6 +18,7 @@ mod report;
 mod roofline;
 mod run;
 mod selftest;
+mod tune;
 mod verify;
 
 use crate::{Io, Outcome};
@@ -35,6 +36,8 @@ pub enum Command {
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
     Bench(bench::Bench),
+    /// Measure schedules for a recipe and a model on a device, and keep the best in a table
+    Tune(tune::Tune),
     /// Choose a recipe for a model on a machine
     Pick(pick::Pick),
     /// Collect statistics of what flows through a model
@@ -74,6 +77,7 @@ impl Command {
             Command::Selftest(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
+            Command::Tune(command) => command.run(io),
             Command::Pick(command) => command.run(io),
             Command::Calibrate(command) => command.run(io),
             Command::Report(command) => command.run(io),

@@ -6,13 +6,15 @@ use crate::place::Place;
 use crate::plan::quantize_for;
 use crate::stages::{self, Emit};
 use crate::table::{Table, ratio};
+use crate::tuned::Tuned;
 use crate::{Io, Outcome, memory, weights};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report};
+use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::file::ModelFile;
+use bitsmith_compiler::compile;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Op};
-use bitsmith_compiler::{compile, lower};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -50,6 +52,8 @@ pub struct Run {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    tuned: Tuned,
+    #[command(flatten)]
     emit: Emit,
 }
 
@@ -80,6 +84,8 @@ struct Summary {
 struct Verdict {
     m: usize,
     entry: String,
+    /// Where its schedule comes from.
+    chosen_by: String,
     check: Report,
     passed: bool,
 }
@@ -110,10 +116,11 @@ impl Run {
             results: Vec::new(),
             stages: Map::new(),
         };
+        let (tables, name) = (self.tuned.tables()?, DeviceName::of(&device.info()));
         // A whole matrix is decoded once, whatever the number of rows.
         let rows = if self.op == Which::Dequant { &[1][..] } else { &self.m[..] };
         for &m in rows {
-            let schedule = lower::choose(&plan, device.caps(), m)?;
+            let (schedule, source) = tables.choose(&plan, device.caps(), Some(&name), m)?;
             let made = compile(&plan, &schedule, device.target())?;
             let entry = made.artifact.entry.clone();
             if let Some(emitted) = self.emit.of(&plan, &schedule, &made, device.target())?
@@ -127,7 +134,8 @@ impl Run {
             let problem = Problem::with_weights(&plan, m, weights.clone(), self.seed)?;
             let prepared = Prepared::new(&*device, &problem, &made.artifact, &schedule, 1)?;
             let check = measure::checked(&prepared, &problem)?;
-            summary.results.push(Verdict { m, entry, passed: check.passed(), check });
+            let chosen_by = source.to_string();
+            summary.results.push(Verdict { m, entry, chosen_by, passed: check.passed(), check });
         }
         if self.json {
             io.json(&summary)?

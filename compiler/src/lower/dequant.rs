@@ -6,6 +6,7 @@
 
 use super::Implementation;
 use super::memory::{Params, Role, alignment, at, byte_index, scalar_of};
+use super::space::Axis;
 use super::team::Team;
 use super::unpack::Weights;
 use super::walk::{Pos, Split, Step, Visit, Walk};
@@ -14,12 +15,19 @@ use crate::error::{Error, Result};
 use crate::format::n16::{N16, ROWS};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Value};
 use crate::op::{Dequant, Op};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(super) const DECODE: Implementation = Implementation {
     family: Family::Decode,
     summary: "dequantization: decodes rows of weights and stores them row-major",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileN, &[4, 8, 16, 32]),
+        Axis::new(Knob::Unroll, &[1, 2, 4, 8]),
+        Axis::new(Knob::Threads, &[1, 128, 256, 512]),
+        Axis::new(Knob::Split, &[1, 8, 16, 32]),
+    ],
+    estimate: None,
     space,
     build,
 };

@@ -10,6 +10,7 @@ mod matmul;
 mod memory;
 mod native;
 mod quantize;
+mod space;
 mod stage;
 mod team;
 mod unpack;
@@ -18,6 +19,7 @@ mod walk;
 pub use native::{native, pack};
 
 pub use memory::{Packing, Role, Signature, signature, signature_packed};
+pub use space::{Axis, Estimate, declared, estimate};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
@@ -34,7 +36,11 @@ pub struct Implementation {
     pub summary: &'static str,
     /// Why it cannot serve this operation on this device; `None` if it can.
     pub refuses: fn(&Op, &Caps) -> Option<String>,
-    /// Every schedule worth trying for `m` rows, the chooser's favourite first.
+    /// The axes of its space, for whoever searches it: any point that `build` takes counts.
+    pub axes: &'static [Axis],
+    /// What a point of that space is guessed to need, by counting; `None` where nothing has been counted for the family.
+    pub estimate: Option<fn(&Op, &Schedule, &Caps, usize) -> Estimate>,
+    /// The schedules that the chooser ranks for `m` rows, its favourite first.
     pub space: fn(&Op, &Caps, usize) -> Vec<Schedule>,
     /// The kernel.
     pub build: fn(&Op, &Schedule, &Caps) -> Result<Kernel>,

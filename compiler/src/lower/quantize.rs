@@ -6,6 +6,7 @@
 
 use super::Implementation;
 use super::memory::{Params, Role, alignment, at, byte_index, scalar_of};
+use super::space::Axis;
 use super::team::Team;
 use super::walk::{Pos, Split, repeat, share};
 use crate::caps::{Caps, Feature};
@@ -13,12 +14,19 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Scalar, Type, UnOp, Value};
 use crate::op::{Op, Per, Quantize};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(super) const ROWS: Implementation = Implementation {
     family: Family::Rows,
     summary: "quantization of activations row by row, with norm and smoothing in front",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileN, &[4, 8, 16]),
+        Axis::new(Knob::Unroll, &[1, 2, 4]),
+        Axis::new(Knob::Threads, &[1, 64, 128, 256, 512]),
+        Axis::new(Knob::Split, &[1, 64, 128, 256, 512]),
+    ],
+    estimate: None,
     space,
     build,
 };

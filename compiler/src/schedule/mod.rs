@@ -45,6 +45,60 @@ impl Schedule {
     }
 }
 
+/// One number of a schedule, by name: what an axis of a family's space turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Knob {
+    /// [`Schedule::tile_m`].
+    TileM,
+    /// [`Schedule::tile_n`].
+    TileN,
+    /// [`Schedule::unroll`].
+    Unroll,
+    /// [`Schedule::threads`].
+    Threads,
+    /// [`Schedule::split`].
+    Split,
+}
+
+impl Knob {
+    /// Every knob.
+    pub const ALL: [Knob; 5] = [Knob::TileM, Knob::TileN, Knob::Unroll, Knob::Threads, Knob::Split];
+
+    /// Stable name, that of the field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Knob::TileM => "tile_m",
+            Knob::TileN => "tile_n",
+            Knob::Unroll => "unroll",
+            Knob::Threads => "threads",
+            Knob::Split => "split",
+        }
+    }
+
+    /// Its value in a schedule.
+    pub const fn of(self, schedule: &Schedule) -> u32 {
+        match self {
+            Knob::TileM => schedule.tile_m,
+            Knob::TileN => schedule.tile_n,
+            Knob::Unroll => schedule.unroll,
+            Knob::Threads => schedule.threads,
+            Knob::Split => schedule.split,
+        }
+    }
+
+    /// The schedule with another value.
+    pub const fn set(self, schedule: Schedule, value: u32) -> Schedule {
+        match self {
+            Knob::TileM => Schedule { tile_m: value, ..schedule },
+            Knob::TileN => Schedule { tile_n: value, ..schedule },
+            Knob::Unroll => Schedule { unroll: value, ..schedule },
+            Knob::Threads => Schedule { threads: value, ..schedule },
+            Knob::Split => Schedule { split: value, ..schedule },
+        }
+    }
+}
+
 /// A family of programs for one operation. Each has one file under `lower`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -26,8 +26,8 @@ pub trait Target: std::fmt::Debug + Send + Sync {
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>>;
 }
 
-/// A parameter as the caller of an artifact sees it.
-fn arg(param: &ir::Param) -> Result<Arg> {
+/// A parameter as the caller of an artifact sees it. Fails for scalars that no caller can pass.
+pub fn arg(param: &ir::Param) -> Result<Arg> {
     use ir::{Access, ParamKind, Scalar};
     let kind = match param.kind {
         ParamKind::Buffer { access: Access::Read, align } => ArgKind::Read { align },

@@ -115,6 +115,9 @@ pub struct KernelEntry {
     pub schedule: Schedule,
     /// Numbers of rows that it was chosen for; it computes any other number too.
     pub chosen_for_rows: Vec<usize>,
+    /// Where the schedule comes from: `chooser`, or the device that it was tuned on.
+    #[serde(default)]
+    pub chosen_by: String,
     /// How many workgroups a launch has.
     pub grid: Grid,
     /// Threads per workgroup.

@@ -47,6 +47,15 @@ impl Roofs {
         peaks.filter(|&(_, gops)| gops > 0.0)
     }
 
+    /// Sets the peak of a name; whether there is one of that name.
+    pub fn set(&mut self, name: &str, gops: f64) -> bool {
+        let kind = PEAKS.iter().find(|kind| kind.name() == name);
+        if let Some(kind) = kind {
+            *kind.of_mut(self) = gops;
+        }
+        kind.is_some()
+    }
+
     /// The highest peak for products of bytes with codes of so many bits, and its name; `None` where none was measured.
     pub fn best_dot(&self, bits: u8) -> Option<(&'static str, f64)> {
         self.highest(|name| {

@@ -16,15 +16,23 @@ use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Scalar, Type, Va
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role, times};
+use crate::lower::space::Axis;
 use crate::lower::unpack::Weights;
 use crate::lower::walk::{Piece, Pos, Split, Step, Visit};
 use crate::op::Op;
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const BLOCK: Implementation = Implementation {
     family: Family::Block,
     summary: "matmul for many rows on many threads: decoded weights lie in shared memory, piece by piece",
     refuses: |op, caps| refuses_threads(op, caps).or_else(|| refuses_groups(op)),
+    axes: &[
+        Axis::new(Knob::TileM, &[1, 2, 4, 8]),
+        Axis::new(Knob::TileN, &[16, 32, 64, 128]),
+        Axis::new(Knob::Unroll, &[1, 2, 4]),
+        Axis::new(Knob::Threads, &[32, 64, 128, 256, 512]),
+    ],
+    estimate: None,
     space,
     build,
 };

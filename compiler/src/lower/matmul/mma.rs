@@ -24,16 +24,25 @@ use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::lanes::{Lanes, gather, higher};
 use crate::lower::memory::{Packing, Params, Role, at, byte_index, scalar_of};
+use crate::lower::space::Axis;
 use crate::lower::team::Team;
 use crate::lower::unpack::fragments::{Fragments, Group, refuses as refuses_codes};
 use crate::lower::walk::{Pos, repeat, share};
 use crate::op::{Activation, Matmul, Op};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const MMA: Implementation = Implementation {
     family: Family::Mma,
     summary: "matmul by matrix instructions of a subgroup, weights as operand A from QT16",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileM, &[8, 16, 24, 32, 48, 64]),
+        Axis::new(Knob::TileN, &[16, 32, 64]),
+        Axis::new(Knob::Unroll, &[1, 2, 4]),
+        Axis::new(Knob::Threads, &[32, 64, 128, 256, 512]),
+        Axis::new(Knob::Split, &[1, 2, 4, 8, 16]),
+    ],
+    estimate: None,
     space,
     build,
 };

@@ -20,15 +20,23 @@ use crate::ir::{
 };
 use crate::lower::Implementation;
 use crate::lower::memory::{Packing, Params, Role, at, byte_index, times};
+use crate::lower::space::Axis;
 use crate::lower::unpack::fragments::Fragments;
 use crate::lower::walk::{Pos, repeat};
 use crate::op::{Matmul, Op};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const PANEL_FAMILY: Implementation = Implementation {
     family: Family::Panel,
     summary: "matmul of many rows by matrix instructions, activations through stages of shared memory",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileM, &[16, 32, 64, 128]),
+        Axis::new(Knob::TileN, &[64, 128]),
+        Axis::new(Knob::Unroll, &[2, 3, 4]),
+        Axis::new(Knob::Threads, &[128, 256, 512]),
+    ],
+    estimate: None,
     space,
     build,
 };

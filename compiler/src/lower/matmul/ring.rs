@@ -21,16 +21,25 @@ use crate::format::qt16::tile_columns;
 use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Type, Value};
 use crate::lower::Implementation;
 use crate::lower::memory::{Packing, Params, Role, at, byte_index, times};
+use crate::lower::space::Axis;
 use crate::lower::team::Team;
 use crate::lower::unpack::fragments::Fragments;
 use crate::lower::walk::Pos;
 use crate::op::Op;
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const RING: Implementation = Implementation {
     family: Family::Ring,
     summary: "matmul of few rows by matrix instructions, weights through rings of shared memory",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileM, &[8, 16, 32]),
+        Axis::new(Knob::TileN, &[16, 32, 64]),
+        Axis::new(Knob::Unroll, &[2, 3, 4, 6, 8]),
+        Axis::new(Knob::Threads, &[32, 64, 128, 256, 512]),
+        Axis::new(Knob::Split, &[1, 2, 4, 8]),
+    ],
+    estimate: None,
     space,
     build,
 };

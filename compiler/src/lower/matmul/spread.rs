@@ -15,16 +15,25 @@ use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Scalar};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role};
+use crate::lower::space::Axis;
 use crate::lower::team::Team;
 use crate::lower::unpack::Weights;
 use crate::lower::walk::Step;
 use crate::op::Op;
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const SPREAD: Implementation = Implementation {
     family: Family::Spread,
     summary: "matmul for few rows on many threads: each takes a row of weights and some of its columns",
     refuses: refuses_threads,
+    axes: &[
+        Axis::new(Knob::TileM, &[1, 2, 3, 4, 5, 6, 7, 8]),
+        Axis::new(Knob::TileN, &[16, 32, 64]),
+        Axis::new(Knob::Unroll, &[1, 2, 4]),
+        Axis::new(Knob::Threads, &[64, 128, 256, 512]),
+        Axis::new(Knob::Split, &[1, 2, 4, 8, 16]),
+    ],
+    estimate: None,
     space,
     build,
 };

@@ -13,20 +13,27 @@ use crate::error::{Error, Result};
 use crate::format::Code;
 use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar, Value};
-use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role};
+use crate::lower::space::Axis;
 use crate::lower::stage::{Kept, Staged};
 use crate::lower::unpack::fields::Fields;
 use crate::lower::unpack::{Integers, Weights};
 use crate::lower::walk::Pos;
+use crate::lower::{Estimate, Implementation};
 use crate::op::{Activation, Matmul, Op};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const STREAM: Implementation = Implementation {
     family: Family::Stream,
     summary: "matmul for few rows: weights are read once and decoded in registers",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileM, &[1, 2, 3, 4, 5, 6, 7, 8, 10, 12]),
+        Axis::new(Knob::TileN, &[4, 8, 16, 32, 64]),
+        Axis::new(Knob::Unroll, &[1, 2, 4, 8]),
+    ],
+    estimate: Some(estimate),
     space,
     build,
 };
@@ -145,6 +152,16 @@ fn staged_space(op: &Matmul, layout: &N16, caps: &Caps, m: usize) -> Vec<Schedul
     }
     list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     list.into_iter().map(|(_, _, schedule)| schedule).collect()
+}
+
+/// Sums, results and operands in registers; instructions per product.
+fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
+    let lanes = (caps.vector_bytes / 4).min(16);
+    let (tile_m, vectors) = (schedule.tile_m, (schedule.tile_n / lanes).max(1));
+    let activation = if let Op::Matmul(op) = op { op.activation } else { Activation::Float(crate::dtype::DType::F32) };
+    let sums = tile_m * vectors;
+    let operands = if matches!(activation, Activation::Int8(_)) { 3 } else { 3 + vectors.min(2) };
+    Estimate { registers: sums + operands, work: cost(tile_m, vectors, m as u32, activation) / lanes as f64 }
 }
 
 /// Instructions per product, counted: each vector of weights is loaded and unpacked once per tile of rows, each

@@ -15,18 +15,25 @@ use crate::error::{Error, Result};
 use crate::format::Zero;
 use crate::format::n16::N16;
 use crate::ir::{Builder, Builtin, CastOp, Kernel, Memory, Scalar, Type, Value};
-use crate::lower::Implementation;
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role, at};
+use crate::lower::space::Axis;
 use crate::lower::unpack::{Integers, Weights};
 use crate::lower::walk::{Pos, Step, Visit, Walk, repeat};
+use crate::lower::{Estimate, Implementation};
 use crate::op::{Activation, Matmul, Op, Per};
-use crate::schedule::{Family, Schedule};
+use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const TILE: Implementation = Implementation {
     family: Family::Tile,
     summary: "matmul for many rows: weights are decoded once into scratch and used for every tile of rows",
     refuses,
+    axes: &[
+        Axis::new(Knob::TileM, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        Axis::new(Knob::TileN, &[4, 8, 16, 32, 64]),
+        Axis::new(Knob::Unroll, &[1, 2, 4, 8]),
+    ],
+    estimate: Some(estimate),
     space,
     build,
 };
@@ -98,6 +105,15 @@ fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bo
         None => sums + 4 * tile_m + vectors + 2,
     };
     needed <= caps.vector_registers
+}
+
+/// Sums, a broadcast and a vector of weights in registers; instructions per product, decoding shared by all rows.
+fn estimate(_op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
+    let lanes = (caps.vector_bytes / 4).min(16);
+    let (tile_m, vectors) = (schedule.tile_m, (schedule.tile_n / lanes).max(1));
+    let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
+    let work = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64) + 5.0 / m as f64;
+    Estimate { registers: tile_m * vectors + vectors.min(2) + 1, work: work / lanes as f64 }
 }
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {

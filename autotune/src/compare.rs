@@ -1,0 +1,90 @@
+//! The chooser's schedules against the tuned ones, measured again side by side.
+//!
+//! Reads a table and its device; makes ratios. Always holds: both sides take turns, who goes first alternates, and what is
+//! compared has been checked against the reference again.
+
+use crate::key::Key;
+use crate::measure::statistics::median;
+use crate::measure::{Bench, Clock, DeviceBench, Slice, Verdict};
+use crate::problem::Problem;
+use crate::table::Entry;
+use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::{Error, Result};
+use bitsmith_runtime::Device;
+use serde::Serialize;
+
+/// An entry, measured again.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    /// What it is about.
+    pub key: Key,
+    /// What was tuned.
+    pub tuned: Schedule,
+    /// What the chooser takes.
+    pub chooser: Schedule,
+    /// Seconds per launch as tuned, the median.
+    pub seconds: f64,
+    /// How many times as long the chooser's launch takes: the median over pairs; 1 where both are the same.
+    pub ratio: f64,
+    /// Pairs of samples.
+    pub pairs: usize,
+}
+
+/// Measures entries again, each for about so many seconds and at least seven pairs. Entries whose schedules are the same
+/// are not measured. `columns` limits the columns of large matmuls.
+pub fn compare(
+    device: &dyn Device,
+    clock: &dyn Clock,
+    entries: &[Entry],
+    seconds: f64,
+    cycle: usize,
+    columns: Option<usize>,
+    progress: &mut dyn FnMut(usize, &Key),
+) -> Result<Vec<Compared>> {
+    let mut list = Vec::new();
+    let mut last: Option<Problem> = None;
+    for (i, entry) in entries.iter().enumerate() {
+        progress(i, &entry.key);
+        let mut compared = Compared {
+            key: entry.key.clone(),
+            tuned: entry.schedule,
+            chooser: entry.chooser,
+            seconds: entry.seconds,
+            ratio: 1.0,
+            pairs: 0,
+        };
+        if entry.schedule != entry.chooser {
+            let part = columns.map_or(entry.columns, |most| entry.key.n.min(most));
+            let mut bench = DeviceBench::new(device, clock, &entry.key, Slice { columns: part, cycle }, last.take())?;
+            for schedule in [&entry.schedule, &entry.chooser] {
+                if let Verdict::Rejected(why) = bench.admit(schedule)? {
+                    return Err(Error::invalid(format!("{}: {schedule:?}: {why}", entry.key)));
+                }
+            }
+            let (mut ratios, mut own, mut spent) = (Vec::new(), Vec::new(), 0.0);
+            // The first sample of each also finds out how many launches fill one.
+            for schedule in [&entry.schedule, &entry.chooser] {
+                bench.sample(schedule, 0)?;
+            }
+            while ratios.len() < 7 || spent < seconds {
+                let at = 2 * ratios.len() as u64;
+                let order = if ratios.len() % 2 == 0 { [0, 1] } else { [1, 0] };
+                let mut times = [0.0; 2];
+                for (turn, side) in order.into_iter().enumerate() {
+                    let schedule = if side == 0 { &entry.schedule } else { &entry.chooser };
+                    let sample = bench.sample(schedule, at + turn as u64)?;
+                    times[side] = sample.seconds;
+                    spent += sample.spent;
+                }
+                ratios.push(times[1] / times[0]);
+                own.push(times[0]);
+            }
+            compared.ratio = median(&ratios);
+            compared.seconds = median(&own);
+            compared.pairs = ratios.len();
+            last = Some(bench.into_problem());
+        }
+        list.push(compared);
+    }
+    Ok(list)
+}
