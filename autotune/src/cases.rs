@@ -111,6 +111,129 @@ pub fn operation(seed: u64) -> (Op, usize) {
     (op, m)
 }
 
+/// The case of a seed that a family of matrix instructions serves on a device: groups of whole tiles, ragged N and M.
+///
+/// # Panics
+/// If a hundred draws find none that the device serves.
+pub fn matrix_case_for(seed: u64, caps: &Caps) -> Case {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x3a77);
+    for _ in 0..100 {
+        let (op, m) = matrix_matmul(&mut rng);
+        let able = MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none());
+        let space: Vec<Schedule> = able.flat_map(|family| (family.space)(&op, caps, m)).collect();
+        if !space.is_empty() {
+            return Case { seed, op, m, schedule: space[rng.usize(..space.len())] };
+        }
+    }
+    panic!("seed {seed}: no matrix family of {} serves any of a hundred operations", caps.name);
+}
+
+fn matrix_matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
+    let kinds = [
+        ("fp8e4m3", DType::E4m3fn),
+        ("fp8e4m3fnuz", DType::E4m3fnuz),
+        ("fp8e5m2", DType::E5m2),
+        ("fp8e5m2fnuz", DType::E5m2fnuz),
+    ];
+    let (weight, activation) = if rng.u32(..4) == 0 {
+        let (name, _) = pick(rng, &kinds);
+        let granularity = pick(rng, &["channel", "tensor", "g128", "g32", "block128"]);
+        let per =
+            if granularity == "g32" { Per::Group(32) } else { pick(rng, &[Per::Token, Per::Tensor, Per::Group(128)]) };
+        (format!("{name}-{granularity}"), Activation::Fp8(pick(rng, &kinds).1, per))
+    } else {
+        let floats = [DType::F16, DType::Bf16].map(Activation::Float);
+        let activation =
+            pick(rng, &[floats[0], floats[1], Activation::Int8(Per::Token), Activation::Int8(Per::Group(128))]);
+        (pick(rng, &MATRIX_FORMATS).to_string(), activation)
+    };
+    let op = Matmul {
+        n: 1 + rng.usize(..140),
+        k: 128 * (1 + rng.usize(..4)),
+        weight: weight.parse().unwrap_or_else(|why| panic!("{weight}: {why}")),
+        activation,
+        out: float(rng),
+        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
+    };
+    let most = if rng.bool() { 8 } else { 40 };
+    (Op::Matmul(op), 1 + rng.usize(..most))
+}
+
+/// A matmul that matrix families take, for the seed: each width, granularity and type of activations they know, tails of
+/// rows and columns.
+pub fn matrix_case(seed: u64) -> (Op, usize) {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
+    let weight = pick(&mut rng, &MATRIX_FORMATS);
+    let weight: Format = weight.parse().unwrap_or_else(|error| panic!("{weight}: {error}"));
+    let k = pick(&mut rng, &[256, 384, 512, 768]);
+    let m = match rng.u32(..4) {
+        0 => 1 + rng.usize(..8),
+        1 => 1 + rng.usize(..40),
+        2 => 17 + rng.usize(..48),
+        _ => 40 + rng.usize(..100),
+    };
+    // What the interpreter multiplies stays small.
+    let n = 1 + rng.usize(..if m > 16 { 100 } else { 150 });
+    let float8 = matches!(weight.code, bitsmith_compiler::format::Code::Float(_));
+    let mut op = Matmul {
+        n,
+        k,
+        weight,
+        activation: Activation::Float(DType::F16),
+        out: float(&mut rng),
+        epilogue: epilogue(&mut rng),
+    };
+    op.activation = match rng.u32(..if float8 { 9 } else { 7 }) {
+        0 | 1 => Activation::Float(DType::F16),
+        2 => Activation::Float(DType::Bf16),
+        3 => Activation::Int8(Per::Token),
+        4 => Activation::Int8(Per::Group(op.segment().min(128) as u32)),
+        _ => {
+            let per = pick(&mut rng, &[Per::Token, Per::Tensor, Per::Group(op.segment().min(128) as u32)]);
+            Activation::Fp8(pick(&mut rng, &[DType::E4m3fn, DType::E4m3fn, DType::E5m2]), per)
+        }
+    };
+    (Op::Matmul(op), m)
+}
+
+/// Formats of [`matrix_case`].
+const MATRIX_FORMATS: [&str; 34] = [
+    "int4-g128",
+    "int4-g128-asym",
+    "int4-g64",
+    "int4-g32",
+    "int4-g32-asym",
+    "int4-g16",
+    "int4-channel",
+    "int4-channel-asym",
+    "int8-channel",
+    "int8-g128",
+    "int8-g32-asym",
+    "int8-tensor",
+    "int2-g128-asym",
+    "int2-g64",
+    "int2-channel",
+    "ternary-g128",
+    "ternary-channel",
+    "binary-channel",
+    "fp4-g32-e8m0",
+    "nvfp4",
+    "mxfp4",
+    "log3-g64",
+    "log4-g32",
+    "binary-g128",
+    "int3-g128",
+    "int3-g64-asym",
+    "int5-g32",
+    "int5-channel",
+    "int6-g64-asym",
+    "int6-channel",
+    "fp8e4m3-channel",
+    "fp8e4m3-block128",
+    "fp8e5m2-tensor",
+    "fp8e4m3-g32",
+];
+
 fn pick<T: Copy>(rng: &mut fastrand::Rng, list: &[T]) -> T {
     list[rng.usize(..list.len())]
 }
