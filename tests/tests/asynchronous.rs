@@ -1,8 +1,9 @@
-//! Barrier objects, bulk copies and products of four subgroups on small kernels.
+//! Barrier objects, bulk copies and products of four subgroups in the interpreter, on small kernels: sound ones, and each
+//! way to break them.
 
-use super::{ArgValue, Launch, Trap, run};
-use crate::caps::Caps;
-use crate::ir::{parse, verify};
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::ir::interp::{ArgValue, Launch, Trap, run};
+use bitsmith_compiler::ir::{parse, verify};
 
 fn run_text(body: &str, threads: u32, args: &mut [ArgValue]) -> Result<(), Trap> {
     let text = format!(
