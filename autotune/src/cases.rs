@@ -35,8 +35,11 @@ pub fn case(seed: u64, caps: &Caps) -> Case {
 /// The case of a seed, where every family that can serve its operation gets its turn, however small its space; every
 /// fourth one is an operation that matrix families are for.
 pub fn of_any_family(seed: u64, caps: &Caps) -> Result<Case> {
-    let drawn = if seed % 4 == 3 { matrix(seed) } else { operation(seed) };
-    let (op, m) = drawn;
+    let (op, m) = match seed % 8 {
+        3 => matrix(seed),
+        7 => matrix_case(seed),
+        _ => operation(seed),
+    };
     let mut able = families(&op, caps)?;
     able.extend(MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none()));
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -109,6 +112,54 @@ fn draw(seed: u64) -> (Op, usize, fastrand::Rng) {
 pub fn operation(seed: u64) -> (Op, usize) {
     let (op, m, _) = draw(seed);
     (op, m)
+}
+
+/// The case of a seed that a family of matrix instructions serves on a device: groups of whole tiles, ragged N and M.
+///
+/// # Panics
+/// If a hundred draws find none that the device serves.
+pub fn matrix_case_for(seed: u64, caps: &Caps) -> Case {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x3a77);
+    for _ in 0..100 {
+        let (op, m) = matrix_matmul(&mut rng);
+        let able = MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none());
+        let space: Vec<Schedule> = able.flat_map(|family| (family.space)(&op, caps, m)).collect();
+        if !space.is_empty() {
+            return Case { seed, op, m, schedule: space[rng.usize(..space.len())] };
+        }
+    }
+    panic!("seed {seed}: no matrix family of {} serves any of a hundred operations", caps.name);
+}
+
+fn matrix_matmul(rng: &mut fastrand::Rng) -> (Op, usize) {
+    let kinds = [
+        ("fp8e4m3", DType::E4m3fn),
+        ("fp8e4m3fnuz", DType::E4m3fnuz),
+        ("fp8e5m2", DType::E5m2),
+        ("fp8e5m2fnuz", DType::E5m2fnuz),
+    ];
+    let (weight, activation) = if rng.u32(..4) == 0 {
+        let (name, _) = pick(rng, &kinds);
+        let granularity = pick(rng, &["channel", "tensor", "g128", "g32", "block128"]);
+        let per =
+            if granularity == "g32" { Per::Group(32) } else { pick(rng, &[Per::Token, Per::Tensor, Per::Group(128)]) };
+        (format!("{name}-{granularity}"), Activation::Fp8(pick(rng, &kinds).1, per))
+    } else {
+        let floats = [DType::F16, DType::Bf16].map(Activation::Float);
+        let activation =
+            pick(rng, &[floats[0], floats[1], Activation::Int8(Per::Token), Activation::Int8(Per::Group(128))]);
+        (pick(rng, &MATRIX_FORMATS).to_string(), activation)
+    };
+    let op = Matmul {
+        n: 1 + rng.usize(..140),
+        k: 128 * (1 + rng.usize(..4)),
+        weight: weight.parse().unwrap_or_else(|why| panic!("{weight}: {why}")),
+        activation,
+        out: float(rng),
+        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
+    };
+    let most = if rng.bool() { 8 } else { 40 };
+    (Op::Matmul(op), 1 + rng.usize(..most))
 }
 
 /// A matmul that matrix families take, for the seed: each width, granularity and type of activations they know, tails of

@@ -32,9 +32,9 @@ impl<'d> Prepared<'d> {
         let program = device.load(artifact)?;
         let mut buffers = Vec::new();
         // Most schedules take the weights as they are.
-        let repacked = match packing(&problem.op, schedule) {
+        let repacked = match packing(&problem.op, schedule, device.caps()) {
             Packing::N16 => None,
-            Packing::Qt16(_) => Some(problem.packed_for(schedule)?),
+            Packing::Qt16(..) => Some(problem.packed_for(schedule, device.caps())?),
         };
         for buffer in &repacked.as_ref().unwrap_or(problem).buffers {
             let count = if buffer.signature.role == Role::Weights { copies.max(1) } else { 1 };

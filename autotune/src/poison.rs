@@ -4,6 +4,7 @@
 //! unpacking gives the same matrix as before. So no kernel's answer may change.
 
 use crate::problem::{Problem, quantized};
+use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::format::n16::{N16, ROWS};
 use bitsmith_compiler::format::qt16::PANEL;
 use bitsmith_compiler::lower::{Packing, Role, packing};
@@ -25,14 +26,14 @@ pub fn padding(problem: &mut Problem, seed: u64) -> usize {
 
 /// A problem as a schedule's kernel takes it, with garbage where its packing has padding: in N16 every bit that means
 /// nothing, in QT16 the rows past N, which hold rows of another matrix.
-pub fn packed(problem: &Problem, schedule: &Schedule, seed: u64) -> Result<Problem> {
+pub fn packed(problem: &Problem, schedule: &Schedule, caps: &Caps, seed: u64) -> Result<Problem> {
     let mut problem = problem.clone();
-    let how = packing(&problem.op, schedule);
+    let how = packing(&problem.op, schedule, caps);
     if how == Packing::N16 {
         padding(&mut problem, seed);
         return Ok(problem);
     }
-    let mut packed = problem.packed_for(schedule)?;
+    let mut packed = problem.packed_for(schedule, caps)?;
     let Some(weights) = &problem.weights else { return Ok(packed) };
     let mut other = quantized(&weights.format, weights.n.next_multiple_of(PANEL), weights.k, seed ^ 0x0ddba11)?;
     let rows = (weights.n, other.n);
@@ -118,6 +119,7 @@ fn field(bit: u8, width: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bitsmith_compiler::caps::gpu;
     use bitsmith_compiler::dtype::DType;
     use bitsmith_compiler::format::qt16::{Class, LaneOrder, Qt16};
     use bitsmith_compiler::op::{Activation, Epilogue, Matmul};
@@ -153,7 +155,9 @@ mod tests {
             let op = Matmul { n, k: 256, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
             let problem = Problem::random(&Op::Matmul(op), 1, 3).unwrap();
             let schedule = Schedule::single(Family::Mma, 8, 16, 1);
-            let (clean, poisoned) = (problem.packed_for(&schedule).unwrap(), packed(&problem, &schedule, 9).unwrap());
+            let caps = gpu("a100").unwrap();
+            let clean = problem.packed_for(&schedule, caps).unwrap();
+            let poisoned = packed(&problem, &schedule, caps, 9).unwrap();
             let of = |problem: &Problem| {
                 problem.buffers.iter().find(|b| b.signature.role == Role::Weights).unwrap().bytes.clone()
             };

@@ -1,7 +1,8 @@
 //! Roofs of whatever runs the kernels: this processor's, or a GPU's, measured on the device by kernels of our own.
 
 use crate::failure::Failure;
-use bitsmith_autotune::gpu_roofs::{self, Extent, GpuRoofs, matrix_roof};
+use bitsmith_autotune::gpu_roofs::{self, Extent, GpuRoofs, group_roof, matrix_roof};
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::op::{Activation, Op};
 use bitsmith_runtime::Device;
 use bitsmith_runtime::roofs::{self, Roofs as CpuRoofs};
@@ -96,15 +97,19 @@ impl Roofs {
     }
 }
 
-/// The arithmetic that activations of a type can use: the matrix instruction of the type, that of f16 where there is none,
-/// multiply-adds for `f32`.
+/// The arithmetic that activations of a type can use: the faster matrix instruction of the type, that of f16 where there is
+/// none, multiply-adds for `f32`.
 fn matrix(roofs: &GpuRoofs, activation: Activation) -> (&'static str, f64) {
-    let wanted = match activation {
-        Activation::Float(dtype) | Activation::Fp8(dtype, _) => matrix_roof(dtype),
-        Activation::Int8(_) => Some("mma-i8"),
+    let dtype = match activation {
+        Activation::Float(dtype) | Activation::Fp8(dtype, _) => dtype,
+        Activation::Int8(_) => DType::I8,
     };
-    let half = if matches!(activation, Activation::Fp8(..)) { Some("mma-f16") } else { None };
-    let found = [wanted, half, Some("fma")].into_iter().flatten().find_map(|name| roofs.peak(name));
+    let half = matches!(activation, Activation::Fp8(..)).then_some(DType::F16);
+    let best = |dtype: DType| {
+        let names = [matrix_roof(dtype), group_roof(dtype)].into_iter().flatten();
+        names.filter_map(|name| roofs.peak(name)).max_by(|a, b| a.gops.total_cmp(&b.gops))
+    };
+    let found = best(dtype).or_else(|| half.and_then(best)).or_else(|| roofs.peak("fma"));
     found.map_or(("fma", 0.0), |peak| (peak.name, peak.gops))
 }
 
@@ -112,13 +117,13 @@ fn matrix(roofs: &GpuRoofs, activation: Activation) -> (&'static str, f64) {
 mod tests {
     use super::*;
     use bitsmith_autotune::gpu_roofs::Peak;
-    use bitsmith_compiler::dtype::DType;
     use bitsmith_compiler::op::{Epilogue, Matmul};
 
     #[test]
     fn what_limits_a_kernel_of_a_gpu() {
         let peak = |name, tops: f64| Peak { name, gops: tops * 1e3 };
-        let arithmetic = vec![peak("fma", 60.0), peak("mma-f16", 600.0), peak("mma-i8", 1200.0)];
+        let arithmetic =
+            vec![peak("fma", 60.0), peak("mma-f16", 600.0), peak("mma-i8", 1200.0), peak("wgmma-f16", 900.0)];
         let roofs = Roofs::Gpu(GpuRoofs { read_gbs: 4000.0, arithmetic, ..GpuRoofs::default() });
         let op = |activation: &str| {
             Op::Matmul(Matmul {
@@ -133,9 +138,9 @@ mod tests {
         let limit = |activation, m: f64| roofs.limit(&op(activation), m > 8.0, 34e6, 2.0 * m * 8192.0 * 8192.0);
         assert_eq!(limit("f16", 1.0), Limit::Memory(4000.0));
         assert_eq!(limit("f16", 16.0), Limit::Memory(4000.0));
-        assert_eq!(limit("f16", 2048.0), Limit::Arithmetic("mma-f16", 600e3));
+        assert_eq!(limit("f16", 2048.0), Limit::Arithmetic("wgmma-f16", 900e3));
         assert_eq!(limit("int8-token", 2048.0), Limit::Arithmetic("mma-i8", 1200e3));
-        assert_eq!(limit("fp8-token", 2048.0), Limit::Arithmetic("mma-f16", 600e3));
+        assert_eq!(limit("fp8-token", 2048.0), Limit::Arithmetic("wgmma-f16", 900e3));
         assert_eq!(limit("f32", 2048.0), Limit::Arithmetic("fma", 60e3));
         assert!(roofs.describe().contains("mma-i8 1200.0"));
     }

@@ -112,7 +112,7 @@ fn operation(target: &PtxTarget, seed: u64) -> Result<(&'static str, f64), Strin
     case.schedule = space[rng.usize(..space.len())];
     let at = |stage: &str, why: String| format!("seed {seed} on {}, {stage}: {why}\n  {case:?}", caps.name);
     let problem = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
-    let problem = problem.packed_for(&case.schedule).map_err(|e| at("packing", e.to_string()))?;
+    let problem = problem.packed_for(&case.schedule, caps).map_err(|e| at("packing", e.to_string()))?;
     let compiled = compile(&case.op, &case.schedule, target).map_err(|e| at("compile", e.to_string()))?;
     let legal = &compiled.legal;
     let expected = interpreter::interpret(legal, caps, &problem, &case.schedule).map_err(|e| at("interpreter", e))?;

@@ -3,7 +3,8 @@
 use bitsmith_compiler::caps::{MmaShape, place};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::ir::{
-    Access, Address, BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Kernel, Memory, ReduceOp, Scalar, Type, Value,
+    Access, Address, Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Factor, Inst, Kernel, Memory, Panel,
+    ReduceOp, Scalar, Type, Value,
 };
 
 /// Threads of a workgroup.
@@ -86,6 +87,17 @@ pub fn expected_sums(data: &[u8], subgroup: u32) -> Vec<u32> {
     sums
 }
 
+/// What a roof of arithmetic is measured with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Fused multiply-adds of `f32`.
+    MultiplyAdd,
+    /// Matrix instructions of a subgroup.
+    Matrix(&'static MmaShape),
+    /// Matrix instructions of four subgroups, whose fragments are those of this shape.
+    Warpgroup(&'static MmaShape),
+}
+
 /// A kernel of arithmetic, its input, and what each lane of a subgroup stores.
 pub struct Arithmetic {
     /// The kernel: input, output of one `f32` or `i32` per thread.
@@ -117,11 +129,12 @@ impl Arithmetic {
     }
 }
 
-/// Matrix instructions of a shape, or fused multiply-adds of `f32`, in `CHAINS` independent sums over `turns` turns.
-pub fn arithmetic_kernel(shape: Option<&'static MmaShape>, turns: u32) -> Arithmetic {
-    match shape {
-        Some(shape) => matrix(shape, turns),
-        None => multiply_add(turns),
+/// A kernel of one kind over `turns` turns.
+pub fn arithmetic_kernel(kind: Kind, turns: u32) -> Arithmetic {
+    match kind {
+        Kind::MultiplyAdd => multiply_add(turns),
+        Kind::Matrix(shape) => matrix(shape, turns),
+        Kind::Warpgroup(shape) => warpgroup(shape, turns),
     }
 }
 
@@ -238,6 +251,101 @@ fn matrix(shape: &'static MmaShape, turns: u32) -> Arithmetic {
         }
     };
     let per_turn = 2.0 * CHAINS as f64 * f64::from(shape.m * shape.n * shape.k) / f64::from(shape.lanes);
+    Arithmetic { kernel: b.finish(), input, per_turn, expected, integers: shape.acc == DType::I32 }
+}
+
+/// Columns of a product of four subgroups.
+const COLUMNS: u32 = 128;
+/// Steps of k that one such instruction of ours takes.
+const GROUP_STEPS: usize = 8;
+
+/// Four subgroups multiply `[64, k]` by `[k, 128]`: A from registers, the same for each subgroup, B from shared memory.
+/// Input: the fragments of A of each lane, step by step, then B as it lies in shared memory.
+fn warpgroup(shape: &'static MmaShape, turns: u32) -> Arithmetic {
+    let lanes = shape.lanes as usize;
+    let mut rng = fastrand::Rng::with_seed(8);
+    let a_ty = Type::vector(scalar(shape.a), shape.a_elements() as u8);
+    let (mut input, mut a_values) = (Vec::new(), Vec::new());
+    for _ in 0..GROUP_STEPS {
+        let (bytes, values) = draw(&mut rng, shape.a, lanes * shape.a_elements() as usize);
+        input.extend(bytes);
+        a_values.push(values);
+    }
+    // Rows of the panel are columns of the product; pieces of 16 bytes of eight rows lie together.
+    let size = shape.b.bits() as usize / 8;
+    let depth = GROUP_STEPS * shape.k as usize;
+    let (panel_start, panel_bytes) = (input.len(), COLUMNS as usize * depth * size);
+    let (leading, stride) = (16 * COLUMNS, 128u32);
+    let (drawn, b_values) = draw(&mut rng, shape.b, COLUMNS as usize * depth);
+    let mut image = vec![0u8; panel_bytes];
+    for (i, number) in drawn.chunks_exact(size).enumerate() {
+        let (row, byte) = (i / depth, i % depth * size);
+        let place = leading as usize * (byte / 16) + stride as usize * (row / 8) + 16 * (row % 8) + byte % 16;
+        image[place..place + size].copy_from_slice(number);
+    }
+    input.extend(image);
+    let mut b = Builder::new(&format!("peak_group_{}", shape.a.name()));
+    b.workgroup(THREADS, 1, 1);
+    let data = b.buffer("data", Access::Read, 16);
+    let out = b.buffer("out", Access::Write, 16);
+    let shared = b.shared("panel", panel_bytes as u32, 128);
+    let local = b.builtin(Builtin::LocalId(0));
+    let mine = b.bin_imm(BinOp::Mul, local, 16);
+    let words = Type::vector(Scalar::I32, 4);
+    for start in (0..panel_bytes).step_by(16 * THREADS as usize) {
+        let piece = b.load(words, at(data, mine, (panel_start + start) as i64), 16);
+        b.store(at(shared, mine, start as i64), 16, piece);
+    }
+    b.asynchronous(Asynchronous::Fence);
+    b.barrier();
+    let lane = b.builtin(Builtin::Lane);
+    let a_at = b.bin_imm(BinOp::Mul, lane, i64::from(a_ty.bytes()));
+    let step_bytes = lanes * a_ty.bytes() as usize;
+    let fragments: Vec<Value> = (0..GROUP_STEPS)
+        .map(|step| b.load(a_ty, at(data, a_at, (step * step_bytes) as i64), a_ty.bytes().min(16)))
+        .collect();
+    let per_lane = shape.acc_elements() * COLUMNS / shape.n;
+    let zero = b.int(Type::vector(scalar(shape.acc), per_lane as u8), 0);
+    let (start, end) = (b.int(Scalar::I32, 0), b.int(Scalar::I32, i64::from(turns)));
+    let sums = b.for_loop(start, end, 1, &[zero], |b, _, sums| {
+        let panel = Panel { address: Address { memory: shared, index: None, offset: 0 }, leading, stride };
+        vec![b.warpgroup_mma(shape, COLUMNS, Factor::Fragments(fragments.clone()), panel, sums[0])]
+    });
+    let all = total(&mut b, &sums);
+    let id = thread(&mut b);
+    let to = b.bin_imm(BinOp::Mul, id, 4);
+    b.store(at(out, to, 0), 4, all);
+    let expected = match shape.map {
+        None => vec![(0.0, f64::INFINITY); lanes],
+        Some(map) => {
+            let mut a = vec![0.0; shape.m as usize * depth];
+            for (step, values) in a_values.iter().enumerate() {
+                for (address, &value) in values.iter().enumerate() {
+                    let (row, column) = place(&map.a, address);
+                    a[row * depth + step * shape.k as usize + column] = value;
+                }
+            }
+            let own = shape.acc_elements() as usize;
+            let lane = |lane: usize| {
+                let (mut value, mut size) = (0.0, 0.0);
+                for block in 0..(COLUMNS / shape.n) as usize {
+                    for address in lane * own..(lane + 1) * own {
+                        let (row, column) = place(&map.acc, address);
+                        let column = block * shape.n as usize + column;
+                        for k in 0..depth {
+                            let product = f64::from(turns) * a[row * depth + k] * b_values[column * depth + k];
+                            value += product;
+                            size += product.abs();
+                        }
+                    }
+                }
+                (value, if shape.acc == DType::I32 { 0.0 } else { 1e-3 * size })
+            };
+            (0..lanes).map(lane).collect()
+        }
+    };
+    // 64 rows over the 128 threads of four subgroups.
+    let per_turn = 2.0 * 64.0 * f64::from(COLUMNS) * depth as f64 / 128.0;
     Arithmetic { kernel: b.finish(), input, per_turn, expected, integers: shape.acc == DType::I32 }
 }
 

@@ -5,10 +5,10 @@
 
 mod kernels;
 
-use self::kernels::{Arithmetic, GROUP_BYTES, THREADS, arithmetic_kernel, expected_sums, read_kernel};
+use self::kernels::{Arithmetic, GROUP_BYTES, Kind, THREADS, arithmetic_kernel, expected_sums, read_kernel};
 use crate::repeat::Repeat;
 use bitsmith_compiler::artifact::Artifact;
-use bitsmith_compiler::caps::{Caps, Feature, MmaShape};
+use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::ir::{Kernel, verify};
 use bitsmith_compiler::{Error, Result, legalize};
@@ -31,7 +31,7 @@ pub struct GpuRoofs {
 /// The peak of one kind of arithmetic.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Peak {
-    /// `mma-f16`, `mma-i8`, `fma`.
+    /// `mma-f16`, `wgmma-i8`, `fma`.
     pub name: &'static str,
     /// GOP/s.
     pub gops: f64,
@@ -65,6 +65,17 @@ pub fn matrix_roof(dtype: DType) -> Option<&'static str> {
     })
 }
 
+/// The name of the roof of matrix instructions of four subgroups; `None` for types that have none.
+pub fn group_roof(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F16 => "wgmma-f16",
+        DType::Bf16 => "wgmma-bf16",
+        DType::I8 => "wgmma-i8",
+        DType::E4m3fn => "wgmma-e4m3",
+        _ => return None,
+    })
+}
+
 /// How much is run for each roof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -92,8 +103,8 @@ pub fn measure(device: &dyn Device, extent: Extent) -> Result<GpuRoofs> {
     let mut roofs =
         GpuRoofs { footprint, read_gbs: footprint as f64 / seconds / 1e9, arithmetic: Vec::new(), by_device_clock };
     let groups = device.info().threads.max(1) as u32 * extent.groups_per_unit;
-    for (name, shape) in kinds(device.caps()) {
-        let kernel = arithmetic_kernel(shape, extent.turns);
+    for (name, kind) in kinds(device.caps()) {
+        let kernel = arithmetic_kernel(kind, extent.turns);
         let operations = f64::from(groups) * f64::from(THREADS) * f64::from(extent.turns) * kernel.per_turn;
         let gops = operations / arithmetic(device, &kernel, groups, extent.times)? / 1e9;
         roofs.arithmetic.push(Peak { name, gops });
@@ -101,14 +112,18 @@ pub fn measure(device: &dyn Device, extent: Extent) -> Result<GpuRoofs> {
     Ok(roofs)
 }
 
-/// The kinds of arithmetic of a device: one matrix instruction for each type that has a roof, and `f32`.
-fn kinds(caps: &Caps) -> Vec<(&'static str, Option<&'static MmaShape>)> {
-    let mut kinds: Vec<(&'static str, Option<&'static MmaShape>)> = vec![("fma", None)];
+/// The kinds of arithmetic of a device, by name: `f32`, and for each type that has a roof a matrix instruction of a
+/// subgroup, and one of four subgroups where the device has those.
+fn kinds(caps: &Caps) -> Vec<(&'static str, Kind)> {
+    let mut kinds = vec![("fma", Kind::MultiplyAdd)];
     for shape in caps.matrix.iter().filter(|shape| shape.a == shape.b && shape.lanes == caps.subgroup) {
         if let Some(name) = matrix_roof(shape.a)
             && !kinds.iter().any(|(known, _)| *known == name)
         {
-            kinds.push((name, Some(shape)));
+            kinds.push((name, Kind::Matrix(shape)));
+            if let Some(name) = group_roof(shape.a).filter(|_| caps.features.has(Feature::WarpgroupMma)) {
+                kinds.push((name, Kind::Warpgroup(shape)));
+            }
         }
     }
     kinds
@@ -220,14 +235,14 @@ mod tests {
             assert_ne!(expected_sums(&pattern, caps.subgroup), expected);
             let kinds = kinds(caps);
             assert!(kinds.len() >= 4, "{name}: {kinds:?}");
-            for (kind, shape) in kinds {
-                let kernel = arithmetic_kernel(shape, 3);
+            for (name_of_kind, kind) in kinds {
+                let kernel = arithmetic_kernel(kind, 3);
                 let mut found = interpret(&kernel.kernel, caps, 2, &kernel.input, 2 * 4 * THREADS as usize);
-                kernel.check(&found).unwrap_or_else(|why| panic!("{name}, {kind}: {why}"));
-                let fewer = arithmetic_kernel(shape, 2);
-                assert!(fewer.check(&found).is_err(), "{name}, {kind}: a turn left out is not seen");
+                kernel.check(&found).unwrap_or_else(|why| panic!("{name}, {name_of_kind}: {why}"));
+                let fewer = arithmetic_kernel(kind, 2);
+                assert!(fewer.check(&found).is_err(), "{name}, {name_of_kind}: a turn left out is not seen");
                 found[3] ^= 0x40;
-                assert!(kernel.check(&found).is_err(), "{name}, {kind}");
+                assert!(kernel.check(&found).is_err(), "{name}, {name_of_kind}");
             }
         }
     }

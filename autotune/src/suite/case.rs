@@ -22,7 +22,8 @@ pub(super) fn run(device: &dyn Device, seed: u64) -> Result<Passed, Failed> {
     let case = of_any_family(seed, device.caps()).map_err(|e| fail("draw", String::new(), e.to_string()))?;
     let at = |stage: &'static str, why: String| fail(stage, format!("{case:?}"), why);
     let clean = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
-    let problem = poison::packed(&clean, &case.schedule, seed).map_err(|e| at("packing", e.to_string()))?;
+    let problem =
+        poison::packed(&clean, &case.schedule, device.caps(), seed).map_err(|e| at("packing", e.to_string()))?;
     let made = compile(&case.op, &case.schedule, device.target()).map_err(|e| at("compile", e.to_string()))?;
     let program = device.load(&made.artifact).map_err(|e| at("load", e.to_string()))?;
     let setting = Setting::new(device, &case, &problem, program).map_err(|e| at("upload", e.to_string()))?;

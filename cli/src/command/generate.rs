@@ -10,6 +10,8 @@ use crate::stages::{self, Emit};
 use crate::table::bytes;
 use crate::{Io, Outcome, memory, shapes};
 use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::lower::packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
 use bitsmith_runtime::Device;
@@ -118,7 +120,7 @@ impl Generate {
                     .kernels
                     .iter()
                     .zip(&side.compiled)
-                    .map(|(kernel, made)| piece(kernel, made))
+                    .map(|(kernel, made)| piece(kernel, made, side.place.target().caps()))
                     .collect(),
             })
             .collect();
@@ -223,10 +225,11 @@ impl Generate {
     }
 }
 
-fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
+fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> {
     Piece {
         op: &kernel.op,
         schedule: &kernel.schedule,
+        packing: packing(&kernel.op, &kernel.schedule, caps),
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,

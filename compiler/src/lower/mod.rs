@@ -5,12 +5,16 @@
 
 mod activation;
 mod dequant;
+mod lanes;
 mod matmul;
 mod memory;
+mod native;
 mod quantize;
 mod team;
 mod unpack;
 mod walk;
+
+pub use native::{native, pack};
 
 pub use memory::{Packing, Role, Signature, signature, signature_packed};
 
@@ -42,10 +46,10 @@ pub const FAMILIES: &[Implementation] =
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
 pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::MMA];
 
-/// How a kernel's weights must lie.
-pub fn packing(op: &Op, schedule: &Schedule) -> Packing {
+/// How a kernel's weights must lie on a device of these caps.
+pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
     match (op, schedule.family) {
-        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => Packing::Qt16(matmul::class(op)),
+        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => matmul::packing(op, caps),
         _ => Packing::N16,
     }
 }

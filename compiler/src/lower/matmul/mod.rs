@@ -13,7 +13,7 @@ mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
-pub(super) use mma::{MMA, class};
+pub(super) use mma::{MMA, packing};
 pub(super) use panel::PANEL_FAMILY;
 pub(super) use ring::RING;
 pub(super) use spread::SPREAD;

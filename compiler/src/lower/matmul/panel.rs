@@ -11,7 +11,7 @@
 //! read their fragments of X, which lie side by side. Eight rows of a piece are 128 bytes in a row, so that neither copies
 //! nor reads collide. Grid: x over tiles of rows, y over tiles of columns.
 
-use super::products::{Products, cut, fragment, listed, rows_of};
+use super::products::{Products, cut, fragment, lanes_of, listed, rows_of};
 use super::{Plan, as_matmul, entry};
 use crate::caps::{Caps, Feature, MmaShape};
 use crate::error::{Error, Result};
@@ -112,7 +112,8 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     }
     let (cut, class, shape, layout) = cut(op, caps, block, LONGEST).map_err(Error::Unsupported)?;
     let mut b = Builder::new(&entry(matmul, schedule));
-    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class), caps)?;
+    let lanes = lanes_of(shape)?;
+    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class, layout.order), caps)?;
     b.workgroup(schedule.threads, 1, 1);
     let stages = Stages::new(&mut b, matmul, schedule, shape, cut.block, params.get(Role::Activations));
     let (lane, subgroup) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
@@ -129,7 +130,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let most = b.int(Scalar::I64, padded);
     let read = b.bin(BinOp::MinS, start, most);
     let tiles = per_subgroup as usize / 16;
-    let fragments = Fragments::new(&mut b, &layout, params.get(Role::Weights), read, tiles, lane, caps);
+    let fragments = Fragments::new(&mut b, (&layout, &lanes), params.get(Role::Weights), read, tiles, lane, caps);
     let (g, t) = (b.bin_imm(BinOp::ShrU, lane, 2), b.bin_imm(BinOp::And, lane, 3));
     let rows = rows_of(&mut b, matmul, &params, first, t, schedule.tile_m as usize / 8);
     let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &rows };
@@ -406,7 +407,7 @@ impl Walk<'_> {
         let fragments = self.products.fragments;
         let mut words = Vec::new();
         for strip in 0..strips {
-            for tile in 0..fragments.tiles {
+            for tile in 0..fragments.blocks {
                 for chunk in fragments.chunks() {
                     let from = fragments.chunk(b, first.plus(strip), chunk, tile);
                     words.push(b.load(Type::vector(Scalar::I32, 4), from, 16));
@@ -448,7 +449,7 @@ impl Walk<'_> {
             }
         };
         let next = self.words(b, next);
-        let (tiles, chunks) = (self.products.fragments.tiles, self.products.fragments.chunks().len());
+        let (tiles, chunks) = (self.products.fragments.blocks, self.products.fragments.chunks().len());
         let strip = |words: &[Value]| words.chunks(chunks).map(<[Value]>::to_vec).collect();
         let mine = kept.words.chunks(tiles * chunks).map(strip).collect();
         (mine, Kept { read: stages.next(b, kept.read), write: stages.next(b, kept.write), words: next })

@@ -9,10 +9,12 @@ use super::epilogue::Line;
 use super::{Plan, as_matmul};
 use crate::caps::{Caps, MmaShape};
 use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::format::Code;
 use crate::format::qt16::{Class, LaneOrder, Qt16};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Scalar, Type, Value};
 use crate::lower::activation::Rows;
+use crate::lower::lanes::Lanes;
 use crate::lower::memory::{Params, scalar_of, times};
 use crate::lower::unpack::fragments::{Fragments, Group, refuses as refuses_codes, strip_columns};
 use crate::lower::walk::Pos;
@@ -37,6 +39,11 @@ pub(super) fn instruction(op: &Matmul, caps: &Caps) -> Option<(Class, &'static M
     ((shape.m, shape.n, shape.lanes) == (16, 8, caps.subgroup)).then_some((class, shape))
 }
 
+/// The lanes of an instruction that [`instruction`] has found.
+pub(super) fn lanes_of(shape: &'static MmaShape) -> Result<Lanes> {
+    Lanes::of(shape).ok_or_else(|| Error::Unsupported(format!("the lanes of {shape} for QT16")))
+}
+
 /// How K is cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
@@ -55,7 +62,7 @@ pub(super) fn cut(
     caps: &Caps,
     wanted: impl Fn(&MmaShape) -> usize,
     longest: usize,
-) -> Result<(Cut, Class, &'static MmaShape, Qt16), String> {
+) -> std::result::Result<(Cut, Class, &'static MmaShape, Qt16), String> {
     let op = as_matmul(op).map_err(|_| "computes matmuls only".to_string())?;
     let Some((class, shape)) = instruction(op, caps) else {
         let lack = format!("has no matrix instruction of {} for {} weights", caps.name, op.weight);
@@ -126,7 +133,7 @@ impl Products<'_> {
 
     /// Tiles of results.
     pub fn count(&self) -> usize {
-        self.fragments.tiles * self.rows.len()
+        self.fragments.blocks * self.rows.len()
     }
 
     /// Results of nothing, `[tile][rows of X]`.
@@ -160,14 +167,14 @@ impl Products<'_> {
                     Cut { segment, .. } => column.divide(b, segment),
                 };
                 let group = self.group(b, column);
-                let a = (0..self.fragments.tiles)
+                let a = (0..self.fragments.blocks)
                     .map(|tile| {
                         let biases = self.fragments.biases(b, self.shape.a, &group, tile);
                         let (first, end) = (part * length, (part + 1) * length);
                         let mut list = Vec::new();
                         let strips = words.iter().enumerate().take(end.div_ceil(strip)).skip(first / strip);
                         for (number, words) in strips {
-                            let decoded = self.fragments.decode(b, &words[tile], self.shape.a, &biases);
+                            let decoded = self.fragments.steps(b, &words[tile], self.shape.a, &biases);
                             for (step, registers) in decoded.iter().enumerate() {
                                 if (first..end).contains(&(number * strip + step * k)) {
                                     list.push(fragment(b, registers, self.shape.a, self.shape.a_elements()));
@@ -199,7 +206,7 @@ impl Products<'_> {
         results: &[Value],
     ) -> Vec<Value> {
         let integers = self.shape.acc == DType::I32;
-        let offset = self.fragments.offset();
+        let offset = self.fragments.offset(self.shape.a);
         let corrects = integers && (offset != 0 || group.zeros.is_some());
         let column = segment.times(b, self.cut.segment);
         let factors: Vec<_> = self

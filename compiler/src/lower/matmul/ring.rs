@@ -13,7 +13,7 @@
 //! first steps are fetched before this one waits for it. Partial results meet in shared memory in a fixed order.
 //! Grid: x over tiles of rows, y over tiles of columns.
 
-use super::products::{Cut, Products, cut, fragment, listed, rows_of};
+use super::products::{Cut, Products, cut, fragment, lanes_of, listed, rows_of};
 use super::{Plan, as_matmul, entry};
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
@@ -119,9 +119,10 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         return Err(Error::Invalid(faults));
     }
     let (cut, class, shape, layout) = cut(op, caps, |_| 0, LONGEST).map_err(Error::Unsupported)?;
+    let lanes = lanes_of(shape)?;
     let mut b = Builder::new(&entry(matmul, schedule));
-    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class), caps)?;
-    let team = Team::of_subgroups(&mut b, caps.subgroup, split, 16);
+    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class, layout.order), caps)?;
+    let team = Team::of_subgroups(&mut b, caps.subgroup, split, 16, (tile_n / 16 * tile_m / 8) as usize);
     if caps.features.has(Feature::GridDependency) {
         b.asynchronous(Asynchronous::LaunchDependents);
     }
@@ -132,7 +133,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let tile_x = b.builtin(Builtin::WorkgroupId(0));
     let first = b.bin_imm(BinOp::Mul, tile_x, tile_m as i64);
     let tiles = tile_n as usize / 16;
-    let fragments = Fragments::new(&mut b, &layout, params.get(Role::Weights), start, tiles, lane, caps);
+    let fragments = Fragments::new(&mut b, (&layout, &lanes), params.get(Role::Weights), start, tiles, lane, caps);
     let (g, t) = (b.bin_imm(BinOp::ShrU, lane, 2), b.bin_imm(BinOp::And, lane, 3));
     let tokens = tile_m as usize / 8;
     let rows = rows_of(&mut b, matmul, &params, first, t, tokens);
@@ -191,7 +192,7 @@ impl Ring {
         caps: &Caps,
     ) -> Ring {
         let (stages, split) = (schedule.unroll as usize, schedule.split as usize);
-        let (tiles, chunks) = (fragments.tiles, fragments.chunks());
+        let (tiles, chunks) = (fragments.blocks, fragments.chunks());
         let bytes = strips * chunks.len() * tiles * 512;
         let memory = b.shared("ring", (split * stages * bytes) as u32, 128);
         let bulk = caps.features.has(Feature::BulkCopy);
