@@ -31,7 +31,7 @@ pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
     let limit = (gpu.registers_per_unit / threads / 8 * 8).clamp(8, gpu.registers_per_thread);
     let registers = wanted.min(limit);
     let shared_bytes = kernel.shared_bytes();
-    let by_shared = if shared_bytes == 0 { u64::MAX } else { gpu.shared_per_unit as u64 / shared_bytes };
+    let by_shared = (gpu.shared_per_unit as u64).checked_div(shared_bytes).unwrap_or(u64::MAX);
     let by_registers = gpu.registers_per_unit / (registers.next_multiple_of(8) * threads);
     let fits = (by_registers.min(gpu.threads_per_unit / threads) as u64).min(by_shared);
     Some(Resources { registers, shared_bytes, workgroups_per_unit: fits.max(1) as u32 })

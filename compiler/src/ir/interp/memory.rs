@@ -159,7 +159,8 @@ impl Space {
             region.shadow = None;
             region.readers = Some(vec![None; region.bytes.len().div_ceil(16)]);
         }
-        let inside = at >= 0 && at as u64 % 16 == 0 && at as usize + len <= region.bytes.len() && region.align >= 16;
+        let inside =
+            at >= 0 && (at as u64).is_multiple_of(16) && at as usize + len <= region.bytes.len() && region.align >= 16;
         if !inside {
             return Err(region.complain(at, len, 16, Use::Store, at >= 0 && at as usize + len <= region.bytes.len()));
         }

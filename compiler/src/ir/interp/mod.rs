@@ -18,8 +18,6 @@ mod trap;
 mod workgroup;
 
 #[cfg(test)]
-mod asynchronous_tests;
-#[cfg(test)]
 mod gpu_tests;
 #[cfg(test)]
 mod tests;

@@ -58,7 +58,7 @@ impl Check<'_> {
                     self.fault(format!("{} has no product of four subgroups in parts of {shape}", self.caps.name));
                 }
                 self.reached_by(Uniform::Subgroup);
-                if self.kernel.threads() % 128 != 0 {
+                if !self.kernel.threads().is_multiple_of(128) {
                     self.fault(format!("{} threads; four subgroups of 32 work together", self.kernel.threads()));
                 }
                 if !MMA_COLUMNS.contains(columns) {

@@ -114,6 +114,9 @@ pub(super) struct Products<'a> {
     pub rows: &'a [(Value, Rows)],
 }
 
+/// What chooses the threads that do something for a result of some number.
+pub(super) type When<'a> = dyn FnMut(&mut Builder, usize, &mut dyn FnMut(&mut Builder)) + 'a;
+
 /// A part of a block with one group: its steps of K, and operand A of each, `[tile][step]`.
 pub(super) struct Part {
     pub segment: Pos,
@@ -169,8 +172,9 @@ impl Products<'_> {
                         let biases = self.fragments.biases(b, self.shape.a, &group, tile);
                         let (first, end) = (part * length, (part + 1) * length);
                         let mut list = Vec::new();
-                        for number in first / strip..end.div_ceil(strip) {
-                            let decoded = self.fragments.steps(b, &words[number][tile], self.shape.a, &biases);
+                        let strips = words.iter().enumerate().take(end.div_ceil(strip)).skip(first / strip);
+                        for (number, words) in strips {
+                            let decoded = self.fragments.steps(b, &words[tile], self.shape.a, &biases);
                             for (step, registers) in decoded.iter().enumerate() {
                                 if (first..end).contains(&(number * strip + step * k)) {
                                     list.push(fragment(b, registers, self.shape.a, self.shape.a_elements()));
@@ -257,7 +261,7 @@ impl Products<'_> {
         (plan, params): (&Plan, &Params),
         (start, g): (Value, Value),
         results: &[Value],
-        when: &mut dyn FnMut(&mut Builder, usize, &mut dyn FnMut(&mut Builder)),
+        when: &mut When<'_>,
     ) {
         let n = b.cast(CastOp::ExtendS, g, Scalar::I64);
         let n = b.add(start, n);

@@ -15,7 +15,8 @@ pub const ARCHES: &[Arch] = &[
     Arch { name: "sm_86", version: "7.8" },
     // Conversions of e4m3 came with 8.1, their matrix instructions with 8.4.
     Arch { name: "sm_89", version: "8.4" },
-    Arch { name: "sm_90a", version: "8.0" },
+    // `wgmma` of unsigned by signed bytes came with 8.4 too.
+    Arch { name: "sm_90a", version: "8.4" },
     Arch { name: "sm_100a", version: "8.8" },
     Arch { name: "sm_120a", version: "8.8" },
 ];

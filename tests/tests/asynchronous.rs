@@ -1,8 +1,9 @@
-//! Barrier objects, bulk copies and products of four subgroups on small kernels.
+//! Barrier objects, bulk copies and products of four subgroups in the interpreter, on small kernels: sound ones, and each
+//! way to break them.
 
-use super::{ArgValue, Launch, Trap, run};
-use crate::caps::Caps;
-use crate::ir::{parse, verify};
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::ir::interp::{ArgValue, Launch, Trap, run};
+use bitsmith_compiler::ir::{parse, verify};
 
 fn run_text(body: &str, threads: u32, args: &mut [ArgValue]) -> Result<(), Trap> {
     let text = format!(
@@ -77,6 +78,7 @@ fn copies_over_what_is_still_read_are_races() {
         %3: i32 = const 1
         if %2 {
           barrier_init arrived[0] arrivals 1
+          barrier_init arrived[8] arrivals 1
         }
         barrier
         if %2 {
@@ -84,13 +86,14 @@ fn copies_over_what_is_still_read_are_races() {
           bulk_copy stage[0], x[0] bytes 16, arrived[0]
         }
         barrier_wait arrived[0], %1
-        %4: i32x4 = load stage[0] align 16
-        %5: bool = eq %0, %3
-        if %5 {
-          barrier_expect arrived[0] bytes 16
-          bulk_copy stage[0], x[0] bytes 16, arrived[0]
+        %4: bool = eq %0, %3
+        if %4 {
+          barrier_expect arrived[8] bytes 16
+          bulk_copy stage[0], x[0] bytes 16, arrived[8]
+        } else {
+          %5: i32x4 = load stage[0] align 16
         }
-        barrier_wait arrived[0], %3";
+        barrier_wait arrived[8], %1";
     let mut args = [ArgValue::filled(vec![1; 16]), ArgValue::unwritten(16)];
     trips(run_text(body, 64, &mut args), "has read and not arrived anywhere since");
 }
