@@ -8,6 +8,7 @@
 pub mod cpu;
 mod device;
 pub mod hip;
+pub mod kv;
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;

@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod hip;
+pub mod kv;
 pub mod machine;
 pub mod poison;
 pub mod ptxas;

@@ -14,7 +14,9 @@ mod encode;
 mod fp4;
 mod gguf;
 pub mod gptq;
+
 mod grammar;
+pub mod kv;
 mod levels;
 pub mod n16;
 mod named;

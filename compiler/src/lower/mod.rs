@@ -5,6 +5,7 @@
 
 mod activation;
 mod dequant;
+pub mod kv;
 mod matmul;
 mod memory;
 mod quantize;
