@@ -15,8 +15,8 @@ use bitsmith_compiler::op::kv::{
     Sight,
 };
 use bitsmith_compiler::schedule::KvSchedule;
-use bitsmith_runtime::{self as runtime, Buffer, Device, LaunchArg};
 use bitsmith_runtime::kv::{Queries, Segment, Splits, plan_attend, plan_spans};
+use bitsmith_runtime::{self as runtime, Buffer, Device, LaunchArg};
 
 /// A batch in a format.
 #[derive(Clone, Debug)]
@@ -91,10 +91,7 @@ pub fn case(seed: u64, most_rows: usize) -> KvCase {
         })
         .collect();
     let queries = lengths.iter().map(|&length| rng.usize(1..=5).min(length)).collect();
-    let rope = rng.bool().then(|| Rope {
-        rotary: if rng.bool() { k_dim } else { k_dim / 2 },
-        interleaved: rng.bool(),
-    });
+    let rope = rng.bool().then(|| Rope { rotary: if rng.bool() { k_dim } else { k_dim / 2 }, interleaved: rng.bool() });
     let sight = match rng.u8(..4) {
         0 => Sight::Window { window: rng.u32(1..80), first: 0 },
         1 => Sight::Window { window: rng.u32(1..60), first: rng.u32(1..20) },
@@ -171,14 +168,23 @@ impl<'c> Play<'c> {
         rng.shuffle(&mut free);
         let pages = counts.iter().map(|&count| (0..count).filter_map(|_| free.pop().map(Some)).collect()).collect();
         let statics = (0..case.layout.heads)
-            .map(|_| KvStatics { k: (0.03 + rng.f32() * 0.1, -2.0 * rng.f32()), v: (0.02 + rng.f32() * 0.1, -rng.f32()) })
+            .map(|_| KvStatics {
+                k: (0.03 + rng.f32() * 0.1, -2.0 * rng.f32()),
+                v: (0.02 + rng.f32() * 0.1, -rng.f32()),
+            })
             .collect();
         let rotary = case.rope.map_or(0, |rope| rope.rotary);
         let table = (0..140 * rotary).map(|_| rng.f32() * 2.0 - 1.0).collect();
         Play { case, caps, rng, statics, table, pages, total }
     }
 
-    fn launch(&self, engine: &mut Engine<'_>, op: KvOp, work: usize, args: Vec<ArgValue>) -> Result<Vec<Vec<u8>>, String> {
+    fn launch(
+        &self,
+        engine: &mut Engine<'_>,
+        op: KvOp,
+        work: usize,
+        args: Vec<ArgValue>,
+    ) -> Result<Vec<Vec<u8>>, String> {
         let schedule = choose(&op, self.caps);
         let args = engine(&op, &schedule, work, args).map_err(|why| format!("{}: {why}", op.name()))?;
         let written = signature(&op).into_iter().zip(args).filter(|(buffer, _)| buffer.access != Access::Read);
@@ -253,7 +259,8 @@ impl<'c> Play<'c> {
             let (mut k, mut v, mut records, mut row) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (i, &length) in case.lengths.iter().enumerate() {
                 let count = if self.rng.bool() { length - done[i] } else { self.rng.usize(0..=length - done[i]) };
-                plan_spans(&self.pages[i], layout.page, row, done[i], count, &mut records).map_err(|e| e.to_string())?;
+                plan_spans(&self.pages[i], layout.page, row, done[i], count, &mut records)
+                    .map_err(|e| e.to_string())?;
                 k.extend(&keys[i][done[i] * heads * dims.0..(done[i] + count) * heads * dims.0]);
                 v.extend(&values[i][done[i] * heads * dims.1..(done[i] + count) * heads * dims.1]);
                 let mut pool = Pool { layout: *layout, statics: &self.statics, bytes: &mut expected };
@@ -272,7 +279,8 @@ impl<'c> Play<'c> {
             if work == 0 {
                 continue;
             }
-            let mut args = vec![ArgValue::filled(raw(case.dtype, &k)), ArgValue::filled(raw(case.dtype, &v)), ints(&records)];
+            let mut args =
+                vec![ArgValue::filled(raw(case.dtype, &k)), ArgValue::filled(raw(case.dtype, &v)), ints(&records)];
             args.extend(case.rope.map(|_| floats(&self.table)));
             args.extend(self.statics_arg(layout));
             args.extend([ArgValue::filled(pool), ArgValue::I32(work as i32)]);
@@ -348,7 +356,12 @@ impl<'c> Play<'c> {
         let whole = self.pages.iter().flatten().flatten().copied().collect::<Vec<_>>();
         let spare = (0..self.total as u32).find(|page| !whole.contains(page)).unwrap_or(0);
         if let Some(&first) = whole.first() {
-            pairs.extend([first as i32, spare as i32, few.min(case.lengths.iter().copied().find(|&l| l > 0).unwrap_or(0)) as i32, 0]);
+            pairs.extend([
+                first as i32,
+                spare as i32,
+                few.min(case.lengths.iter().copied().find(|&l| l > 0).unwrap_or(0)) as i32,
+                0,
+            ]);
         }
         let mut expected = target.clone();
         let mut bytes = source.to_vec();
@@ -413,7 +426,8 @@ impl<'c> Play<'c> {
             batch.push(Queries { row, count, position: case.lengths[i] - count, segments: &segments[i] });
             row += count;
         }
-        let plan = plan_attend(&batch, pools.len(), page, case.tile, case.sight, case.splits).map_err(|e| e.to_string())?;
+        let plan =
+            plan_attend(&batch, pools.len(), page, case.tile, case.sight, case.splits).map_err(|e| e.to_string())?;
         let op = Attend {
             layout: *direct,
             heads: case.heads,
@@ -511,7 +525,12 @@ impl<'c> Play<'c> {
 }
 
 /// A launch on the interpreter.
-pub fn interpret(kernel: &Kernel, caps: &Caps, grid: [u32; 3], mut args: Vec<ArgValue>) -> Result<Vec<ArgValue>, String> {
+pub fn interpret(
+    kernel: &Kernel,
+    caps: &Caps,
+    grid: [u32; 3],
+    mut args: Vec<ArgValue>,
+) -> Result<Vec<ArgValue>, String> {
     let verified =
         verify(kernel, caps).map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     run(&verified, caps.subgroup, Launch { grid, args: &mut args }).map_err(|trap| trap.to_string())?;

@@ -46,7 +46,10 @@ fn append(cache: &mut KvCache, device: &dyn Device, id: RequestId, k: &[f32], v:
     let mut done = 0;
     for &count in pieces {
         cache.grow(&[(id, count)]).unwrap();
-        let (kb, vb) = (upload(device, &k[done * per..(done + count) * per]), upload(device, &v[done * per..(done + count) * per]));
+        let (kb, vb) = (
+            upload(device, &k[done * per..(done + count) * per]),
+            upload(device, &v[done * per..(done + count) * per]),
+        );
         cache.append(0, kb.view(), vb.view()).unwrap();
         done += count;
     }
@@ -77,7 +80,8 @@ fn the_bytes_do_not_depend_on_how_tokens_arrive() {
             append(&mut cache, &*device, id, &k, &v, pieces);
             let after = pool_bytes(&*device, &cache, 0);
             let bytes = cache.layout(0).unwrap().page_bytes();
-            let own: Vec<usize> = cache.pages().table(id).unwrap().iter().flatten().map(|&page| page as usize).collect();
+            let own: Vec<usize> =
+                cache.pages().table(id).unwrap().iter().flatten().map(|&page| page as usize).collect();
             for page in (0..12).filter(|page| !own.contains(page)) {
                 let range = page * bytes..(page + 1) * bytes;
                 assert!(before[range.clone()] == after[range], "{name}: page {page} is another request's");
@@ -149,7 +153,14 @@ struct Plain {
 
 /// Attention in f64 over plain numbers, and how far off rounding of keys and values (relative to a token's or a head's
 /// largest number) may take it.
-fn plain_attention(shape: &KvShape, plain: &Plain, q: &[f32], head: usize, scale: f64, steps: (f64, f64)) -> Vec<(f64, f64)> {
+fn plain_attention(
+    shape: &KvShape,
+    plain: &Plain,
+    q: &[f32],
+    head: usize,
+    scale: f64,
+    steps: (f64, f64),
+) -> Vec<(f64, f64)> {
     let (per, kv) = (shape.kv_heads * shape.k_dim, head / (shape.heads / shape.kv_heads));
     let tokens = plain.k.len() / per;
     let line = |list: &[f32], t: usize| -> Vec<f64> {
@@ -276,8 +287,14 @@ fn a_hundred_thousand_random_steps_beside_a_plain_cache() {
                     let line = step[..=which].iter().map(|step| step.1).sum::<usize>() - 1;
                     let head = rng.usize(..shape.heads);
                     let at = line * shape.heads + head;
-                    let expected =
-                        plain_attention(&shape, &plain[chosen[which]], &q[at * 32..][..32], head, scale as f64, (half, half));
+                    let expected = plain_attention(
+                        &shape,
+                        &plain[chosen[which]],
+                        &q[at * 32..][..32],
+                        head,
+                        scale as f64,
+                        (half, half),
+                    );
                     for (c, (value, bound)) in expected.into_iter().enumerate() {
                         let error = (y[at * 32 + c] as f64 - value).abs();
                         worst = worst.max(error / bound);
@@ -293,6 +310,8 @@ fn a_hundred_thousand_random_steps_beside_a_plain_cache() {
     }
     cache.pages().check().unwrap();
     assert_eq!(cache.pages().free(), total_pages, "a page has leaked");
-    println!("{steps} appends, frees and attends; full {full} times; {compared} outputs compared, worst {worst:.3} of the bound");
+    println!(
+        "{steps} appends, frees and attends; full {full} times; {compared} outputs compared, worst {worst:.3} of the bound"
+    );
     assert!(full > 10 && compared > 1000, "full {full} times, {compared} compared");
 }

@@ -4,9 +4,8 @@
 use bitsmith_compiler::caps::{self, Caps};
 use bitsmith_compiler::compile_kv;
 use bitsmith_compiler::lower::kv::{grid, lower};
-use bitsmith_compiler::target::Target;
-use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_runtime::Device;
+use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_tests::kv::{KvCase, case, interpret, on_device, play};
 
 /// Number of cases; `BITSMITH_KV_CASES` changes it.
@@ -31,7 +30,12 @@ fn report(what: &str, results: Vec<(KvCase, Result<f64, String>)>) {
 }
 
 /// Cases on two threads, in order.
-fn cases(first: u64, total: u64, rows: usize, one: &(dyn Fn(&KvCase) -> Result<f64, String> + Sync)) -> Vec<(KvCase, Result<f64, String>)> {
+fn cases(
+    first: u64,
+    total: u64,
+    rows: usize,
+    one: &(dyn Fn(&KvCase) -> Result<f64, String> + Sync),
+) -> Vec<(KvCase, Result<f64, String>)> {
     let run = |parity: u64| {
         (first..first + total)
             .filter(|seed| seed % 2 == parity)

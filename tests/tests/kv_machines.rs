@@ -1,10 +1,10 @@
 //! The operations on a KV cache where GPUs are: the PTX machine, the HIP host shim, a Vulkan driver. Each gives the bytes that
 //! the interpreter gives for the kernel as that target legalized it, and those are within the reference's bounds.
 
+use bitsmith_compiler::caps::Float8;
 use bitsmith_compiler::compile_kv;
 use bitsmith_compiler::ir::interp::ArgValue;
 use bitsmith_compiler::ir::{Kernel, verify};
-use bitsmith_compiler::caps::Float8;
 use bitsmith_compiler::lower::kv::{grid, lower};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::hip::HipTarget;

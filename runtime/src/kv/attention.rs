@@ -28,7 +28,8 @@ impl KvCache {
         // Tables live until the plan is made.
         let mut tables = Vec::new();
         for &(id, _) in &self.step {
-            let ring = part.window.as_ref().map(|window| window.table(id, self.pages.tokens(id).unwrap_or(0).div_ceil(page)));
+            let ring =
+                part.window.as_ref().map(|window| window.table(id, self.pages.tokens(id).unwrap_or(0).div_ceil(page)));
             tables.push((self.pages.table(id)?.to_vec(), ring.unwrap_or_default()));
         }
         let mut segments = Vec::new();
@@ -72,7 +73,8 @@ impl KvCache {
                 continue;
             }
             let op = KvOp::Attend(Attend { layout: *layout, ..op });
-            let (items, table) = (self.programs.list("items", &plan.items[i])?, self.programs.list("table", &plan.tables[i])?);
+            let (items, table) =
+                (self.programs.list("items", &plan.items[i])?, self.programs.list("table", &plan.tables[i])?);
             let mut args = vec![LaunchArg::Buffer(q), LaunchArg::Buffer(pool.view())];
             args.extend([LaunchArg::Buffer(table.view()), LaunchArg::Buffer(items.view())]);
             args.extend(statics.as_ref().map(|buffer| LaunchArg::Buffer(buffer.view())));

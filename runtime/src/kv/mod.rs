@@ -108,7 +108,8 @@ impl KvCache {
         for format in formats {
             let layout = KvLayout::new(*format, shape.page, shape.kv_heads, shape.k_dim, shape.v_dim)?;
             let bytes = layout.page_bytes().checked_mul(pages).filter(|&b| b <= isize::MAX as usize);
-            let bytes = bytes.ok_or_else(|| Error::invalid(format!("{pages} pages of {} bytes", layout.page_bytes())))?;
+            let bytes =
+                bytes.ok_or_else(|| Error::invalid(format!("{pages} pages of {} bytes", layout.page_bytes())))?;
             let one = vec![KvStatics::ONE; shape.kv_heads];
             let statics = (layout.k.codes.is_static() || layout.v.codes.is_static())
                 .then(|| upload(&*device, &KvStatics::bytes(&one)))
@@ -121,7 +122,17 @@ impl KvCache {
         }
         let pages = Pages::new(shape.page, pages)?;
         let programs = Programs::new(Arc::clone(&device));
-        Ok(KvCache { device, shape, pages, layers, rope: None, programs, step: Vec::new(), most_requests: requests, open: 0 })
+        Ok(KvCache {
+            device,
+            shape,
+            pages,
+            layers,
+            rope: None,
+            programs,
+            step: Vec::new(),
+            most_requests: requests,
+            open: 0,
+        })
     }
 
     /// Rotates keys as they are appended. `table` is `f32 [position][cos of each pair, then sin of each pair]`.
@@ -209,7 +220,8 @@ impl KvCache {
 
     /// Takes back a request's newest tokens, as after a speculation that failed. Fails where that reaches past a window.
     pub fn truncate(&mut self, id: RequestId, tokens: usize) -> Result<()> {
-        let sealed = self.layers.iter().filter_map(|l| l.window.as_ref()).map(|w| w.sealed[id.slot()]).max().unwrap_or(0);
+        let sealed =
+            self.layers.iter().filter_map(|l| l.window.as_ref()).map(|w| w.sealed[id.slot()]).max().unwrap_or(0);
         if tokens < sealed * self.shape.page {
             return Err(Error::invalid(format!(
                 "truncating to {tokens} tokens: the f16 window starts at token {}, and what is before it is quantized",
@@ -278,7 +290,8 @@ impl KvCache {
         v: View<'_>,
         records: &[i32],
     ) -> Result<()> {
-        let op = KvOp::Append(KvAppend { layout, input: self.shape.dtype, rope: self.rope.as_ref().map(|rope| rope.0) });
+        let op =
+            KvOp::Append(KvAppend { layout, input: self.shape.dtype, rope: self.rope.as_ref().map(|rope| rope.0) });
         let spans = self.programs.list("spans", records)?;
         let mut args = vec![LaunchArg::Buffer(k), LaunchArg::Buffer(v), LaunchArg::Buffer(spans.view())];
         args.extend(self.rope.as_ref().map(|rope| LaunchArg::Buffer(rope.1.view())));
@@ -322,7 +335,8 @@ impl KvCache {
             let Some(window) = &part.window else { return Ok(()) };
             let (ring, ring_layout) = (window.pool.clone(), window.layout);
             if !pairs.is_empty() {
-                let op = KvOp::Requantize(bitsmith_compiler::op::kv::KvRequantize { from: ring_layout, to: part.layout });
+                let op =
+                    KvOp::Requantize(bitsmith_compiler::op::kv::KvRequantize { from: ring_layout, to: part.layout });
                 let list = self.programs.list("pairs", &pairs)?;
                 let mut args = vec![LaunchArg::Buffer(ring.view()), LaunchArg::Buffer(list.view())];
                 args.extend(part.statics.as_ref().map(|buffer| LaunchArg::Buffer(buffer.view())));
@@ -334,7 +348,15 @@ impl KvCache {
     }
 
     /// Gathers tokens `start..start + count` of a request: `k [count, kv_heads, k_dim]`, `v [count, kv_heads, v_dim]`.
-    pub fn dequantize(&mut self, layer: usize, id: RequestId, start: usize, count: usize, k: View<'_>, v: View<'_>) -> Result<()> {
+    pub fn dequantize(
+        &mut self,
+        layer: usize,
+        id: RequestId,
+        start: usize,
+        count: usize,
+        k: View<'_>,
+        v: View<'_>,
+    ) -> Result<()> {
         let tokens = self.pages.tokens(id)?;
         if start + count > tokens {
             return Err(Error::invalid(format!("tokens {start}+{count} of a request of {tokens}")));

@@ -40,7 +40,9 @@ impl Pages {
     /// `total` free pages of `page` tokens.
     pub fn new(page: usize, total: usize) -> Result<Pages> {
         if page == 0 || total > i32::MAX as usize {
-            return Err(Error::invalid(format!("{total} pages of {page} tokens; accepted: up to 2^31 pages of some tokens")));
+            return Err(Error::invalid(format!(
+                "{total} pages of {page} tokens; accepted: up to 2^31 pages of some tokens"
+            )));
         }
         Ok(Pages { page, total, free: (0..total as u32).rev().collect(), requests: Vec::new() })
     }

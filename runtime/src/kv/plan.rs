@@ -55,7 +55,14 @@ pub struct AttendPlan {
 }
 
 /// Records that store or gather tokens `start..start + count` of a request, whose row 0 is `row`.
-pub fn spans(table: &[Option<u32>], page: usize, row: usize, start: usize, count: usize, out: &mut Vec<i32>) -> Result<()> {
+pub fn spans(
+    table: &[Option<u32>],
+    page: usize,
+    row: usize,
+    start: usize,
+    count: usize,
+    out: &mut Vec<i32>,
+) -> Result<()> {
     let (mut token, end) = (start, start + count);
     while token < end {
         let index = token / page;
@@ -75,8 +82,16 @@ fn unmapped(index: usize) -> Error {
 
 /// Plans attention for a batch: `tile` query tokens per item, pages of `page` tokens. Requests without tokens get rows
 /// without slots.
-pub fn attend(batch: &[Queries<'_>], pools: usize, page: usize, tile: usize, sight: Sight, splits: Splits) -> Result<AttendPlan> {
-    let mut plan = AttendPlan { items: vec![Vec::new(); pools], tables: vec![Vec::new(); pools], ..AttendPlan::default() };
+pub fn attend(
+    batch: &[Queries<'_>],
+    pools: usize,
+    page: usize,
+    tile: usize,
+    sight: Sight,
+    splits: Splits,
+) -> Result<AttendPlan> {
+    let mut plan =
+        AttendPlan { items: vec![Vec::new(); pools], tables: vec![Vec::new(); pools], ..AttendPlan::default() };
     // The tokens that each group of queries sees, by pool.
     let mut groups = Vec::new();
     for (request, queries) in batch.iter().enumerate() {

@@ -111,7 +111,10 @@ impl BenchAttend {
         }
         for threads in &self.threads {
             if !matches!(self.device.as_str(), "cpu" | "cpu+clif") {
-                return Err(Failure::invalid(format!("--threads with device `{}`; accepted: cpu, cpu+clif", self.device)));
+                return Err(Failure::invalid(format!(
+                    "--threads with device `{}`; accepted: cpu, cpu+clif",
+                    self.device
+                )));
             }
             places.push(Place::running(&format!("{}:{threads}", self.device))?);
         }
@@ -142,7 +145,11 @@ impl BenchAttend {
             }
             summary.roofs.push(roofs);
         }
-        if self.json { io.json(&summary)? } else { print(io, &summary)? }
+        if self.json {
+            io.json(&summary)?
+        } else {
+            print(io, &summary)?
+        }
         match summary.measurements.iter().find(|row| row.error_of_bound.is_nan() || row.error_of_bound > 1.0) {
             None => Ok(()),
             Some(row) => Err(Failure::Found(format!(
@@ -176,7 +183,10 @@ impl BenchAttend {
             "take a shorter context or --cycle-mb",
         )?;
         let mut cache = KvCache::new(Arc::clone(device), shape, &vec![format; layers], pages, 1)?;
-        let statics = vec![KvStatics { k: (3.0 / layout.k.codes.top(), -1.5), v: (3.0 / layout.v.codes.top(), -1.5) }; self.kv_heads];
+        let statics = vec![
+            KvStatics { k: (3.0 / layout.k.codes.top(), -1.5), v: (3.0 / layout.v.codes.top(), -1.5) };
+            self.kv_heads
+        ];
         if layout.k.codes.is_static() || layout.v.codes.is_static() {
             (0..layers).try_for_each(|layer| cache.set_scales(layer, &statics))?;
         }
@@ -194,7 +204,7 @@ impl BenchAttend {
         let q = fill(self.chunk * self.heads * self.head_dim)?;
         let y = device.allocate(self.chunk * self.heads * self.head_dim * 2)?;
         let id = cache.open()?;
-        let mut append = |cache: &mut KvCache, count: usize| -> Result<(), Failure> {
+        let append = |cache: &mut KvCache, count: usize| -> Result<(), Failure> {
             cache.grow(&[(id, count)])?;
             (0..layers).try_for_each(|layer| cache.append(layer, k.view(), v.view()))?;
             Ok(())
@@ -302,8 +312,18 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
         writeln!(io.out, "{}", describe_roofs(roofs))?;
     }
     for (phase, title) in [("decode", "Decode"), ("prefill", "Prefill")] {
-        let mut table =
-            Table::new(&["kv", "context", "queries", "threads", "per token", "time", "GB/s", "GFLOP/s", "of roof", "error"]);
+        let mut table = Table::new(&[
+            "kv",
+            "context",
+            "queries",
+            "threads",
+            "per token",
+            "time",
+            "GB/s",
+            "GFLOP/s",
+            "of roof",
+            "error",
+        ]);
         for row in summary.measurements.iter().filter(|row| row.phase == phase) {
             table.row(vec![
                 row.kv.clone(),

@@ -152,7 +152,11 @@ mod tests {
                 let (scale, offset) = (bf16(scale) as f64, bf16(offset) as f64);
                 for (&x, &code) in xs.iter().zip(&stored) {
                     let y = decode(&codes, code) * scale + offset;
-                    let step = if codes.code.float().is_some() { 16.0 * scale.max(x.abs() as f64 / 256.0) } else { scale * 0.501 };
+                    let step = if codes.code.float().is_some() {
+                        16.0 * scale.max(x.abs() as f64 / 256.0)
+                    } else {
+                        scale * 0.501
+                    };
                     assert!((y - x as f64).abs() <= step, "{name}: {x} became {y}, scale {scale}");
                 }
             }

@@ -6,19 +6,20 @@
 //! page     record of head 0 | record of head 1 | …                each at a multiple of 64 bytes
 //! record   K codes | V codes | K scales | K offsets | V scales | V offsets      each at a multiple of 16 bytes
 //! K codes  [16-token block][unit of channels][16 tokens]          so that a lane is a token
-//! V codes  [unit of tokens][channel]                              so that a lane is a channel
+//! V codes  [16-channel block][unit of tokens][16 channels]        so that a lane is a channel
 //! scales   [group][token], or [channel] for scales per channel; two levels: [token] bf16, then [group][token] bytes
 //! ```
 //!
 //! A unit is a 16-bit number or a 32-bit word of 4 or 8 codes. Byte `j` of a word of bytes holds code `j`; byte `j` of a
 //! word of nibbles holds code `j` (low) and code `j + 4` (high), as the weights of N16 do: one mask gives four neighbours.
-//! Attention contracts keys over channels and values over tokens, so both unpack into whole vectors without a shuffle.
+//! Attention contracts keys over channels and values over tokens, so both unpack into whole vectors without a shuffle, and
+//! both are read from the first byte to the last.
 
 use super::{KvCode, KvCodes, KvFormat, KvPer};
 use crate::error::{Error, Result};
 use crate::layout::{Bit, Dim, Layout};
 
-/// Tokens of a block of keys.
+/// Tokens of a block of keys, channels of a block of values.
 pub const TOKENS: usize = 16;
 
 /// Keys or values.
@@ -94,7 +95,8 @@ impl KvLayout {
             at = (at + bytes).next_multiple_of(16);
             start
         };
-        let (k_code, v_code) = (section(code_bytes(&format.k, page, k_dim)), section(code_bytes(&format.v, page, v_dim)));
+        let (k_code, v_code) =
+            (section(code_bytes(&format.k, page, k_dim)), section(code_bytes(&format.v, page, v_dim)));
         let mut part = |codes: KvCodes, head_dim: usize, code: usize| {
             let scales = match codes.per {
                 KvPer::Tensor | KvPer::Head => 0,
@@ -128,7 +130,9 @@ impl KvLayout {
                 KvPer::Channel => part.head_dim,
             };
             let inner = if part.codes.two_level { self.page * part.codes.groups(part.head_dim) } else { 0 };
-            code_bytes(&part.codes, self.page, part.head_dim) + scales * if part.codes.asymmetric { 4 } else { 2 } + inner
+            code_bytes(&part.codes, self.page, part.head_dim)
+                + scales * if part.codes.asymmetric { 4 } else { 2 }
+                + inner
         };
         side(&self.k) + side(&self.v)
     }
@@ -150,7 +154,10 @@ impl KvLayout {
                 let units = part.head_dim / per;
                 ((token / TOKENS * units + channel / per) * TOKENS + token % TOKENS, channel % per)
             }
-            Side::V => (token / per * part.head_dim + channel, token % per),
+            Side::V => {
+                let units = self.page / per;
+                ((channel / TOKENS * units + token / per) * TOKENS + channel % TOKENS, token % per)
+            }
         };
         let (byte, bit) = match per {
             8 => (within % 4, within / 4 * 4),
@@ -214,7 +221,8 @@ mod tests {
         for name in KvFormat::NAMED {
             for (page, k_dim, v_dim) in [(16, 64, 64), (64, 192, 128), (32, 96, 96)] {
                 let format: KvFormat = KvFormat { window: 0, ..name.parse().unwrap() };
-                let format = KvFormat { window: if format.k.per == KvPer::Channel { page as u32 } else { 0 }, ..format };
+                let format =
+                    KvFormat { window: if format.k.per == KvPer::Channel { page as u32 } else { 0 }, ..format };
                 let layout = KvLayout::new(format, page, 2, k_dim, v_dim).unwrap();
                 let mut used = vec![0u8; layout.record];
                 let mut mark = |byte: usize, mask: u8| {

@@ -81,15 +81,8 @@ pub enum KvPer {
 
 impl KvCode {
     /// Every code.
-    pub const ALL: [KvCode; 7] = [
-        KvCode::F16,
-        KvCode::Bf16,
-        KvCode::Int8,
-        KvCode::Int4,
-        KvCode::E4m3fn,
-        KvCode::E4m3fnuz,
-        KvCode::E5m2,
-    ];
+    pub const ALL: [KvCode; 7] =
+        [KvCode::F16, KvCode::Bf16, KvCode::Int8, KvCode::Int4, KvCode::E4m3fn, KvCode::E4m3fnuz, KvCode::E5m2];
 
     /// Stable name.
     pub const fn name(self) -> &'static str {

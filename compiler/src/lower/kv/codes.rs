@@ -51,8 +51,7 @@ impl Decoder {
             KvCode::Int8 => (0..4).map(|j| b.unpack(unit, 8 * j, 8, signed, floats)).collect(),
             KvCode::Int4 => (0..8).map(|j| b.unpack(unit, j % 4 * 8 + j / 4 * 4, 4, false, floats)).collect(),
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.shifts => {
-                let (down, mask) =
-                    if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
+                let (down, mask) = if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
                 (0..4)
                     .map(|j| {
                         let top = if j == 3 { unit } else { b.bin_imm(BinOp::Shl, unit, 24 - 8 * j) };
@@ -278,9 +277,13 @@ pub fn unit_place(b: &mut Builder, layout: &KvLayout, side: Side, token: Value, 
             b.add(before, lane)
         }
         Side::V => {
+            let block = b.bin_imm(BinOp::ShrU, channel, 4);
+            let block = times(b, block, layout.page / per);
             let row = b.bin_imm(BinOp::ShrU, token, shift);
-            let row = times(b, row, part.head_dim);
-            b.add(row, channel)
+            let row = b.add(block, row);
+            let before = times(b, row, 16);
+            let lane = b.bin_imm(BinOp::And, channel, 15);
+            b.add(before, lane)
         }
     };
     let place = times(b, unit, size);

@@ -116,8 +116,7 @@ pub fn requantize(b: &mut Builder, op: &KvRequantize, params: &Params, schedule:
         let keys = int(b, side_parts(&op.to, Side::K));
         let is_key = b.cmp(CmpOp::LtS, owner, keys);
         both(b, is_key, owner, keys, |b, side, owner| {
-            let source =
-                |token: Value| page(params, &op.from, side, ("source", "source_scales"), from, head, token);
+            let source = |token: Value| page(params, &op.from, side, ("source", "source_scales"), from, head, token);
             if op.to.part(side).codes.per == KvPer::Channel {
                 return channels(b, op, &store, side, to, f[2], owner, &source);
             }

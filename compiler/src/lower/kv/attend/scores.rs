@@ -222,8 +222,7 @@ impl Kernel<'_> {
         let place = b.add(base, place);
         let further = v * self.lanes as usize * 2;
         let scale = codes::bf16(b, pool, place, part.scale + further, self.lanes);
-        let offset =
-            part.codes.asymmetric.then(|| codes::bf16(b, pool, place, part.offset + further, self.lanes));
+        let offset = part.codes.asymmetric.then(|| codes::bf16(b, pool, place, part.offset + further, self.lanes));
         (scale, offset)
     }
 

@@ -3,7 +3,7 @@
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
 use super::{Kernel, LOWEST, across, row_blocks};
-use crate::format::kv::{KvCodes, KvPer, Side};
+use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
 
 impl Kernel<'_> {
@@ -128,8 +128,7 @@ impl Kernel<'_> {
             });
             let sum = across(b, BinOp::Add, state[0]);
             let offsets = across(b, BinOp::Add, state[1]);
-            let offsets =
-                if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
+            let offsets = if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
             let place = times(b, row, 4);
             let correction = self.read(b, self.arrays.stat, place, 1, 1);
             let before = self.read(b, self.arrays.stat, place, 2, 1);
@@ -157,8 +156,7 @@ impl Kernel<'_> {
                     let correction = b.splat(correction, lanes);
                     let added = offsets.then(|| self.read(b, self.arrays.stat, place, 3, 1));
                     for v in 0..vectors {
-                        let o =
-                            self.read(b, self.arrays.o, channel, row * part.head_dim + v * lanes as usize, lanes);
+                        let o = self.read(b, self.arrays.o, channel, row * part.head_dim + v * lanes as usize, lanes);
                         state.push(match added {
                             Some(added) => {
                                 let added = b.splat(added, lanes);
@@ -212,7 +210,7 @@ impl Kernel<'_> {
             let place = b.add(base, place);
             b.for_loop(zero, units, 1, state, |b, unit, state| {
                 let mut state = state.to_vec();
-                let further = times(b, unit, part.head_dim * size);
+                let further = times(b, unit, TOKENS * size);
                 let place = b.add(place, further);
                 let numbers: Vec<Vec<Value>> = (0..vectors)
                     .map(|v| {
@@ -254,7 +252,14 @@ impl Kernel<'_> {
     }
 
     /// Scale and offset of a token's group of values; 0 past the last token, where anything may lie.
-    fn group_scales(&self, b: &mut Builder, base: Value, channel: Value, within: Value, inside: Value) -> (Value, Value) {
+    fn group_scales(
+        &self,
+        b: &mut Builder,
+        base: Value,
+        channel: Value,
+        within: Value,
+        inside: Value,
+    ) -> (Value, Value) {
         let part = &self.op.layout.v;
         let pool = self.params.get("pool");
         let (group, _) = split(b, channel, part.codes.group(part.head_dim));
