@@ -105,6 +105,15 @@ struct Row {
 impl BenchAttend {
     pub(in super::super) fn run(&self, io: &mut Io<'_>) -> Outcome {
         let formats = self.kv.iter().map(|name| name.parse()).collect::<Result<Vec<KvFormat>, _>>()?;
+        if self.heads == 0 || self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Failure::invalid(format!(
+                "{} query heads over {} KV heads; accepted: multiples of the latter",
+                self.heads, self.kv_heads
+            )));
+        }
+        for format in &formats {
+            KvLayout::new(*format, self.page, self.kv_heads, self.head_dim, self.head_dim)?;
+        }
         let mut places: Vec<Arc<dyn Device>> = Vec::new();
         if self.threads.is_empty() {
             places.push(Place::running(&self.device)?);
@@ -167,12 +176,6 @@ impl BenchAttend {
     fn measure(&self, device: &Arc<dyn Device>, format: KvFormat, context: usize) -> Result<Vec<Row>, Failure> {
         let shape = self.shape();
         let layout = KvLayout::new(format, self.page, self.kv_heads, self.head_dim, self.head_dim)?;
-        if self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Failure::invalid(format!(
-                "{} query heads over {} KV heads; accepted: multiples of the latter",
-                self.heads, self.kv_heads
-            )));
-        }
         let pages = (context + self.chunk).div_ceil(self.page) + 1;
         let layer = pages * layout.page_bytes();
         let cycle = (self.cycle_mb as usize) << 20;

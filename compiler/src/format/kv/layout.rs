@@ -281,6 +281,29 @@ mod tests {
     }
 
     #[test]
+    fn eight_bits_take_half_and_four_a_quarter() {
+        let bytes = |name: &str, page: usize| {
+            KvLayout::new(name.parse().unwrap(), page, 8, 128, 128).unwrap().page_bytes() as f64
+        };
+        for page in [16, 32, 64, 128, 256] {
+            for (name, least) in [
+                ("int8-head", 2.0),
+                ("fp8e4m3-head", 2.0),
+                ("int8-token", 1.96),
+                ("int8-token-asym", 1.92),
+                ("int4-head", 4.0),
+                ("int4-token", 3.85),
+                ("int4-token-asym", 3.7),
+                ("int4-group32", 3.5),
+                ("int4-group32-dq", 3.65),
+            ] {
+                let ratio = bytes("f16", page) / bytes(name, page);
+                assert!(ratio >= least, "{name}, pages of {page}: {ratio}");
+            }
+        }
+    }
+
+    #[test]
     fn refusals() {
         let format = "int4-group64".parse().unwrap();
         let error = KvLayout::new(format, 24, 0, 80, 100).unwrap_err().to_string();
