@@ -60,6 +60,21 @@ impl Maker {
         }
     }
 
+    /// What a machine must have to run the files, in words.
+    pub fn needs(&self) -> String {
+        match self {
+            Maker::Machine(target) => {
+                let features: Vec<&str> = target.caps().features.iter().map(|feature| feature.name()).collect();
+                format!("a processor of level {} ({}); no library", target.name(), features.join(", "))
+            }
+            Maker::Text { name, platform, .. } => match *platform {
+                "nvptx64-nvidia-cuda" => format!("an NVIDIA GPU that runs {name} and its driver; no toolkit"),
+                "amdgcn-amd-amdhsa" => format!("an AMD GPU that is {name}, libamdhip64 and libhiprtc; no compiler"),
+                platform => format!("a device that takes {platform}"),
+            },
+        }
+    }
+
     /// Whether a C program can link the files.
     pub fn links(&self) -> bool {
         matches!(self, Maker::Machine(_))
