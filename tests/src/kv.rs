@@ -501,8 +501,8 @@ impl<'c> Play<'c> {
                         q: &q[line * layout.k.head_dim..][..layout.k.head_dim],
                         head: head / op.group(),
                         position: queries.position + query,
-                        slope: if case.alibi { slopes[head] } else { 0.0 },
-                        sink: case.sinks.then_some(sinks[head]),
+                        slope: slopes.get(head).copied().filter(|_| case.alibi).unwrap_or(0.0),
+                        sink: sinks.get(head).copied().filter(|_| case.sinks),
                     };
                     let reference = op.reference(&inputs, &list);
                     for channel in 0..layout.v.head_dim {

@@ -82,14 +82,14 @@ impl Store<'_> {
         if kind.code.is_plain() {
             let one = b.f32(1, 1.0);
             let start = int(b, 0);
-            return self.codes(b, side, base, token, (start, part.head_dim), (one, zero), source);
+            return self.codes(b, side, (base, token), (start, part.head_dim), (one, zero), source);
         }
         if kind.is_static() {
             let scales = Scales { side, pool: self.pool, statics: self.statics };
             let (scale, offset) = scales.given(b, part, self.head);
             let inverse = codes::inverse(b, scale);
             let start = int(b, 0);
-            return self.codes(b, side, base, token, (start, part.head_dim), (inverse, offset), source);
+            return self.codes(b, side, (base, token), (start, part.head_dim), (inverse, offset), source);
         }
         if kind.two_level {
             return self.two_levels(b, side, base, token, source);
@@ -114,7 +114,7 @@ impl Store<'_> {
         }
         let inverse = codes::inverse(b, scale);
         debug_assert!(groups * group == part.head_dim);
-        self.codes(b, side, base, token, (start, group), (inverse, offset), source);
+        self.codes(b, side, (base, token), (start, group), (inverse, offset), source);
     }
 
     /// Stores the low half of an `i32`.
@@ -162,7 +162,7 @@ impl Store<'_> {
             let scale = b.mul(outer, inner);
             let inverse = codes::inverse(b, scale);
             let start = int(b, g * group);
-            self.codes(b, side, base, token, (start, group), (inverse, zero), source);
+            self.codes(b, side, (base, token), (start, group), (inverse, zero), source);
         }
     }
 
@@ -171,8 +171,7 @@ impl Store<'_> {
         &self,
         b: &mut Builder,
         side: Side,
-        base: Value,
-        token: Value,
+        (base, token): (Value, Value),
         (start, count): (Value, usize),
         (inverse, offset): (Value, Value),
         source: &Source<'_>,

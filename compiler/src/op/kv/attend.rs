@@ -179,10 +179,8 @@ impl Attend {
         for (score, _, v, size) in &tokens {
             let p = (score - top).exp();
             below += p;
-            for c in 0..dim {
-                sums[c] += p * v[c];
-                sizes[c] += p * size[c];
-            }
+            sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
+            sizes.iter_mut().zip(size).for_each(|(sum, size)| *sum += p * size);
         }
         // Each weight: the errors of its score and of the largest one, of 2^x (some units in the last place), of one rescaling
         // for each tile; then sums over the tokens, above and below the line.

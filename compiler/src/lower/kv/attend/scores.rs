@@ -123,9 +123,9 @@ impl Kernel<'_> {
                         for (r, row) in rows.clone().enumerate() {
                             let q = self.read(b, queries, channel, row * part.head_dim + i * per + j, 1);
                             let q = b.splat(q, lanes);
-                            for v in 0..vectors {
+                            for (v, numbers) in numbers.iter().enumerate() {
                                 let sum = &mut state[r * vectors + v];
-                                *sum = b.fma(numbers[v][j], q, *sum);
+                                *sum = b.fma(numbers[j], q, *sum);
                             }
                         }
                     }

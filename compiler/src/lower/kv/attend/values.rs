@@ -240,9 +240,9 @@ impl Kernel<'_> {
                     for (r, row) in rows.clone().enumerate() {
                         let p = self.read(b, weights, index, row * self.tile + j, 1);
                         let p = b.splat(p, lanes);
-                        for v in 0..vectors {
+                        for (v, &value) in values.iter().enumerate() {
                             let sum = &mut state[r * vectors + v];
-                            *sum = b.fma(values[v], p, *sum);
+                            *sum = b.fma(value, p, *sum);
                         }
                     }
                 }
