@@ -174,7 +174,8 @@ impl<'c> Play<'c> {
             })
             .collect();
         let rotary = case.rope.map_or(0, |rope| rope.rotary);
-        let table = (0..140 * rotary).map(|_| rng.f32() * 2.0 - 1.0).collect();
+        let positions = case.lengths.iter().max().map_or(0, |&most| most);
+        let table = (0..positions * rotary).map(|_| rng.f32() * 2.0 - 1.0).collect();
         Play { case, caps, rng, statics, table, pages, total }
     }
 
