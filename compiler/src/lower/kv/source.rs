@@ -112,7 +112,8 @@ impl Source<'_> {
                     _ => split(b, channel, part.codes.group(part.head_dim)).0,
                 };
                 let (scale, offset) = scales.of(b, layout, *base, *head, *token, group);
-                b.fma(number, scale, offset)
+                // Adding no offset would be left out by some drivers, which the sign of a zero shows.
+                if part.codes.asymmetric { b.fma(number, scale, offset) } else { b.mul(number, scale) }
             }
         }
     }
