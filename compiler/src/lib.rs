@@ -44,6 +44,14 @@ pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Comp
     Ok(Compiled { kernel, legal, resources, artifact })
 }
 
+/// From description to artifact for an operation on a KV cache.
+pub fn compile_kv(op: &op::kv::KvOp, schedule: &schedule::KvSchedule, target: &dyn Target) -> Result<Compiled> {
+    let kernel = lower::kv::lower(op, schedule, target.caps())?;
+    let legal = legalize(&kernel, target)?;
+    let artifact = target.emit(&verified(&legal, target)?)?;
+    Ok(Compiled { kernel, legal, artifact })
+}
+
 /// A kernel as a target's emitter takes it.
 pub fn legalize(kernel: &Kernel, target: &dyn Target) -> Result<Kernel> {
     target.legalize(&verified(kernel, target)?)

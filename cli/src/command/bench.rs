@@ -1,5 +1,7 @@
 //! `bench`: one matmul, timed for every number of rows and threads, against roofs measured in the same run.
 
+mod attend;
+
 use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
@@ -21,7 +23,10 @@ use std::time::Duration;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Format of the weights; `bitsmith list formats`
     #[arg(long, default_value = "int4-g32")]
     format: String,
@@ -67,6 +72,13 @@ pub struct Bench {
     emit: Emit,
 }
 
+/// What else can be timed.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    /// Time attention over a quantized KV cache, decoding and prefill apart
+    Attend(attend::BenchAttend),
+}
+
 #[derive(Serialize)]
 struct Summary {
     op: String,
@@ -82,6 +94,9 @@ struct Summary {
 
 impl Bench {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
+        if let Some(Other::Attend(attend)) = &self.other {
+            return attend.run(io);
+        }
         let weight: Format = self.format.parse()?;
         let activation: Activation = self.activation.parse()?;
         let result = self.result.dtype();

@@ -7,6 +7,7 @@ use bitsmith_calibrate::shapes::MODELS;
 use bitsmith_compiler::caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
+use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
 use bitsmith_compiler::lower::{FAMILIES, MATRIX_FAMILIES};
 use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::target::Target;
@@ -40,6 +41,8 @@ enum What {
     Families,
     /// How activations may come
     Activations,
+    /// Formats of a KV cache, and what they take
+    Kv,
 }
 
 const ACTIVATIONS: [(&str, &str); 8] = [
@@ -73,6 +76,21 @@ fn served(recipe: &Recipe) -> String {
         Err(_) if recipe.weight.parse::<Format>().is_err() => "not yet: weights".into(),
         Err(_) => "not yet: activations".into(),
     }
+}
+
+/// A KV format over 8 KV heads of 128 channels and 32 layers, pages of 64 tokens, scales and padding included; windows, which
+/// are as large for every context, are left out.
+fn kv(name: &str) -> Result<Vec<String>, crate::Failure> {
+    let layout = KvLayout::new(name.parse()?, 64, 8, 128, 128)?;
+    let plain = KvLayout::new(KvFormat::F16, 64, 8, 128, 128)?;
+    let per_token = |layout: &KvLayout| 32.0 * layout.page_bytes() as f64 / layout.page as f64;
+    Ok(vec![
+        name.to_string(),
+        format!("{:.0}", per_token(&layout)),
+        format!("{:.2}", per_token(&plain) / per_token(&layout)),
+        format!("{:.2}", 16.0 * per_token(&layout) / per_token(&plain)),
+        format!("{:.0}", per_token(&layout) * 8192.0 / (1 << 20) as f64),
+    ])
 }
 
 impl List {
@@ -166,6 +184,10 @@ impl List {
                     .chain(MATRIX_FAMILIES)
                     .map(|f| vec![f.family.name().to_string(), f.summary.to_string()]);
                 (vec!["family", "what it is good for"], rows.collect())
+            }
+            What::Kv => {
+                let head = vec!["kv", "bytes per token", "of f16", "bits", "8k tokens MB"];
+                (head, KvFormat::NAMED.iter().map(|name| kv(name)).collect::<Result<_, _>>()?)
             }
             What::Activations => (vec!["activation", "what it is"], pairs(&ACTIVATIONS)),
         })

@@ -15,7 +15,9 @@ pub mod fnuz;
 mod fp4;
 mod gguf;
 pub mod gptq;
+
 mod grammar;
+pub mod kv;
 mod levels;
 pub mod n16;
 mod named;

@@ -5,7 +5,11 @@
 
 mod activation;
 mod dequant;
+<<<<<<< HEAD
+pub mod kv;
+=======
 mod lanes;
+>>>>>>> main
 mod matmul;
 mod memory;
 mod native;

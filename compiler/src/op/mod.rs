@@ -5,6 +5,7 @@
 
 mod bound;
 mod dequant;
+pub mod kv;
 mod matmul;
 mod quantize;
 

@@ -1,5 +1,9 @@
 //! How an operation runs: family, tile, unrolling, packing. Data and serde only; `lower` gives it meaning.
 
+mod kv;
+
+pub use kv::KvSchedule;
+
 use serde::{Deserialize, Serialize};
 
 /// A schedule: one point of a family's space.

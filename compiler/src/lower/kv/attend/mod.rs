@@ -1,0 +1,368 @@
+//! Family of `attend`: a workgroup takes one work item and one KV head, all its query rows, tile by tile of tokens.
+//!
+//! ```text
+//! scores    lane = token     s[row, t] = Σ_c q[row, c] · k[t, c], scale, cap, bias, mask      → shared
+//! largest   thread = row     m' = max(m, s), correction 2^(m - m')
+//! weights   lane = token     p = 2^(s - m'), and p · scale of v[t]                            → shared
+//! sums      thread = row     l = l · correction + Σ p
+//! values    lane = channel   o[row, c] = o · correction + Σ_t p · v[t, c]                     → shared
+//! ```
+//!
+//! Query rows that share a KV head share every load and every unpacking of keys and values, as many as registers hold. A
+//! scale of a whole token is applied to its score and to its weight, not to its channels; the bias of nibbles and offsets
+//! are added as sums of queries and of weights. Threads meet at a barrier between the steps; on a CPU there is one thread,
+//! and lanes are those of its vectors. Tokens before an item's range or unseen weigh nothing, whatever lies there.
+
+mod scores;
+mod values;
+
+use self::values::{has_offsets, scales_weights};
+use super::super::memory::{at, split, times};
+use super::codes::{self, Decoder, Scales};
+use super::{Params, field, float, int, least, local, plus};
+use crate::caps::{Caps, Feature};
+use crate::error::{Error, Result};
+use crate::format::kv::{KvPer, Side, TOKENS};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Memory, Scalar, Type, Value};
+use crate::op::kv::{Attend, ITEM};
+use crate::schedule::KvSchedule;
+
+/// Scores start from here: below every score, and finite, so that differences are numbers.
+const LOWEST: f32 = -1e30;
+
+pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
+    if !caps.features.has(Feature::Workgroups) {
+        let rows = op.rows().min(4) as u32;
+        // Sums of all rows and vectors, two vectors of codes and one number stay in registers.
+        let vectors = if caps.vector_bytes >= 64 { 1 } else { 2 };
+        return KvSchedule { threads: 1, tile: 64, rows, vectors };
+    }
+    let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);
+    let threads = if dim > 64 { 128 } else { 64 }.min(caps.max_workgroup);
+    // Rows in shared memory: queries and sums of 256 channels take 2 KiB a row.
+    KvSchedule { threads, tile: threads.max(64), rows: op.rows().min(8) as u32, vectors: 1 }
+}
+
+pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
+    let many = caps.features.has(Feature::Workgroups);
+    let lanes = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
+    let block = lanes as usize * schedule.vectors as usize;
+    let fits = [16, 32, 64, 128, 256].contains(&schedule.tile)
+        && (1..=16).contains(&schedule.rows)
+        && [1, 2, 4].contains(&schedule.vectors)
+        && TOKENS.is_multiple_of(block)
+        && (many || schedule.threads == 1);
+    if !fits {
+        return Err(Error::invalid(format!(
+            "attend: tile {}, rows {}, vectors {}; accepted: tile 16 to 256, rows 1 to 16, vectors 1, 2 or 4, at most 16 lanes \
+             of vectors together",
+            schedule.tile, schedule.rows, schedule.vectors
+        )));
+    }
+    let tile = match op.layout.k.codes.per {
+        KvPer::Channel => (schedule.tile as usize).min(op.layout.page),
+        _ => schedule.tile as usize,
+    };
+    let kernel = Kernel::new(b, op, params, schedule, caps, (lanes, tile));
+    if kernel.shared_bytes > caps.max_shared_bytes as usize {
+        return Err(Error::Unsupported(format!(
+            "attend: {} query rows of {} channels need {} bytes of shared memory; {} has {}: take fewer query tokens per item",
+            op.rows(),
+            op.layout.k.head_dim,
+            kernel.shared_bytes,
+            caps.name,
+            caps.max_shared_bytes
+        )));
+    }
+    kernel.emit(b);
+    Ok(())
+}
+
+/// Arrays in shared memory: byte offsets of `f32` numbers.
+struct Arrays {
+    /// Queries `[row, k_dim]`, scaled.
+    q: Memory,
+    /// Queries times the scales of a page's channels, where channels have scales.
+    q_page: Option<Memory>,
+    /// Sums of queries per group `[row, group]`, and with offsets per channel, their product with those `[row]`.
+    q_sum: Option<Memory>,
+    /// Scores, then weights `[row, tile]`.
+    s: Memory,
+    /// Weights times scales of values, where tokens have some `[row, tile]`.
+    p: Option<Memory>,
+    /// Outputs `[row, v_dim]`.
+    o: Memory,
+    /// Largest score, correction, sum, sum of weighted offsets `[row, 4]`.
+    stat: Memory,
+}
+
+struct Kernel<'a> {
+    op: &'a Attend,
+    params: &'a Params,
+    schedule: &'a KvSchedule,
+    /// Numbers of a vector.
+    lanes: u8,
+    tile: usize,
+    rows: usize,
+    keys: Decoder,
+    values: Decoder,
+    arrays: Arrays,
+    shared_bytes: usize,
+    /// This thread in the workgroup.
+    thread: Value,
+    head: Value,
+    item: Vec<Value>,
+}
+
+impl<'a> Kernel<'a> {
+    fn new(
+        b: &mut Builder,
+        op: &'a Attend,
+        params: &'a Params,
+        schedule: &'a KvSchedule,
+        caps: &Caps,
+        (lanes, tile): (u8, usize),
+    ) -> Kernel<'a> {
+        let (keys, values) = (Decoder::new(op.layout.k.codes, caps), Decoder::new(op.layout.v.codes, caps));
+        let rows = op.rows();
+        let (k_dim, v_dim) = (op.layout.k.head_dim, op.layout.v.head_dim);
+        let mut total = 0;
+        let mut shared = |b: &mut Builder, name: &str, count: usize| {
+            let bytes = (count * 4).next_multiple_of(64);
+            total += bytes;
+            b.shared(name, bytes as u32, 64)
+        };
+        let channel = op.layout.k.codes.per == KvPer::Channel;
+        let arrays = Arrays {
+            q: shared(b, "queries", rows * k_dim),
+            q_page: channel.then(|| shared(b, "page_queries", rows * k_dim)),
+            q_sum: has_offsets(&op.layout.k.codes)
+                .then(|| shared(b, "query_sums", rows * op.layout.k.codes.groups(k_dim))),
+            s: shared(b, "scores", rows * tile),
+            p: scales_weights(&op.layout.v.codes).then(|| shared(b, "weights", rows * tile)),
+            o: shared(b, "outputs", rows * v_dim),
+            stat: shared(b, "state", rows * 4),
+        };
+        let thread = local(b, schedule.threads);
+        let record = b.builtin(Builtin::WorkgroupId(0));
+        let record = b.cast(CastOp::ExtendS, record, Scalar::I64);
+        let head = b.builtin(Builtin::WorkgroupId(1));
+        let head = b.cast(CastOp::ExtendS, head, Scalar::I64);
+        let items = params.get("items");
+        let item = (0..7).map(|i| field(b, items, record, ITEM, i)).collect();
+        Kernel {
+            op,
+            params,
+            schedule,
+            lanes,
+            tile,
+            rows,
+            keys,
+            values,
+            arrays,
+            shared_bytes: total,
+            thread,
+            head,
+            item,
+        }
+    }
+
+    /// Does something for each `step` of `0..end` (`i64`, a multiple of `step`): threads take turns.
+    fn each(&self, b: &mut Builder, end: Value, step: usize, body: &mut dyn FnMut(&mut Builder, Value)) {
+        let start = times(b, self.thread, step);
+        b.for_loop(start, end, (step as u32 * self.schedule.threads) as i64, &[], |b, i, _| {
+            body(b, i);
+            Vec::new()
+        });
+    }
+
+    fn meet(&self, b: &mut Builder) {
+        if self.schedule.threads > 1 {
+            b.barrier();
+        }
+    }
+
+    fn rows_value(&self, b: &mut Builder) -> Value {
+        int(b, self.rows)
+    }
+
+    /// The number at `index` of a shared array of `f32`.
+    fn read(&self, b: &mut Builder, memory: Memory, index: Value, offset: usize, lanes: u8) -> Value {
+        let place = times(b, index, 4);
+        b.load(Type::vector(Scalar::F32, lanes), at(memory, Some(place), offset * 4), aligned(memory, lanes))
+    }
+
+    fn write(&self, b: &mut Builder, memory: Memory, index: Value, offset: usize, value: Value) {
+        let place = times(b, index, 4);
+        let align = aligned(memory, b.ty(value).lanes);
+        b.store(at(memory, Some(place), offset * 4), align, value);
+    }
+
+    fn emit(&self, b: &mut Builder) {
+        self.prepare(b);
+        self.meet(b);
+        let (first, end) = (self.item[3], self.item[4]);
+        b.for_loop(first, end, self.tile as i64, &[], |b, start, _| {
+            let left = b.bin(BinOp::Sub, end, start);
+            let whole = int(b, self.tile);
+            let count = least(b, left, whole);
+            // Scores come in whole blocks.
+            let blocks = plus(b, count, TOKENS - 1);
+            let blocks = b.bin_imm(BinOp::And, blocks, -(TOKENS as i64));
+            if self.op.layout.k.codes.per == KvPer::Channel {
+                self.page_queries(b, start);
+                self.meet(b);
+            }
+            self.scores(b, start, blocks);
+            self.meet(b);
+            self.largest(b, blocks);
+            self.meet(b);
+            self.weights(b, start, blocks);
+            self.meet(b);
+            self.sums(b, start, blocks);
+            self.meet(b);
+            self.outputs(b, start, count);
+            self.meet(b);
+            Vec::new()
+        });
+        self.finish(b);
+    }
+
+    /// Queries into shared memory, and the state before the first token.
+    fn prepare(&self, b: &mut Builder) {
+        let (k_dim, v_dim) = (self.op.layout.k.head_dim, self.op.layout.v.head_dim);
+        let group = self.op.group();
+        let factor = match self.op.softcap {
+            Some(_) => self.op.scale,
+            None => self.op.scale * std::f32::consts::LOG2_E,
+        };
+        let end = int(b, self.rows * k_dim);
+        self.each(b, end, 1, &mut |b, i| {
+            let (row, c) = split(b, i, k_dim);
+            let (query, member) = split(b, row, group);
+            // Rows past the item's queries repeat the last one.
+            let last = b.bin_imm(BinOp::Add, self.item[1], -1);
+            let query = least(b, query, last);
+            let query = b.add(self.item[0], query);
+            let line = times(b, query, self.op.heads);
+            let head = times(b, self.head, group);
+            let line = b.add(line, head);
+            let line = b.add(line, member);
+            let place = times(b, line, k_dim);
+            let place = b.add(place, c);
+            let x = float(b, self.params.get("q"), self.op.input, place);
+            let factor = b.f32(1, factor);
+            let x = b.mul(x, factor);
+            self.write(b, self.arrays.q, i, 0, x);
+        });
+        let zero = b.f32(1, 0.0);
+        let end = int(b, self.rows * v_dim);
+        self.each(b, end, 1, &mut |b, i| self.write(b, self.arrays.o, i, 0, zero));
+        let end = self.rows_value(b);
+        self.each(b, end, 1, &mut |b, row| {
+            let lowest = b.f32(1, LOWEST);
+            let place = times(b, row, 4);
+            for (i, value) in [lowest, zero, zero, zero].into_iter().enumerate() {
+                self.write(b, self.arrays.stat, place, i, value);
+            }
+        });
+        if let Some(memory) = self.arrays.q_sum {
+            self.meet(b);
+            let groups = self.op.layout.k.codes.groups(k_dim);
+            let size = self.op.layout.k.codes.group(k_dim);
+            let end = int(b, self.rows * groups);
+            self.each(b, end, 1, &mut |b, i| {
+                let start = times(b, i, size);
+                let stop = plus(b, start, size);
+                let sum = b.for_loop(start, stop, 1, &[zero], |b, c, sum| {
+                    let x = self.read(b, self.arrays.q, c, 0, 1);
+                    vec![b.add(sum[0], x)]
+                });
+                self.write(b, memory, i, 0, sum[0]);
+            });
+        }
+        let pre = self.keys.factors().0;
+        if pre != 1.0 {
+            self.meet(b);
+            let end = int(b, self.rows * k_dim);
+            self.each(b, end, 1, &mut |b, i| {
+                let x = self.read(b, self.arrays.q, i, 0, 1);
+                let factor = b.f32(1, pre);
+                let x = b.mul(x, factor);
+                self.write(b, self.arrays.q, i, 0, x);
+            });
+        }
+    }
+
+    /// First byte of this head's record of the page of a token, and the token's number in the page.
+    fn page_of(&self, b: &mut Builder, token: Value) -> (Value, Value) {
+        let (page, within) = split(b, token, self.op.layout.page);
+        let entry = b.add(self.item[2], page);
+        let place = times(b, entry, 4);
+        let number = b.load(Scalar::I32, at(self.params.get("table"), Some(place), 0), 4);
+        let number = b.cast(CastOp::ExtendS, number, Scalar::I64);
+        (codes::record(b, &self.op.layout, number, self.head), within)
+    }
+
+    fn scales(&self, side: Side) -> Scales {
+        Scales { side, pool: self.params.get("pool"), statics: self.params.find("scales") }
+    }
+
+    /// Outputs, largest scores and sums into the item's slot.
+    fn finish(&self, b: &mut Builder) {
+        let v_dim = self.op.layout.v.head_dim;
+        let slot = times(b, self.item[6], self.op.layout.heads);
+        let slot = b.add(slot, self.head);
+        let first = times(b, slot, self.rows * v_dim);
+        let post = self.values.factors().1;
+        let wide = self.wide();
+        let end = int(b, self.rows * v_dim);
+        self.each(b, end, wide as usize, &mut |b, i| {
+            let o = self.read(b, self.arrays.o, i, 0, wide);
+            let o = self.times_constant(b, o, post);
+            let index = b.add(first, i);
+            self.write(b, self.params.get("o"), index, 0, o);
+        });
+        let first = times(b, slot, self.rows * 2);
+        let end = self.rows_value(b);
+        self.each(b, end, 1, &mut |b, row| {
+            let place = times(b, row, 4);
+            let out = times(b, row, 2);
+            let out = b.add(first, out);
+            for (i, from) in [0, 2].into_iter().enumerate() {
+                let value = self.read(b, self.arrays.stat, place, from, 1);
+                self.write(b, self.params.get("ml"), out, i, value);
+            }
+        });
+    }
+}
+
+/// Vectors start at multiples of their size, as far as the memory does.
+fn aligned(memory: Memory, lanes: u8) -> u32 {
+    match memory {
+        Memory::Shared(_) => 4 * lanes as u32,
+        Memory::Param(_) => (4 * lanes as u32).min(16),
+    }
+}
+/// Rows in blocks of at most `most`.
+fn row_blocks(rows: usize, most: usize) -> Vec<std::ops::Range<usize>> {
+    (0..rows).step_by(most).map(|first| first..rows.min(first + most)).collect()
+}
+
+/// All lanes combined, by halves.
+fn across(b: &mut Builder, op: BinOp, value: Value) -> Value {
+    let lanes = b.ty(value).lanes;
+    if lanes == 1 {
+        return value;
+    }
+    let half = lanes / 2;
+    if half == 1 {
+        let (x, y) = (b.extract(value, 0), b.extract(value, 1));
+        return b.bin(op, x, y);
+    }
+    let low: Vec<u8> = (0..half).collect();
+    let high: Vec<u8> = (half..lanes).collect();
+    let (low, high) = (b.swizzle(value, value, &low), b.swizzle(value, value, &high));
+    let both = b.bin(op, low, high);
+    across(b, op, both)
+}

@@ -1,0 +1,298 @@
+//! Weights of attention, and the values that they weigh.
+
+use super::super::super::memory::{at, split, times};
+use super::super::{codes, int, least, plus};
+use super::{Kernel, LOWEST, across, row_blocks};
+use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
+use crate::ir::{BinOp, Builder, CmpOp, Value};
+
+impl Kernel<'_> {
+    /// Numbers that a thread takes at once from a row in shared memory.
+    pub(super) fn wide(&self) -> u8 {
+        self.lanes.max(4)
+    }
+
+    /// The largest score of each row, and the correction of what came before.
+    pub(super) fn largest(&self, b: &mut Builder, blocks: Value) {
+        let rows = self.rows_value(b);
+        self.each(b, rows, 1, &mut |b, row| {
+            let wide = self.wide();
+            let line = times(b, row, self.tile);
+            let (zero, lowest) = (int(b, 0), b.f32(wide, LOWEST));
+            let top = b.for_loop(zero, blocks, wide as i64, &[lowest], |b, t, top| {
+                let index = b.add(line, t);
+                let s = self.read(b, self.arrays.s, index, 0, wide);
+                vec![b.bin(BinOp::Max, top[0], s)]
+            });
+            let top = across(b, BinOp::Max, top[0]);
+            let place = times(b, row, 4);
+            let before = self.read(b, self.arrays.stat, place, 0, 1);
+            let now = b.bin(BinOp::Max, before, top);
+            let difference = b.bin(BinOp::Sub, before, now);
+            let correction = codes::power_of_two(b, difference);
+            self.write(b, self.arrays.stat, place, 0, now);
+            self.write(b, self.arrays.stat, place, 1, correction);
+        });
+    }
+
+    /// Weights of tokens, and these times the scales of their values.
+    pub(super) fn weights(&self, b: &mut Builder, start: Value, blocks: Value) {
+        let lanes = self.lanes;
+        self.each(b, blocks, lanes as usize, &mut |b, local| {
+            let scale = self.arrays.p.map(|_| {
+                let token = b.add(start, local);
+                let (base, within) = self.page_of(b, token);
+                self.value_scale(b, base, within, lanes)
+            });
+            let (zero, rows) = (int(b, 0), self.rows_value(b));
+            b.for_loop(zero, rows, 1, &[], |b, row, _| {
+                let place = times(b, row, 4);
+                let top = self.read(b, self.arrays.stat, place, 0, 1);
+                let top = b.splat(top, lanes);
+                let line = times(b, row, self.tile);
+                let index = b.add(line, local);
+                let s = self.read(b, self.arrays.s, index, 0, lanes);
+                let x = b.bin(BinOp::Sub, s, top);
+                let p = codes::power_of_two(b, x);
+                self.write(b, self.arrays.s, index, 0, p);
+                if let (Some(memory), Some(scale)) = (self.arrays.p, scale) {
+                    let weight = b.mul(p, scale);
+                    // What lies in the place of an unseen token's scale is anything.
+                    let none = b.f32(lanes, 0.0);
+                    let some = b.cmp(CmpOp::Lt, none, p);
+                    let weight = b.select(some, weight, none);
+                    self.write(b, memory, index, 0, weight);
+                }
+                Vec::new()
+            });
+        });
+    }
+
+    /// The scale of values of whole tokens, with the decoder's factor.
+    fn value_scale(&self, b: &mut Builder, base: Value, within: Value, lanes: u8) -> Value {
+        let part = &self.op.layout.v;
+        let pre = self.values.factors().0;
+        let scale = match part.codes.per {
+            KvPer::Tensor | KvPer::Head => {
+                let (scale, _) = self.scales(Side::V).given(b, part, self.head);
+                b.splat(scale, lanes)
+            }
+            // Scales of tokens, or the first of two levels.
+            KvPer::Token | KvPer::Group(_) | KvPer::Channel => {
+                let place = times(b, within, 2);
+                let place = b.add(base, place);
+                codes::bf16(b, self.params.get("pool"), place, part.scale, lanes)
+            }
+        };
+        self.times_constant(b, scale, pre)
+    }
+
+    /// Sums of weights, and of weights times offsets of whole tokens.
+    pub(super) fn sums(&self, b: &mut Builder, start: Value, blocks: Value) {
+        let part = &self.op.layout.v;
+        let kind = part.codes;
+        let rows = self.rows_value(b);
+        self.each(b, rows, 1, &mut |b, row| {
+            let wide = self.wide();
+            let line = times(b, row, self.tile);
+            let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
+            // Offsets of tokens are read side by side: as many as share a page.
+            let state = b.for_loop(zero, blocks, wide as i64, &[none, none], |b, t, state| {
+                let index = b.add(line, t);
+                let p = self.read(b, self.arrays.s, index, 0, wide);
+                let sum = b.add(state[0], p);
+                let offsets = match (self.arrays.p, kind.asymmetric) {
+                    _ if grouped(&kind) => state[1],
+                    (Some(memory), false) if kind.bias() != 0.0 => {
+                        let weight = self.read(b, memory, index, 0, wide);
+                        b.add(state[1], weight)
+                    }
+                    (_, true) => {
+                        let offset = if kind.is_static() {
+                            let (_, offset) = self.scales(Side::V).given(b, part, self.head);
+                            b.splat(offset, wide)
+                        } else {
+                            let token = b.add(start, t);
+                            let (base, within) = self.page_of(b, token);
+                            let place = times(b, within, 2);
+                            let place = b.add(base, place);
+                            codes::bf16(b, self.params.get("pool"), place, part.offset, wide)
+                        };
+                        let some = b.cmp(CmpOp::Lt, none, p);
+                        let offset = b.select(some, offset, none);
+                        b.fma(p, offset, state[1])
+                    }
+                    _ => state[1],
+                };
+                vec![sum, offsets]
+            });
+            let sum = across(b, BinOp::Add, state[0]);
+            let offsets = across(b, BinOp::Add, state[1]);
+            let offsets = if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
+            let place = times(b, row, 4);
+            let correction = self.read(b, self.arrays.stat, place, 1, 1);
+            let before = self.read(b, self.arrays.stat, place, 2, 1);
+            let total = b.fma(before, correction, sum);
+            self.write(b, self.arrays.stat, place, 2, total);
+            self.write(b, self.arrays.stat, place, 3, offsets);
+        });
+    }
+
+    /// Outputs after `count` more tokens.
+    pub(super) fn outputs(&self, b: &mut Builder, start: Value, count: Value) {
+        let part = &self.op.layout.v;
+        let lanes = self.lanes;
+        let vectors = if self.lanes == 1 { 1 } else { self.schedule.vectors as usize };
+        let width = lanes as usize * vectors;
+        let dim = int(b, part.head_dim);
+        let blocks = row_blocks(self.rows, self.schedule.rows as usize);
+        let offsets = has_offsets(&part.codes) && !grouped(&part.codes);
+        self.each(b, dim, width, &mut |b, channel| {
+            for rows in blocks.clone() {
+                let mut state = Vec::new();
+                for row in rows.clone() {
+                    let place = int(b, 4 * row);
+                    let correction = self.read(b, self.arrays.stat, place, 1, 1);
+                    let correction = b.splat(correction, lanes);
+                    let added = offsets.then(|| self.read(b, self.arrays.stat, place, 3, 1));
+                    for v in 0..vectors {
+                        let o = self.read(b, self.arrays.o, channel, row * part.head_dim + v * lanes as usize, lanes);
+                        state.push(match added {
+                            Some(added) => {
+                                let added = b.splat(added, lanes);
+                                b.fma(o, correction, added)
+                            }
+                            None => b.mul(o, correction),
+                        });
+                    }
+                }
+                let state = self.weighted(b, start, count, channel, rows.clone(), state);
+                for (r, row) in rows.enumerate() {
+                    for v in 0..vectors {
+                        let offset = row * part.head_dim + v * lanes as usize;
+                        self.write(b, self.arrays.o, channel, offset, state[r * vectors + v]);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Adds the weighted values of `count` tokens of some rows and channels.
+    fn weighted(
+        &self,
+        b: &mut Builder,
+        start: Value,
+        count: Value,
+        channel: Value,
+        rows: std::ops::Range<usize>,
+        state: Vec<Value>,
+    ) -> Vec<Value> {
+        let (part, lanes) = (&self.op.layout.v, self.lanes);
+        let kind = part.codes;
+        let vectors = state.len() / rows.len();
+        let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
+        let pool = self.params.get("pool");
+        let weights = self.arrays.p.unwrap_or(self.arrays.s);
+        let ty = self.values.unit_type(lanes);
+        let align = (ty.bytes()).min(32);
+        let page = self.op.layout.page;
+        let zero = int(b, 0);
+        // A tile is a part of a page, or some pages.
+        b.for_loop(zero, count, page.min(self.tile) as i64, &state, |b, done, state| {
+            let token = b.add(start, done);
+            let (base, within) = self.page_of(b, token);
+            let left = b.bin(BinOp::Sub, count, done);
+            let whole = int(b, page);
+            let left = least(b, left, whole);
+            let units = plus(b, left, per - 1);
+            let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
+            let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
+            let place = b.add(base, place);
+            b.for_loop(zero, units, 1, state, |b, unit, state| {
+                let mut state = state.to_vec();
+                let further = times(b, unit, TOKENS * size);
+                let place = b.add(place, further);
+                let numbers: Vec<Vec<Value>> = (0..vectors)
+                    .map(|v| {
+                        let word = b.load(ty, at(pool, Some(place), v * lanes as usize * size), align);
+                        self.values.numbers(b, word)
+                    })
+                    .collect();
+                let first = times(b, unit, per);
+                let index = b.add(done, first);
+                for j in 0..per {
+                    let scaled = grouped(&kind).then(|| {
+                        let within = b.add(within, first);
+                        let within = plus(b, within, j);
+                        let further = plus(b, first, j);
+                        let inside = b.cmp(CmpOp::LtS, further, left);
+                        self.group_scales(b, base, channel, within, inside)
+                    });
+                    let values: Vec<Value> = (0..vectors)
+                        .map(|v| match scaled {
+                            Some((scale, offset)) => {
+                                let (scale, offset) = (b.splat(scale, lanes), b.splat(offset, lanes));
+                                b.fma(numbers[v][j], scale, offset)
+                            }
+                            None => numbers[v][j],
+                        })
+                        .collect();
+                    for (r, row) in rows.clone().enumerate() {
+                        let p = self.read(b, weights, index, row * self.tile + j, 1);
+                        let p = b.splat(p, lanes);
+                        for (v, &value) in values.iter().enumerate() {
+                            let sum = &mut state[r * vectors + v];
+                            *sum = b.fma(value, p, *sum);
+                        }
+                    }
+                }
+                state
+            })
+        })
+    }
+
+    /// Scale and offset of a token's group of values; 0 past the last token, where anything may lie.
+    fn group_scales(
+        &self,
+        b: &mut Builder,
+        base: Value,
+        channel: Value,
+        within: Value,
+        inside: Value,
+    ) -> (Value, Value) {
+        let part = &self.op.layout.v;
+        let pool = self.params.get("pool");
+        let (group, _) = split(b, channel, part.codes.group(part.head_dim));
+        let index = codes::index(b, &self.op.layout, Side::V, within, group, false);
+        let none = b.f32(1, 0.0);
+        let (scale, offset) = if part.codes.two_level {
+            let place = b.add(base, index);
+            (codes::bytes(b, pool, place, part.inner, 1), None)
+        } else {
+            let place = times(b, index, 2);
+            let place = b.add(base, place);
+            let offset = part.codes.asymmetric.then(|| codes::bf16(b, pool, place, part.offset, 1));
+            (codes::bf16(b, pool, place, part.scale, 1), offset)
+        };
+        let scale = b.select(inside, scale, none);
+        let offset = match offset {
+            Some(offset) => b.select(inside, offset, none),
+            None => self.times_constant(b, scale, -part.codes.bias()),
+        };
+        (self.times_constant(b, scale, self.values.factors().0), offset)
+    }
+}
+
+/// Whether values of one token have several scales, which no weight can take over.
+fn grouped(kind: &KvCodes) -> bool {
+    matches!(kind.per, KvPer::Group(_))
+}
+
+/// Whether weights are multiplied by scales of whole tokens.
+pub(super) fn scales_weights(kind: &KvCodes) -> bool {
+    !kind.code.is_plain() && (!grouped(kind) || kind.two_level)
+}
+
+pub(super) fn has_offsets(kind: &KvCodes) -> bool {
+    kind.asymmetric || kind.bias() != 0.0
+}

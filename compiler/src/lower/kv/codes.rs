@@ -1,0 +1,334 @@
+//! Codes of a cache to numbers and back, in kernels. The only place here that knows what a code is.
+
+use super::super::memory::{at, scalar_of, times};
+use super::{int, plus};
+use crate::caps::{Caps, Feature};
+use crate::dtype::DType;
+use crate::format::kv::codes::{LARGEST, SMALLEST};
+use crate::format::kv::{KvCode, KvCodes, KvLayout, Part, Side};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value};
+
+/// How a kernel reads codes: fp8 by casts where the device has threads, else by shifts into an `f32` that is smaller by a
+/// power of two, whose two halves the caller multiplies to either factor of a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoder {
+    pub codes: KvCodes,
+    shifts: bool,
+}
+
+impl Decoder {
+    pub fn new(codes: KvCodes, caps: &Caps) -> Decoder {
+        Decoder { codes, shifts: !caps.features.has(Feature::Workgroups) }
+    }
+
+    /// What the other factor is multiplied by before, and the product after; their product makes up for the shift.
+    pub fn factors(&self) -> (f32, f32) {
+        let power = |n: i32| 2f32.powi(n);
+        match self.codes.code {
+            KvCode::E4m3fn if self.shifts => (power(60), power(60)),
+            KvCode::E4m3fnuz if self.shifts => (power(60), power(59)),
+            KvCode::E5m2 if self.shifts => (power(56), power(56)),
+            _ => (1.0, 1.0),
+        }
+    }
+
+    /// The type of a unit of storage in `lanes` lanes.
+    pub fn unit_type(&self, lanes: u8) -> Type {
+        match self.codes.code {
+            KvCode::F16 => Type::vector(Scalar::F16, lanes),
+            KvCode::Bf16 => Type::vector(Scalar::Bf16, lanes),
+            _ => Type::vector(Scalar::I32, lanes),
+        }
+    }
+
+    /// The numbers of a unit of storage, in order; the bias of nibbles is still in them.
+    pub fn numbers(&self, b: &mut Builder, unit: Value) -> Vec<Value> {
+        let lanes = b.ty(unit).lanes;
+        let floats = Type::vector(Scalar::F32, lanes);
+        let signed = !self.codes.asymmetric;
+        match self.codes.code {
+            KvCode::F16 | KvCode::Bf16 => vec![b.cast(CastOp::Float, unit, Scalar::F32)],
+            KvCode::Int8 => (0..4).map(|j| b.unpack(unit, 8 * j, 8, signed, floats)).collect(),
+            KvCode::Int4 => (0..8).map(|j| b.unpack(unit, j % 4 * 8 + j / 4 * 4, 4, false, floats)).collect(),
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.shifts => {
+                let (down, mask) = if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
+                (0..4)
+                    .map(|j| {
+                        let top = if j == 3 { unit } else { b.bin_imm(BinOp::Shl, unit, 24 - 8 * j) };
+                        let bits = b.bin_imm(BinOp::ShrS, top, down);
+                        let bits = b.bin_imm(BinOp::And, bits, mask as i64);
+                        b.bitcast(bits, floats)
+                    })
+                    .collect()
+            }
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => {
+                let scalar = scalar_of(self.codes.code.float().unwrap_or(DType::E4m3fn));
+                let bytes = b.bitcast(unit, Type::vector(scalar, 4 * lanes));
+                let all = b.cast(CastOp::Float, bytes, Scalar::F32);
+                (0..4u8)
+                    .map(|j| {
+                        let picks: Vec<u8> = (0..lanes).map(|lane| 4 * lane + j).collect();
+                        if lanes == 1 { b.extract(all, j) } else { b.swizzle(all, all, &picks) }
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// bf16 bits, one per lane, as `f32`.
+pub fn bf16(b: &mut Builder, memory: Memory, place: Value, offset: usize, lanes: u8) -> Value {
+    let bits = b.load(Type::vector(Scalar::I16, lanes), at(memory, Some(place), offset), 2);
+    let wide = b.cast(CastOp::ExtendU, bits, Scalar::I32);
+    let high = b.bin_imm(BinOp::Shl, wide, 16);
+    b.bitcast(high, Type::vector(Scalar::F32, lanes))
+}
+
+/// Bytes, one per lane, as `f32`.
+pub fn bytes(b: &mut Builder, memory: Memory, place: Value, offset: usize, lanes: u8) -> Value {
+    let bits = b.load(Type::vector(Scalar::I8, lanes), at(memory, Some(place), offset), 1);
+    let wide = b.cast(CastOp::ExtendU, bits, Scalar::I32);
+    b.cast(CastOp::IntToFloatS, wide, Scalar::F32)
+}
+
+/// `2^x` for `x` up to 0 (a little above does no harm): within 2 units in the last place from 2^-125 on, 0 below; NaN stays.
+/// Made of instructions that every target rounds alike, so that all of them agree.
+pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let least = b.f32(ty.lanes, -125.0);
+    let zero = b.f32(ty.lanes, 0.0);
+    let gone = b.cmp(CmpOp::Lt, x, least);
+    let x = b.bin(BinOp::Max, x, least);
+    let whole = b.un(UnOp::Nearest, x);
+    let rest = b.bin(BinOp::Sub, x, whole);
+    // The Taylor series of 2^f on [-1/2, 1/2]; the rest after the seventh power is 5.3e-9.
+    let mut coefficient = 1.0f64;
+    let mut series = vec![1.0f32];
+    for power in 1..=7 {
+        coefficient *= std::f64::consts::LN_2 / power as f64;
+        series.push(coefficient as f32);
+    }
+    let mut sum = b.f32(ty.lanes, series[7]);
+    for &coefficient in series[..7].iter().rev() {
+        let coefficient = b.f32(ty.lanes, coefficient);
+        sum = b.fma(sum, rest, coefficient);
+    }
+    let n = b.cast(CastOp::FloatToIntS, whole, Scalar::I32);
+    let n = b.bin_imm(BinOp::Shl, n, 23);
+    let bits = b.bitcast(sum, ty.with_scalar(Scalar::I32));
+    let bits = b.add(bits, n);
+    let power = b.bitcast(bits, ty);
+    b.select(gone, zero, power)
+}
+
+/// `format::kv::codes::sanitize`.
+pub fn sanitize(b: &mut Builder, codes: &KvCodes, x: Value) -> Value {
+    let limit = if codes.code.is_plain() { codes.top() } else { LARGEST };
+    let (high, low, smallest, zero) = (b.f32(1, limit), b.f32(1, -limit), b.f32(1, SMALLEST), b.f32(1, 0.0));
+    let clamped = b.bin(BinOp::Min, x, high);
+    let clamped = b.bin(BinOp::Max, clamped, low);
+    let size = b.un(UnOp::Abs, x);
+    let some = b.cmp(CmpOp::Le, smallest, size);
+    b.select(some, clamped, zero)
+}
+
+/// `format::kv::codes::scale_up`: the bits, `i32`, and the number.
+pub fn scale_up(b: &mut Builder, x: Value) -> (Value, Value) {
+    let bits = b.bitcast(x, Scalar::I32);
+    directed(b, bits, 0xffff)
+}
+
+/// `format::kv::codes::offset_down`.
+pub fn offset_down(b: &mut Builder, x: Value) -> (Value, Value) {
+    let bits = b.bitcast(x, Scalar::I32);
+    let zero = b.int(Scalar::I32, 0);
+    let negative = b.cmp(CmpOp::LtS, bits, zero);
+    let more = b.bin_imm(BinOp::Add, bits, 0xffff);
+    let bits = b.select(negative, more, bits);
+    directed(b, bits, 0)
+}
+
+fn directed(b: &mut Builder, bits: Value, add: i64) -> (Value, Value) {
+    let bits = if add == 0 { bits } else { b.bin_imm(BinOp::Add, bits, add) };
+    let short = b.bin_imm(BinOp::ShrU, bits, 16);
+    let back = b.bin_imm(BinOp::Shl, short, 16);
+    (short, b.bitcast(back, Scalar::F32))
+}
+
+/// `format::kv::codes::inverse`.
+pub fn inverse(b: &mut Builder, scale: Value) -> Value {
+    let (least, one, zero) = (b.f32(1, 1.0 / (1u128 << 120) as f32), b.f32(1, 1.0), b.f32(1, 0.0));
+    let quotient = b.bin(BinOp::Div, one, scale);
+    let some = b.cmp(CmpOp::Le, least, scale);
+    b.select(some, quotient, zero)
+}
+
+/// `format::kv::codes::code_of`: an `i32`.
+pub fn code_of(b: &mut Builder, codes: &KvCodes, x: Value, inverse: Value, offset: Value) -> Value {
+    let small = |b: &mut Builder, x: Value, scalar: Scalar| {
+        let narrow = b.cast(CastOp::Float, x, scalar);
+        let bits = b.bitcast(narrow, if scalar.bits() == 8 { Scalar::I8 } else { Scalar::I16 });
+        b.cast(CastOp::ExtendU, bits, Scalar::I32)
+    };
+    match codes.code {
+        KvCode::F16 => small(b, x, Scalar::F16),
+        KvCode::Bf16 => small(b, x, Scalar::Bf16),
+        KvCode::Int8 | KvCode::Int4 => {
+            let x = if codes.asymmetric { b.bin(BinOp::Sub, x, offset) } else { x };
+            let scaled = b.mul(x, inverse);
+            let rounded = b.un(UnOp::Nearest, scaled);
+            let low = b.f32(1, if codes.asymmetric { 0.0 } else { -codes.top() });
+            let high = b.f32(1, codes.top());
+            let clamped = b.bin(BinOp::Max, rounded, low);
+            let clamped = b.bin(BinOp::Min, clamped, high);
+            let code = b.cast(CastOp::FloatToIntS, clamped, Scalar::I32);
+            let code = if codes.bias() == 0.0 { code } else { b.bin_imm(BinOp::Add, code, codes.bias() as i64) };
+            b.bin_imm(BinOp::And, code, if codes.code == KvCode::Int8 { 0xff } else { 0xf })
+        }
+        KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => {
+            let scaled = b.mul(x, inverse);
+            small(b, scaled, scalar_of(codes.code.float().unwrap_or(DType::E4m3fn)))
+        }
+    }
+}
+
+/// Scale and offset of one token's channel as scalars: `statics` is the caller's buffer, `base` the record's first byte.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    pub side: Side,
+    pub pool: Memory,
+    pub statics: Option<Memory>,
+}
+
+impl Scales {
+    /// The caller's scale and offset of a head; offset 0 where symmetric.
+    pub fn given(&self, b: &mut Builder, part: &Part, head: Value) -> (Value, Value) {
+        let zero = b.f32(1, 0.0);
+        let Some(memory) = self.statics else { return (zero, zero) };
+        let place = times(b, head, 16);
+        let first = if self.side == Side::K { 0 } else { 8 };
+        let scale = b.load(Scalar::F32, at(memory, Some(place), first), 4);
+        if !part.codes.asymmetric {
+            return (scale, zero);
+        }
+        (scale, b.load(Scalar::F32, at(memory, Some(place), first + 4), 4))
+    }
+
+    /// Scale (both levels) and offset of a token and group (or channel).
+    pub fn of(
+        &self,
+        b: &mut Builder,
+        layout: &KvLayout,
+        base: Value,
+        head: Value,
+        token: Value,
+        group: Value,
+    ) -> (Value, Value) {
+        let part = layout.part(self.side);
+        let zero = b.f32(1, 0.0);
+        if part.codes.code.is_plain() {
+            return (b.f32(1, 1.0), zero);
+        }
+        if part.codes.is_static() {
+            return self.given(b, part, head);
+        }
+        let index = |b: &mut Builder, two_level: bool| index(b, layout, self.side, token, group, two_level);
+        let first = index(b, part.codes.two_level);
+        let first = times(b, first, 2);
+        let place = b.add(base, first);
+        let mut scale = bf16(b, self.pool, place, part.scale, 1);
+        if part.codes.two_level {
+            let inner = index(b, false);
+            let place = b.add(base, inner);
+            let inner = bytes(b, self.pool, place, part.inner, 1);
+            scale = b.mul(scale, inner);
+        }
+        let offset = if part.codes.asymmetric { bf16(b, self.pool, place, part.offset, 1) } else { zero };
+        (scale, offset)
+    }
+}
+
+/// Number of the scale of a token and group in its section; `outer` asks for the first of two levels.
+pub fn index(b: &mut Builder, layout: &KvLayout, side: Side, token: Value, group: Value, outer: bool) -> Value {
+    use crate::format::kv::KvPer;
+    match layout.part(side).codes.per {
+        KvPer::Channel => group,
+        KvPer::Group(_) if !outer => {
+            let before = times(b, group, layout.page);
+            b.add(before, token)
+        }
+        KvPer::Group(_) | KvPer::Tensor | KvPer::Head | KvPer::Token => token,
+    }
+}
+
+/// Byte (from the record's first) of the unit that holds a token's channel; both `i64`.
+pub fn unit_place(b: &mut Builder, layout: &KvLayout, side: Side, token: Value, channel: Value) -> Value {
+    let part = layout.part(side);
+    let (per, size) = (part.codes.code.per_unit(), part.codes.code.unit_bytes());
+    let shift = per.trailing_zeros() as i64;
+    let unit = match side {
+        Side::K => {
+            let block = b.bin_imm(BinOp::ShrU, token, 4);
+            let block = times(b, block, part.head_dim / per);
+            let column = b.bin_imm(BinOp::ShrU, channel, shift);
+            let column = b.add(block, column);
+            let before = times(b, column, 16);
+            let lane = b.bin_imm(BinOp::And, token, 15);
+            b.add(before, lane)
+        }
+        Side::V => {
+            let block = b.bin_imm(BinOp::ShrU, channel, 4);
+            let block = times(b, block, layout.page / per);
+            let row = b.bin_imm(BinOp::ShrU, token, shift);
+            let row = b.add(block, row);
+            let before = times(b, row, 16);
+            let lane = b.bin_imm(BinOp::And, channel, 15);
+            b.add(before, lane)
+        }
+    };
+    let place = times(b, unit, size);
+    plus(b, place, part.code)
+}
+
+/// First byte of a head of a page.
+pub fn record(b: &mut Builder, layout: &KvLayout, page: Value, head: Value) -> Value {
+    let page = times(b, page, layout.page_bytes());
+    let head = times(b, head, layout.record);
+    b.add(page, head)
+}
+
+/// The bit where code `within` (`i64`) of a unit starts, `i32`.
+pub fn bit_of(b: &mut Builder, per: usize, within: Value) -> Value {
+    let within = b.cast(CastOp::Truncate, within, Scalar::I32);
+    match per {
+        8 => {
+            let byte = b.bin_imm(BinOp::And, within, 3);
+            let byte = b.bin_imm(BinOp::Shl, byte, 3);
+            let half = b.bin_imm(BinOp::And, within, 4);
+            b.bin(BinOp::Or, byte, half)
+        }
+        _ => b.bin_imm(BinOp::Shl, within, 3),
+    }
+}
+
+/// The bits of a unit of codes before code `within` (`i64`), as a mask, `i32`.
+pub fn bits_before(b: &mut Builder, per: usize, within: Value) -> Value {
+    let ones = |b: &mut Builder, count: Value| {
+        let bits = times(b, count, 8);
+        let one = int(b, 1);
+        let power = b.bin(BinOp::Shl, one, bits);
+        let mask = b.bin_imm(BinOp::Add, power, -1);
+        b.cast(CastOp::Truncate, mask, Scalar::I32)
+    };
+    if per == 4 {
+        return ones(b, within);
+    }
+    let four = int(b, 4);
+    let low = b.bin(BinOp::MinS, within, four);
+    let high = b.bin(BinOp::MaxS, within, four);
+    let high = b.bin_imm(BinOp::Add, high, -4);
+    let (low, high) = (ones(b, low), ones(b, high));
+    let low = b.bin_imm(BinOp::And, low, 0x0f0f_0f0f);
+    let high = b.bin_imm(BinOp::And, high, 0xf0f0_f0f0);
+    b.bin(BinOp::Or, low, high)
+}

@@ -1,0 +1,96 @@
+//! Family of `attend_merge`: a workgroup makes the output of one query row and head from its slots.
+//!
+//! Each thread walks over the slots for its own channels: first for the largest score, then for the sums. A row without
+//! slots, or whose slots saw no token, is 0.
+
+use super::super::memory::{at, scalar_of, split, times};
+use super::codes;
+use super::{Params, field, int, local};
+use crate::caps::{Caps, Feature};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, Value};
+use crate::op::kv::{Merge, ROW};
+use crate::schedule::KvSchedule;
+
+pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule, caps: &Caps) {
+    let many = caps.features.has(Feature::Workgroups);
+    let lanes: u8 = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
+    let row = b.builtin(Builtin::WorkgroupId(0));
+    let row = b.cast(CastOp::ExtendS, row, Scalar::I64);
+    let head = b.builtin(Builtin::WorkgroupId(1));
+    let head = b.cast(CastOp::ExtendS, head, Scalar::I64);
+    let rows = params.get("rows");
+    let f: Vec<Value> = (0..3).map(|i| field(b, rows, row, ROW, i)).collect();
+    let group = op.heads / op.kv_heads;
+    let (kv_head, member) = split(b, head, group);
+    // Number of this row and head in a slot.
+    let query = times(b, f[2], group);
+    let inner = b.add(query, member);
+    let per_slot = op.queries * group;
+    let line = |b: &mut Builder, slot: Value| {
+        let slot = b.add(f[0], slot);
+        let slot = times(b, slot, op.kv_heads);
+        let slot = b.add(slot, kv_head);
+        let slot = times(b, slot, per_slot);
+        b.add(slot, inner)
+    };
+    let (o, ml) = (params.get("o"), params.get("ml"));
+    let stat = |b: &mut Builder, slot: Value, which: usize| {
+        let line = line(b, slot);
+        let place = times(b, line, 8);
+        b.load(Scalar::F32, at(ml, Some(place), which * 4), 4)
+    };
+    let zero = int(b, 0);
+    let lowest = b.f32(1, -1e30);
+    let sink = params.find("sinks").map(|memory| {
+        let place = times(b, head, 4);
+        let sink = b.load(Scalar::F32, at(memory, Some(place), 0), 4);
+        let unit = b.f32(1, std::f32::consts::LOG2_E);
+        b.mul(sink, unit)
+    });
+    let first = sink.map_or(lowest, |sink| b.bin(BinOp::Max, lowest, sink));
+    let top = b.for_loop(zero, f[1], 1, &[first], |b, slot, top| {
+        let m = stat(b, slot, 0);
+        vec![b.bin(BinOp::Max, top[0], m)]
+    })[0];
+    let none = b.f32(1, 0.0);
+    let extra = match sink {
+        Some(sink) => {
+            let x = b.bin(BinOp::Sub, sink, top);
+            codes::power_of_two(b, x)
+        }
+        None => none,
+    };
+    let start = local(b, schedule.threads);
+    let start = times(b, start, lanes as usize);
+    let end = int(b, op.dim);
+    let step = schedule.threads as i64 * lanes as i64;
+    b.for_loop(start, end, step, &[], |b, channel, _| {
+        let nothing = b.f32(lanes, 0.0);
+        let sums = b.for_loop(zero, f[1], 1, &[nothing, extra], |b, slot, sums| {
+            let m = stat(b, slot, 0);
+            let l = stat(b, slot, 1);
+            let x = b.bin(BinOp::Sub, m, top);
+            let weight = codes::power_of_two(b, x);
+            let line = line(b, slot);
+            let place = times(b, line, op.dim);
+            let place = b.add(place, channel);
+            let place = times(b, place, 4);
+            let value = b.load(Type::vector(Scalar::F32, lanes), at(o, Some(place), 0), 4);
+            let wide = b.splat(weight, lanes);
+            vec![b.fma(value, wide, sums[0]), b.fma(l, weight, sums[1])]
+        });
+        let below = b.splat(sums[1], lanes);
+        let quotient = b.bin(BinOp::Div, sums[0], below);
+        let empty = b.cmp(CmpOp::Eq, below, nothing);
+        let y = b.select(empty, nothing, quotient);
+        let scalar = scalar_of(op.out);
+        let y = if scalar == Scalar::F32 { y } else { b.cast(CastOp::Float, y, scalar) };
+        let line = times(b, row, op.heads);
+        let line = b.add(line, head);
+        let place = times(b, line, op.dim);
+        let place = b.add(place, channel);
+        let place = times(b, place, scalar.bytes() as usize);
+        b.store(at(params.get("y"), Some(place), 0), scalar.bytes(), y);
+        Vec::new()
+    });
+}

@@ -1,0 +1,22 @@
+//! How an operation on a KV cache runs.
+
+use serde::{Deserialize, Serialize};
+
+/// A schedule of an operation on a KV cache. Only attention has more than threads to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KvSchedule {
+    /// Threads per workgroup.
+    pub threads: u32,
+    /// Tokens between two looks at the largest score.
+    pub tile: u32,
+    /// Query rows whose sums are held in registers together.
+    pub rows: u32,
+    /// Vectors of tokens, or of channels, that share a query's or a weight's number.
+    pub vectors: u32,
+}
+
+impl Default for KvSchedule {
+    fn default() -> KvSchedule {
+        KvSchedule { threads: 1, tile: 64, rows: 4, vectors: 2 }
+    }
+}

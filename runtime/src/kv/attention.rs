@@ -1,0 +1,100 @@
+//! Attention of a step over the cache: a plan, a launch for each pool, the merge.
+
+use super::plan::{Queries, Segment, Splits, attend as plan_attend};
+use super::{AttendOptions, KvCache};
+use crate::{LaunchArg, View};
+use bitsmith_compiler::op::kv::{Attend, ITEM, KvOp, Merge, ROW};
+use bitsmith_compiler::{Error, Result};
+
+impl KvCache {
+    /// Attention of the step's queries `[rows, heads, k_dim]` over all tokens of their requests, the step's own included:
+    /// causal. Outputs are `[rows, heads, v_dim]`; those of a request without tokens are 0.
+    pub fn attend(&mut self, layer: usize, q: View<'_>, y: View<'_>, options: &AttendOptions) -> Result<()> {
+        self.check("q", &q, self.shape.heads * self.shape.k_dim)?;
+        self.check("y", &y, self.shape.heads * self.shape.v_dim)?;
+        for (what, list) in [("slopes", &options.slopes), ("sinks", &options.sinks)] {
+            if !list.is_empty() && list.len() != self.shape.heads {
+                return Err(Error::invalid(format!("{} {what}; accepted: one per query head, or none", list.len())));
+            }
+        }
+        let part = self.layer(layer)?;
+        let (layout, page) = (part.layout, self.shape.page);
+        let group = (self.shape.heads / self.shape.kv_heads.max(1)).max(1);
+        let longest = self.step.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(());
+        }
+        let queries = longest.min((self.programs.most_rows() / group).max(1));
+        // Tables live until the plan is made.
+        let mut tables = Vec::new();
+        for &(id, _) in &self.step {
+            let ring =
+                part.window.as_ref().map(|window| window.table(id, self.pages.tokens(id).unwrap_or(0).div_ceil(page)));
+            tables.push((self.pages.table(id)?.to_vec(), ring.unwrap_or_default()));
+        }
+        let mut segments = Vec::new();
+        for (&(id, _), (table, ring)) in self.step.iter().zip(&tables) {
+            let tokens = self.pages.tokens(id)?;
+            let sealed = part.window.as_ref().map_or(tokens, |window| (window.sealed[id.slot()] * page).min(tokens));
+            let mut list = vec![Segment { table, first_page: 0, start: 0, end: sealed }];
+            if part.window.is_some() {
+                list.push(Segment { table: ring, first_page: 0, start: sealed, end: tokens });
+            }
+            segments.push(list);
+        }
+        let (mut batch, mut row) = (Vec::new(), 0);
+        for (&(id, count), segments) in self.step.iter().zip(&segments) {
+            let position = self.pages.tokens(id)? - count;
+            batch.push(Queries { row, count, position, segments });
+            row += count;
+        }
+        let pools = 1 + usize::from(part.window.is_some());
+        let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.workers() * 4));
+        let plan = plan_attend(&batch, pools, page, queries, options.sight, splits)?;
+        let op = Attend {
+            layout,
+            heads: self.shape.heads,
+            queries,
+            input: self.shape.dtype,
+            scale: options.scale,
+            softcap: options.softcap,
+            alibi: !options.slopes.is_empty(),
+            sight: options.sight,
+        };
+        let rows_per_slot = self.shape.kv_heads * op.rows();
+        let o = self.programs.scratch("o", plan.slots.max(1) * rows_per_slot * self.shape.v_dim * 4)?;
+        let ml = self.programs.scratch("ml", plan.slots.max(1) * rows_per_slot * 8)?;
+        let slopes = self.programs.floats("slopes", &options.slopes)?;
+        let part = &self.layers[layer];
+        let mut targets = vec![(layout, part.pool.clone(), part.statics.clone())];
+        targets.extend(part.window.as_ref().map(|window| (window.layout, window.pool.clone(), None)));
+        for (i, (layout, pool, statics)) in targets.iter().enumerate() {
+            if plan.items[i].is_empty() {
+                continue;
+            }
+            let op = KvOp::Attend(Attend { layout: *layout, ..op });
+            let (items, table) =
+                (self.programs.list("items", &plan.items[i])?, self.programs.list("table", &plan.tables[i])?);
+            let mut args = vec![LaunchArg::Buffer(q), LaunchArg::Buffer(pool.view())];
+            args.extend([LaunchArg::Buffer(table.view()), LaunchArg::Buffer(items.view())]);
+            args.extend(statics.as_ref().map(|buffer| LaunchArg::Buffer(buffer.view())));
+            args.extend((!options.slopes.is_empty()).then(|| LaunchArg::Buffer(slopes.view())));
+            args.extend([LaunchArg::Buffer(o.view()), LaunchArg::Buffer(ml.view())]);
+            self.programs.launch(&op, plan.items[i].len() / ITEM, args)?;
+        }
+        let merge = KvOp::Merge(Merge {
+            heads: self.shape.heads,
+            kv_heads: self.shape.kv_heads,
+            queries,
+            dim: self.shape.v_dim,
+            out: self.shape.dtype,
+            sinks: !options.sinks.is_empty(),
+        });
+        let rows = self.programs.list("rows", &plan.rows)?;
+        let sinks = self.programs.floats("sinks", &options.sinks)?;
+        let mut args = vec![LaunchArg::Buffer(o.view()), LaunchArg::Buffer(ml.view()), LaunchArg::Buffer(rows.view())];
+        args.extend((!options.sinks.is_empty()).then(|| LaunchArg::Buffer(sinks.view())));
+        args.push(LaunchArg::Buffer(y));
+        self.programs.launch(&merge, plan.rows.len() / ROW, args)
+    }
+}

@@ -1,0 +1,139 @@
+//! Kernels of the KV cache for NVIDIA GPUs: every head shape and format assembles. Some kernels in a
+//! hundred keep a word or two in local memory, which the test counts, names and bounds.
+
+use bitsmith_compiler::compile_kv;
+use bitsmith_compiler::dtype::DType;
+use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
+use bitsmith_compiler::ir::Kernel;
+use bitsmith_compiler::lower::kv::choose;
+use bitsmith_compiler::op::kv::{Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
+use bitsmith_compiler::target::Target;
+use bitsmith_compiler::target::ptx::PtxTarget;
+use bitsmith_tests::ptxas;
+
+/// Query heads, KV heads, channels of keys, of values: MHA, GQA and MQA of all sizes.
+const SHAPES: [(usize, usize, usize, usize); 8] = [
+    (12, 12, 64, 64),
+    (32, 8, 64, 64),
+    (32, 32, 80, 80),
+    (32, 32, 96, 96),
+    (32, 8, 128, 128),
+    (64, 8, 128, 128),
+    (16, 2, 192, 128),
+    (8, 1, 256, 256),
+];
+
+/// Most bytes of local memory per thread, and one in how many kernels may have any.
+const MOST_LOCAL: u32 = 16;
+const SPILLING: usize = 20;
+
+/// Operations on a cache of a shape and format; `turn` varies what formats do not say.
+fn operations(name: &str, (heads, kv_heads, k_dim, v_dim): (usize, usize, usize, usize), turn: usize) -> Vec<KvOp> {
+    let page = [16, 64, 128][turn % 3];
+    let format: KvFormat = name.parse().unwrap();
+    let Ok(layout) = KvLayout::new(
+        KvFormat { window: if format.window > 0 { 128 } else { 0 }, ..format },
+        page,
+        kv_heads,
+        k_dim,
+        v_dim,
+    ) else {
+        // Groups that do not divide the head.
+        return Vec::new();
+    };
+    let plain = KvLayout::new(KvFormat::F16, page, kv_heads, k_dim, v_dim).unwrap();
+    let queries = if heads / kv_heads <= 4 && turn % 2 == 1 { 2 } else { 1 };
+    let attend = Attend {
+        layout,
+        heads,
+        queries,
+        input: if turn % 2 == 0 { DType::F16 } else { DType::Bf16 },
+        scale: 1.0 / (k_dim as f32).sqrt(),
+        softcap: (turn % 5 == 0).then_some(50.0),
+        alibi: turn % 4 == 0,
+        sight: if turn % 3 == 0 { Sight::Window { window: 4096, first: 4 } } else { Sight::All },
+    };
+    let merge = Merge { heads, kv_heads, queries, dim: v_dim, out: DType::F16, sinks: turn % 2 == 0 };
+    let rope = (turn % 2 == 0).then_some(Rope { rotary: k_dim, interleaved: false });
+    let direct = if format.window > 0 { plain } else { layout };
+    let mut list = vec![
+        KvOp::Attend(attend),
+        KvOp::Append(KvAppend { layout: direct, input: DType::F16, rope }),
+        KvOp::Merge(merge),
+        KvOp::Dequant(KvDequant { layout, out: DType::F16 }),
+    ];
+    if format.window > 0 {
+        list.push(KvOp::Requantize(KvRequantize { from: plain, to: layout }));
+    }
+    list
+}
+
+#[test]
+fn every_head_shape_assembles_within_its_means() {
+    let Some(tool) = ptxas::find("every_head_shape_assembles_within_its_means") else { return };
+    let half = |parity: usize| {
+        let mut wrong = Vec::new();
+        let (mut count, mut spilling) = (0, 0);
+        // The general family is the same for all of them; what differs is what they can convert.
+        for (t, name) in ["a100", "h200"].into_iter().enumerate() {
+            let target = PtxTarget::named(name).unwrap();
+            let (mut modules, mut kernels, mut what): (Vec<String>, Vec<Kernel>, Vec<String>) = Default::default();
+            for (f, format) in KvFormat::NAMED.iter().enumerate() {
+                for (s, shape) in SHAPES.into_iter().enumerate() {
+                    // Each device takes half of them; every shape and every format is with both.
+                    if (f + s) % 2 != t || (f / 2 + s) % 2 != parity {
+                        continue;
+                    }
+                    for op in operations(format, shape, f + s) {
+                        let schedule = choose(&op, target.caps());
+                        let made = compile_kv(&op, &schedule, &target).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+                        let text = std::str::from_utf8(made.artifact.payload.bytes()).unwrap();
+                        let name = format!("kernel_{}", kernels.len());
+                        let entry = format!(".entry {}(", made.artifact.entry);
+                        modules.push(text.replacen(&entry, &format!(".entry {name}("), 1));
+                        kernels.push(Kernel { name, ..made.legal });
+                        what.push(format!("{} {format} {shape:?}", op.name()));
+                    }
+                }
+            }
+            for ((modules, kernels), what) in modules.chunks(40).zip(kernels.chunks(40)).zip(what.chunks(40)) {
+                let entries =
+                    tool.assemble(target.arch().name, modules, false).unwrap_or_else(|e| panic!("{name}: {e}"));
+                for (kernel, what) in kernels.iter().zip(what) {
+                    count += 1;
+                    match entries.get(&kernel.name) {
+                        Some(entry) if entry.registers == 0 || entry.stack > MOST_LOCAL => {
+                            wrong.push(format!("{name}: {what}: {} bytes of local memory", entry.stack));
+                        }
+                        Some(entry) => {
+                            if entry.spills > 0 || entry.stack > 0 {
+                                spilling += 1;
+                                println!(
+                                    "{name}: {what}: {} bytes of local memory, {} of spills",
+                                    entry.stack, entry.spills
+                                );
+                            }
+                        }
+                        None => wrong.push(format!("{name}: {what}: not reported")),
+                    }
+                }
+            }
+        }
+        (count, spilling, wrong)
+    };
+    let (first, second) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| half(1));
+        (half(0), other.join().expect("the other half panicked"))
+    });
+    let (count, spilling) = (first.0 + second.0, first.1 + second.1);
+    let wrong: Vec<String> = first.2.into_iter().chain(second.2).collect();
+    println!("{count} kernels of the KV cache assembled, {spilling} of them with local memory");
+    assert!(
+        wrong.is_empty(),
+        "{} of {count}:\n{}",
+        wrong.len(),
+        wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
+    );
+    assert!(spilling * SPILLING <= count, "{spilling} of {count} kernels have local memory");
+    assert!(count > 250, "{count} kernels are too few");
+}
