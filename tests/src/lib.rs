@@ -7,6 +7,7 @@ pub mod poison;
 pub mod ptxas;
 pub mod random;
 pub mod run;
+pub mod stages;
 pub mod vulkan;
 pub mod x86;
 
