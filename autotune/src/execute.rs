@@ -70,6 +70,11 @@ impl<'d> Prepared<'d> {
         self.device.launch(&Launch { program: &self.program, grid: self.grid, args })
     }
 
+    /// Waits for every launch.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
     /// The outputs, in order.
     pub fn outputs(&self) -> Result<Vec<Vec<u8>>> {
         self.device.synchronize()?;

@@ -11,7 +11,7 @@ use bitsmith_compiler::format::n16::N16;
 use bitsmith_compiler::op::{Activation, Op};
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_runtime::Device;
-use bitsmith_runtime::roofs::Roofs;
+use bitsmith_runtime::roofs::{self, Roofs};
 use bitsmith_runtime::timing::Measurement;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -109,6 +109,7 @@ pub(crate) fn measure(
     let prepared = Prepared::new(device, &problem, artifact, schedule, copies)?;
     let start = Instant::now();
     prepared.launch(0)?;
+    prepared.synchronize()?;
     let first = start.elapsed().as_secs_f64();
     let check = compared(&prepared, &problem)?;
     let seconds = sample(&prepared, before, first, effort.budget)?;
@@ -147,6 +148,13 @@ pub(crate) fn set_roofs(rows: &mut [Row], op: impl Fn(&Row) -> Option<Op>, roofs
     }
 }
 
+/// The roofs of the processor that a device runs on, by so many threads; none of a device that is not this machine's own
+/// processor, whose memory and arithmetic the host cannot measure.
+pub(crate) fn roofs(device: &dyn Device, footprint: usize) -> Option<Roofs> {
+    let info = device.info();
+    info.name.starts_with("cpu").then(|| roofs::measure(info.threads, footprint))
+}
+
 /// Launches once and compares.
 pub(crate) fn checked(prepared: &Prepared<'_>, problem: &Problem) -> Result<Report, Failure> {
     prepared.launch(0)?;
@@ -179,6 +187,7 @@ fn sample(
             prepared.launch(turn)?;
             turn += 1;
         }
+        prepared.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / runs as f64)
     };
     if first > 4.0 * LONG && before.is_none() {
@@ -235,7 +244,7 @@ pub(crate) fn table<'r>(rows: impl Iterator<Item = &'r Row>, phase: Phase) -> Ta
             time(row.seconds.median),
             format!("{:.1}", if phase == Phase::Prefill { row.gops } else { row.gbs }),
             row.fraction.map_or("-".into(), |fraction| format!("{:.0} %", 100.0 * fraction)),
-            row.roof.into(),
+            if row.roof.is_empty() { "-".into() } else { row.roof.into() },
             format!("{:.2e}", row.check.max_error),
             format!("{:.2e}", row.check.bound),
             ratio(row.check.worst_ratio),

@@ -1,5 +1,6 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
+pub mod browser;
 pub mod cases;
 pub mod hip;
 pub mod machine;

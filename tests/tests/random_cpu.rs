@@ -3,8 +3,8 @@
 use bitsmith_compiler::ir::parse;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
-use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_runtime::Device;
+use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_tests::cpu_levels;
 use bitsmith_tests::random::{Case, Options, kernel};
 use bitsmith_tests::stages::{interpret, on_device, proven};

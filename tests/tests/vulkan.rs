@@ -12,9 +12,9 @@ use bitsmith_compiler::target::spirv::SpirvTarget;
 use bitsmith_runtime::Device;
 use bitsmith_runtime::vulkan::{Options as Open, VulkanDevice};
 use bitsmith_tests::random::{Options, kernel};
-use bitsmith_tests::{cases, poison, run, skip};
 use bitsmith_tests::stages::{interpret, on_device, proven};
 use bitsmith_tests::vulkan::SpirvVal;
+use bitsmith_tests::{cases, poison, run, skip};
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -152,11 +152,7 @@ fn random_kernels_at_width_16() {
 }
 
 /// One operation by one family through every stage; gives the family and the largest ratio of an error to its bound.
-fn family_case(
-    device: &VulkanDevice,
-    validator: Option<&SpirvVal>,
-    seed: u64,
-) -> Result<(&'static str, f64), String> {
+fn family_case(device: &VulkanDevice, validator: Option<&SpirvVal>, seed: u64) -> Result<(&'static str, f64), String> {
     let caps = device.caps();
     let case = cases::case(seed, caps);
     let at = |stage: &str, why: String| format!("seed {seed}, {stage}: {why}\n  {case:?}");

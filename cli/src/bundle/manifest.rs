@@ -35,6 +35,9 @@ pub struct Manifest {
     /// The C header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<FileEntry>,
+    /// Other files: WebGPU's page and its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<FileEntry>,
     /// The kernels.
     pub kernels: Vec<KernelEntry>,
 }

@@ -5,6 +5,7 @@
 
 mod header;
 mod manifest;
+mod page;
 mod write;
 
 pub use manifest::{ArgEntry, FileEntry, Grid, KernelEntry, MANIFEST, Manifest, SCHEMA, ToolVersions};
@@ -54,12 +55,19 @@ pub fn files(pieces: &[Piece<'_>], maker: &Maker, recipe: &str, model: &str) -> 
         recipe: recipe.to_string(),
         model: model.to_string(),
         header: None,
+        extra: Vec::new(),
         kernels,
     };
     if maker.links() {
         let header = header::render(&manifest)?.into_bytes();
         manifest.header = Some(FileEntry { file: HEADER.to_string(), sha256: sha256(&header) });
         files.push((HEADER.to_string(), header));
+    }
+    if maker.browses() {
+        for (name, bytes) in page::files(pieces, &manifest)? {
+            manifest.extra.push(FileEntry { file: name.clone(), sha256: sha256(&bytes) });
+            files.push((name, bytes));
+        }
     }
     files.push((MANIFEST.to_string(), manifest.to_text()?.into_bytes()));
     Ok(files)

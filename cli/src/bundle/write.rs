@@ -96,7 +96,8 @@ fn occupied(out: &Path) -> Result<bool, Failure> {
     let text = fs::read_to_string(out.join(MANIFEST)).map_err(|_| foreign("it has no manifest.json"))?;
     let manifest = Manifest::parse(&text, MANIFEST).map_err(|_| foreign("its manifest.json is of another kind"))?;
     let listed = |name: &std::ffi::OsStr| {
-        let files = manifest.header.iter().chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        let files =
+            manifest.header.iter().chain(&manifest.extra).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
         name == MANIFEST || files.into_iter().any(|file| name == file.file.as_str())
     };
     match names.iter().find(|name| !listed(name)) {

@@ -103,9 +103,8 @@ impl Bench {
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
         for device in &devices {
-            let threads = device.info().threads;
             let footprint = cycle.max(256 << 20);
-            let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
+            let (roofs_before, first) = (measure::roofs(&**device, footprint), summary.measurements.len());
             for &m in &self.m {
                 let schedule = lower::choose(&op, device.caps(), m)?;
                 let made = compile(&op, &schedule, device.target())?;
@@ -132,9 +131,11 @@ impl Bench {
                 let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
-            let roofs = roofs_before.higher(&roofs::measure(threads, footprint));
-            measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
-            summary.roofs.push(roofs);
+            if let (Some(before), Some(after)) = (roofs_before, measure::roofs(&**device, footprint)) {
+                let roofs = before.higher(&after);
+                measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
+                summary.roofs.push(roofs);
+            }
         }
         if self.json {
             io.json(&summary)?

@@ -30,7 +30,7 @@ pub struct Generate {
     /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
     #[arg(long, value_name = "SHAPES")]
     shapes: String,
-    /// Where the kernels run: cpu, cpu:<threads>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture (sm_90a)
+    /// Where the kernels run: cpu, cpu:<threads>, vulkan:<index>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture (sm_90a), vulkan, webgpu
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Folder of the bundle; an old bundle there is replaced
@@ -136,7 +136,7 @@ impl Generate {
         };
         bundle::write(&self.out, &files)?;
         let (roofs, rows) = match &measured {
-            Some((roofs, rows)) => (Some(*roofs), rows.as_slice()),
+            Some((roofs, rows)) => (*roofs, rows.as_slice()),
             None => (None, [].as_slice()),
         };
         let summary = Summary {
@@ -179,9 +179,12 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
 
 /// Measures every kernel with every number of rows that it was chosen for, kernels of the same operation one after the
 /// other, since they share the weights.
-fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
-    let threads = device.info().threads;
-    let before = roofs::measure(threads, CYCLE);
+fn measure_all(
+    device: &dyn Device,
+    plan: &Plan,
+    compiled: &[Compiled],
+) -> Result<(Option<roofs::Roofs>, Vec<Row>), Failure> {
+    let before = measure::roofs(device, CYCLE);
     let mut jobs: Vec<(&Planned, &Compiled, usize)> = plan
         .kernels
         .iter()
@@ -213,12 +216,14 @@ fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Resul
     }
     bar.finish_and_clear();
     rows.sort_by_key(|row| row.phase);
-    let roofs = before.higher(&roofs::measure(threads, CYCLE));
+    let roofs = before.zip(measure::roofs(device, CYCLE)).map(|(before, after)| before.higher(&after));
     let op = |row: &Row| {
         let at = compiled.iter().position(|made| made.artifact.entry == row.entry)?;
         plan.kernels.get(at).map(|kernel| kernel.op)
     };
-    measure::set_roofs(&mut rows, op, &roofs);
+    if let Some(roofs) = &roofs {
+        measure::set_roofs(&mut rows, op, roofs);
+    }
     Ok((roofs, rows))
 }
 
@@ -253,8 +258,12 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
             writeln!(io.out, "{title}\n{table}")?;
         }
     }
-    if let (Some(device), Some(roofs)) = (&summary.device, &summary.roofs) {
-        writeln!(io.out, "{}, {} threads; {}", device.model, device.threads, super::bench::describe_roofs(roofs))?;
+    match (&summary.device, &summary.roofs) {
+        (Some(device), Some(roofs)) => {
+            writeln!(io.out, "{}, {} threads; {}", device.model, device.threads, super::bench::describe_roofs(roofs))?;
+        }
+        (Some(device), None) => writeln!(io.out, "{} ({}); its roofs are not measured", device.model, device.target)?,
+        (None, _) => {}
     }
     for note in summary.notes {
         writeln!(io.out, "note: {note}")?;

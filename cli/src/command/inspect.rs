@@ -33,7 +33,8 @@ impl Inspect {
     fn bundle(&self, io: &mut Io<'_>, path: &Path) -> Outcome {
         let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, "read", &error))?;
         let manifest = Manifest::parse(&text, &path.display().to_string())?;
-        let files = manifest.header.iter().chain(manifest.kernels.iter().map(|kernel| &kernel.object));
+        let files =
+            manifest.header.iter().chain(&manifest.extra).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
         let faults: Vec<String> = files.filter_map(|file| fault(&self.path, &file.file, &file.sha256)).collect();
         if self.json {
             io.json(&serde_json::json!({ "kind": "bundle", "manifest": manifest, "faults": faults }))?;

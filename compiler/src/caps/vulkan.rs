@@ -62,6 +62,8 @@ const GENERIC: Vulkan = Vulkan {
         vector_bytes: 16,
         vector_registers: 64,
         buffer_align: 64,
+        // Offsets have 31 bits; a driver may bind less, and the runtime asks it.
+        max_buffer_bytes: super::INDEX_31,
         matrix: &[],
         gpu: None,
     },

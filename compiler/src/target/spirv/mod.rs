@@ -133,6 +133,6 @@ impl Target for SpirvTarget {
     }
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
-        (stage == "asm").then(|| self.module(kernel.kernel()).map(|module| module.disassemble()))
+        matches!(stage, "asm" | "spirv").then(|| self.module(kernel.kernel()).map(|module| module.disassemble()))
     }
 }
