@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod cases;
+pub mod cli;
 pub mod hip;
 pub mod machine;
 pub mod poison;

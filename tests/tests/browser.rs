@@ -1,10 +1,8 @@
 //! The page of a WebGPU bundle in headless Chromium: every kernel's numbers are within the bounds of the reference, and a
 //! wrong one is seen.
 
-mod cli_support;
-
 use bitsmith_tests::browser::Browser;
-use cli_support::ok;
+use bitsmith_tests::cli::ok;
 use serde_json::Value;
 use std::path::Path;
 

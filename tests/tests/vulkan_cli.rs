@@ -1,11 +1,9 @@
 //! The command line with Vulkan devices: bundles of SPIR-V for any machine, and `run` and `bench` where a driver is found.
 
-mod cli_support;
-
 use bitsmith_runtime::vulkan::{Options, VulkanDevice};
+use bitsmith_tests::cli::{fails, gguf, ok, ok_json};
 use bitsmith_tests::skip;
 use bitsmith_tests::vulkan::SpirvVal;
-use cli_support::{fails, gguf, ok, ok_json};
 use std::fs;
 use std::time::Instant;
 

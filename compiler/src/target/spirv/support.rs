@@ -115,7 +115,7 @@ impl Walk<'_> {
                 }
             }
             Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
-            Inst::Mma { .. } => self.lacks("matrix instructions"),
+            Inst::Mma { .. } => self.lacks("matrix instructions by lane (cooperative matrices are opaque)"),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
             Inst::For(_)

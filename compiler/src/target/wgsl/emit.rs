@@ -243,7 +243,19 @@ impl Emitter<'_> {
                 vec![self.array(address.memory).atomic_add(&mut self.t, &offset, &addend)]
             }
             // Expanded or refused before, or without a result.
-            _ => Vec::new(),
+            Inst::Unpack { .. }
+            | Inst::PermuteBytes { .. }
+            | Inst::Shuffle { .. }
+            | Inst::SubgroupReduce(..)
+            | Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_)
+            | Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::For(_)
+            | Inst::If(_)
+            | Inst::Yield(_) => Vec::new(),
         }
     }
 
