@@ -1,7 +1,13 @@
-//! The page of a WebGPU bundle in headless Chromium: every kernel's numbers are within the bounds of the reference, and a
-//! wrong one is seen.
+//! The page of a WebGPU bundle in headless Chromium: every kernel's numbers are within the bounds of the reference, those of
+//! recipes and those of cases drawn from every format, activation, operation, ragged shape and schedule; and a wrong one is
+//! seen.
 
+use bitsmith::bundle::{self, Maker, Piece};
+use bitsmith_compiler::target::Target;
+use bitsmith_compiler::target::wgsl::WgslTarget;
+use bitsmith_compiler::{Compiled, compile};
 use bitsmith_tests::browser::Browser;
+use bitsmith_tests::cases::{self, Case};
 use bitsmith_tests::cli::ok;
 use serde_json::Value;
 use std::path::Path;
@@ -49,6 +55,62 @@ fn kernels_in_a_browser_are_within_their_bounds() {
             "{device} {recipe} on {adapter}: {} runs, {compared} numbers, worst {worst:.3} of its bound",
             results.len()
         );
+    }
+}
+
+/// Drawn cases in a browser; `BITSMITH_BROWSER_CASES` changes it.
+fn count() -> u64 {
+    std::env::var("BITSMITH_BROWSER_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+#[test]
+fn drawn_cases_in_a_browser_are_within_their_bounds() {
+    let Some(browser) = Browser::find("drawn_cases_in_a_browser_are_within_their_bounds") else { return };
+    for (name, first) in [("webgpu", 0), ("webgpu-packed", 50_000)] {
+        let target = WgslTarget::named(name).unwrap();
+        let mut made: Vec<(Case, Compiled)> = Vec::new();
+        for seed in first..first + count() {
+            let case = cases::case(seed, target.caps());
+            let compiled =
+                compile(&case.op, &case.schedule, &target).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            // Files are named after entries.
+            if made.iter().all(|(_, other)| other.artifact.entry != compiled.artifact.entry) {
+                made.push((case, compiled));
+            }
+        }
+        let rows: Vec<[usize; 1]> = made.iter().map(|(case, _)| [case.m]).collect();
+        let pieces: Vec<Piece<'_>> = made
+            .iter()
+            .zip(&rows)
+            .map(|((case, made), rows)| Piece {
+                op: &case.op,
+                schedule: &case.schedule,
+                artifact: &made.artifact,
+                layers: "drawn",
+                rows,
+            })
+            .collect();
+        let maker = Maker::Text { target: Box::new(target), name: name.into(), platform: "wgsl", extension: "wgsl" };
+        let folder = tempfile::tempdir().unwrap();
+        for (file, bytes) in bundle::files(&pieces, &maker, "drawn", "cases").unwrap() {
+            std::fs::write(folder.path().join(file), bytes).unwrap();
+        }
+        let (adapter, results) = results(&browser, folder.path());
+        assert_eq!(results.len(), made.len());
+        let (mut compared, mut worst) = (0, 0.0f64);
+        let mut failures = Vec::new();
+        for (result, (case, _)) in results.iter().zip(&made) {
+            if result["wrong"] == 0 && result["compared"].as_u64() > Some(0) {
+                compared += 1;
+                worst = worst.max(result["worst_ratio"].as_f64().unwrap_or_default());
+            } else if result["timed_only"].is_null() {
+                failures.push(format!("{result}\n  {case:?}"));
+            }
+        }
+        let shown = failures.iter().take(4).cloned().collect::<Vec<_>>().join("\n");
+        assert!(failures.is_empty(), "{} of {} cases on {name}:\n{shown}", failures.len(), made.len());
+        assert!(10 * compared >= 9 * made.len(), "{compared} of {} cases were compared", made.len());
+        println!("{name} on {adapter}: {compared} drawn cases, worst {worst:.3} of its bound");
     }
 }
 

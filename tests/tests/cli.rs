@@ -2,14 +2,13 @@
 
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::format::n16::N16;
+use bitsmith_tests::cli::{fails, gguf, link, ok, ok_json, run};
 use bitsmith_tests::{data, skip};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-
-use bitsmith_tests::cli::{fails, gguf, link, ok, ok_json, run};
 
 /// Every file of a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -11,8 +11,9 @@ mod write;
 pub use manifest::{ArgEntry, FileEntry, Grid, KernelEntry, MANIFEST, Manifest, SCHEMA, ToolVersions};
 pub use write::{check, write};
 
+pub use crate::place::Maker;
+
 use crate::failure::Failure;
-use crate::place::Maker;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;

@@ -93,7 +93,7 @@ impl SpirvTarget {
             permute_bytes: true,
             exp2: true,
             storage_casts: true,
-            f16_casts: !self.device.f16_modes.rounds_to_even,
+            f16_casts: !self.device.casts_f16,
             bf16_casts: true,
             f16_arithmetic: lacks(Feature::F16Arithmetic),
             f16_fma: !self.device.fuses_f16,
