@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
-    ExitCode::from(bitsmith::run(std::env::args_os(), &mut out, &mut err))
+    ExitCode::from(bitsmith_cli::run(std::env::args_os(), &mut out, &mut err))
 }

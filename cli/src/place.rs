@@ -62,6 +62,23 @@ impl Maker {
         }
     }
 
+    /// What a machine must have to run the files, in words.
+    pub fn needs(&self) -> String {
+        match self {
+            Maker::Machine(target) => {
+                let features: Vec<&str> = target.caps().features.iter().map(|feature| feature.name()).collect();
+                format!("a processor of level {} ({}); no library", target.name(), features.join(", "))
+            }
+            Maker::Text { name, platform, .. } => match *platform {
+                "nvptx64-nvidia-cuda" => format!("an NVIDIA GPU that runs {name} and its driver; no toolkit"),
+                "amdgcn-amd-amdhsa" => format!("an AMD GPU that is {name}, libamdhip64 and libhiprtc; no compiler"),
+                "wgsl" => "a browser with WebGPU, and a server of files for the page".to_string(),
+                "spirv1.5-vulkan1.2" => format!("a Vulkan 1.2 driver of the kind {name}, and a loader"),
+                platform => format!("a device that takes {platform}"),
+            },
+        }
+    }
+
     /// Whether a C program can link the files.
     pub fn links(&self) -> bool {
         matches!(self, Maker::Machine(_))

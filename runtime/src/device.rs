@@ -24,11 +24,25 @@ pub trait Device: Send + Sync {
     /// Memory of this many bytes, with undefined content, aligned to `caps().buffer_align`.
     fn allocate(&self, bytes: usize) -> Result<Buffer>;
 
+    /// The caller's memory as a buffer, on a device that shares its address space.
+    ///
+    /// # Safety
+    /// The memory must stay valid while the buffer or a launch with it lives, and nobody else may touch it during a launch.
+    unsafe fn wrap(&self, memory: *mut u8, bytes: usize) -> Result<Buffer> {
+        let _ = (memory, bytes);
+        Err(Error::Unsupported(format!("memory of the caller on {}; accepted: buffers of its own", self.info().name)))
+    }
+
     /// Copies to the device. Fails where the bytes do not fit.
     fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()>;
 
     /// Copies from the device, after all launches before it. Fails where the range does not fit.
     fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// How well code made for a target serves here: higher is better, `None` if it does not run.
+    fn accepts(&self, target: &str) -> Option<u32> {
+        (self.info().target == target).then_some(0)
+    }
 
     /// Makes an artifact ready to run.
     fn load(&self, artifact: &Artifact) -> Result<Program>;

@@ -5,6 +5,7 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod bundle;
 pub mod cpu;
 mod device;
 pub mod hip;
@@ -16,6 +17,7 @@ pub use device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, View, c
 
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Opens a device by name: `cpu`, `cpu:<threads>` (`cpu+clif` takes Cranelift where the wide emitter would serve), `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
@@ -48,4 +50,17 @@ pub fn open(name: &str) -> Result<Arc<dyn Device>> {
         Some(("hip", index)) => Ok(Arc::new(hip::HipDevice::open(index.parse().map_err(|_| refuse())?)?)),
         _ => Err(refuse()),
     }
+}
+
+/// A device on a context and a stream of the caller: launches are put into that stream. A CPU has neither, and no GPU backend
+/// takes them yet.
+///
+/// # Safety
+/// They must stay valid until the device and all that was made of it are gone.
+pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
+    let given =
+        if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
+    Err(Error::Unsupported(format!(
+        "adopting {given} on device `{name}`; accepted: devices that `open` takes, by `open`"
+    )))
 }

@@ -2,7 +2,6 @@
 
 pub mod browser;
 pub mod cases;
-pub mod cli;
 pub mod hip;
 pub mod machine;
 pub mod poison;

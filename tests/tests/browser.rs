@@ -2,20 +2,23 @@
 //! recipes and those of cases drawn from every format, activation, operation, ragged shape and schedule; and a wrong one is
 //! seen.
 
-use bitsmith::bundle::{self, Maker, Piece};
+use bitsmith_cli::bundle::{self, Maker, Part, Piece};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::wgsl::WgslTarget;
 use bitsmith_compiler::{Compiled, compile};
 use bitsmith_tests::browser::Browser;
 use bitsmith_tests::cases::{self, Case};
-use bitsmith_tests::cli::ok;
 use serde_json::Value;
 use std::path::Path;
 
 /// A bundle with a page.
 fn generate(folder: &Path, device: &str, recipe: &str, shapes: &str, m: &str) {
     let out = folder.display().to_string();
-    ok(&["generate", "--recipe", recipe, "--shapes", shapes, "--m", m, "--device", device, "--out", &out]);
+    let args =
+        ["bitsmith", "generate", "--recipe", recipe, "--shapes", shapes, "--m", m, "--device", device, "--out", &out];
+    let (mut said, mut errors) = (Vec::new(), Vec::new());
+    let code = bitsmith_cli::run(args, &mut said, &mut errors);
+    assert_eq!(code, 0, "{args:?}\n{}", String::from_utf8_lossy(&errors));
 }
 
 /// What the page found.
@@ -92,7 +95,8 @@ fn drawn_cases_in_a_browser_are_within_their_bounds() {
             .collect();
         let maker = Maker::Text { target: Box::new(target), name: name.into(), platform: "wgsl", extension: "wgsl" };
         let folder = tempfile::tempdir().unwrap();
-        for (file, bytes) in bundle::files(&pieces, &maker, "drawn", "cases").unwrap() {
+        let part = Part { maker: &maker, pieces };
+        for (file, bytes) in bundle::files(&[part], "drawn", "cases").unwrap() {
             std::fs::write(folder.path().join(file), bytes).unwrap();
         }
         let (adapter, results) = results(&browser, folder.path());
@@ -122,7 +126,7 @@ fn a_page_sees_wrong_weights_and_broken_shaders() {
     generate(&bundle, "webgpu", "W4A8", "64x128", "1,9");
     let manifest: Value = serde_json::from_slice(&std::fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
     let mut broken = Vec::new();
-    for kernel in manifest["kernels"].as_array().unwrap() {
+    for kernel in manifest["targets"][0]["kernels"].as_array().unwrap() {
         let (entry, file) = (kernel["entry"].as_str().unwrap(), bundle.join(kernel["file"].as_str().unwrap()));
         let text = std::fs::read_to_string(&file).unwrap();
         // Quantization of activations loses its end; matmuls add something else than they should.

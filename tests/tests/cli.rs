@@ -2,13 +2,15 @@
 
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::format::n16::N16;
-use bitsmith_tests::cli::{fails, gguf, link, ok, ok_json, run};
 use bitsmith_tests::{data, skip};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+mod cli_support;
+use cli_support::{fails, gguf, ok, ok_json, run};
 
 /// Every file of a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -120,7 +122,7 @@ fn a_c_program_links_a_bundle_and_computes_a_matmul() {
         return skip("gcc", test, "gcc is absent");
     }
     let folder = tempfile::tempdir().unwrap();
-    if let Err(why) = link::link_and_run(folder.path()) {
+    if let Err(why) = cli_support::link::link_and_run(folder.path()) {
         panic!("{why}");
     }
 }

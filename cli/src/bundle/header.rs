@@ -1,19 +1,19 @@
 //! The C header of a bundle, from `templates/c/kernels.h.tera`.
 
-use super::manifest::{ArgEntry, KernelEntry, Manifest};
 use crate::failure::Failure;
 use bitsmith_compiler::Error;
+use bitsmith_runtime::bundle::{ArgEntry, KernelEntry, Manifest, TargetEntry};
 use serde_json::{Value, json};
 
 const TEMPLATE: &str = include_str!("../../../templates/c/kernels.h.tera");
 
-/// The header's text.
-pub fn render(manifest: &Manifest) -> Result<String, Failure> {
-    let kernels: Vec<Value> = manifest.kernels.iter().map(kernel).collect();
+/// The header's text for the kernels of one target.
+pub fn render(manifest: &Manifest, target: &TargetEntry) -> Result<String, Failure> {
+    let kernels: Vec<Value> = target.kernels.iter().map(kernel).collect();
     let context = json!({
         "version": manifest.tool.bitsmith,
-        "target": manifest.target,
-        "triple": manifest.triple,
+        "target": target.target,
+        "triple": target.triple,
         "recipe": manifest.recipe,
         "model": manifest.model,
         "kernels": kernels,

@@ -3,12 +3,12 @@
 //! Reads compiled kernels; makes files. Always holds: the same kernels give the same bytes, a bundle appears as a whole or
 //! not at all, and nothing but a bundle is ever replaced. Measurements are kept apart, since they differ from run to run.
 
+mod entry;
 mod header;
-mod manifest;
 mod page;
 mod write;
 
-pub use manifest::{ArgEntry, FileEntry, Grid, KernelEntry, MANIFEST, Manifest, SCHEMA, ToolVersions};
+pub use bitsmith_runtime::bundle::{MANIFEST, Manifest, sha256};
 pub use write::{check, write};
 
 pub use crate::place::Maker;
@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use sha2::{Digest, Sha256};
+use bitsmith_runtime::bundle::{FileEntry, SCHEMA, TargetEntry, ToolVersions};
 
 /// A kernel as a bundle takes it.
 pub struct Piece<'a> {
@@ -39,42 +39,68 @@ pub type File = (String, Vec<u8>);
 /// Name of the C header.
 pub const HEADER: &str = "bitsmith_kernels.h";
 
-/// Every file of a bundle, the manifest last.
-pub fn files(pieces: &[Piece<'_>], maker: &Maker, recipe: &str, model: &str) -> Result<Vec<File>, Failure> {
-    let mut files = Vec::new();
-    let mut kernels = Vec::new();
-    for piece in pieces {
-        let (name, bytes) = maker.file(piece.artifact)?;
-        kernels.push(KernelEntry::new(piece, &name, sha256(&bytes))?);
-        files.push((name, bytes));
-    }
-    let mut manifest = Manifest {
-        schema: SCHEMA,
-        tool: ToolVersions::here(),
-        target: maker.name().to_string(),
-        triple: maker.platform(),
-        recipe: recipe.to_string(),
-        model: model.to_string(),
-        header: None,
-        extra: Vec::new(),
-        kernels,
-    };
-    if maker.links() {
-        let header = header::render(&manifest)?.into_bytes();
-        manifest.header = Some(FileEntry { file: HEADER.to_string(), sha256: sha256(&header) });
-        files.push((HEADER.to_string(), header));
-    }
-    if maker.browses() {
-        for (name, bytes) in page::files(pieces, &manifest)? {
-            manifest.extra.push(FileEntry { file: name.clone(), sha256: sha256(&bytes) });
-            files.push((name, bytes));
-        }
-    }
-    files.push((MANIFEST.to_string(), manifest.to_text()?.into_bytes()));
-    Ok(files)
+/// What was made for one target.
+pub struct Part<'a> {
+    /// What made it.
+    pub maker: &'a Maker,
+    /// The kernels.
+    pub pieces: Vec<Piece<'a>>,
 }
 
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// Licence of what the compiler writes.
+const LICENCE: &str = "MIT OR Apache-2.0";
+
+/// Every file of a bundle, the manifest last. The files of one target lie side by side; those of several, in a folder per
+/// target.
+pub fn files(parts: &[Part<'_>], recipe: &str, model: &str) -> Result<Vec<File>, Failure> {
+    let mut files = Vec::new();
+    let mut manifest = Manifest {
+        schema: SCHEMA,
+        digest: String::new(),
+        tool: ToolVersions::here(),
+        licence: LICENCE.to_string(),
+        recipe: recipe.to_string(),
+        model: model.to_string(),
+        packings: Vec::new(),
+        targets: Vec::new(),
+    };
+    for part in parts {
+        let folder = if parts.len() > 1 { format!("{}/", part.maker.name()) } else { String::new() };
+        let mut kernels = Vec::new();
+        for piece in &part.pieces {
+            let (name, bytes) = part.maker.file(piece.artifact)?;
+            let name = format!("{folder}{name}");
+            kernels.push(entry::entry(piece, &name, sha256(&bytes))?);
+            files.push((name, bytes));
+            manifest.packings.extend(entry::packing(piece)?);
+        }
+        let mut target = TargetEntry {
+            target: part.maker.name().to_string(),
+            made_for: part.pieces.first().map_or(part.maker.name(), |piece| &piece.artifact.target).to_string(),
+            triple: part.maker.platform(),
+            needs: part.maker.needs(),
+            header: None,
+            extra: Vec::new(),
+            kernels,
+        };
+        if part.maker.links() {
+            let header = header::render(&manifest, &target)?.into_bytes();
+            let name = format!("{folder}{HEADER}");
+            target.header = Some(FileEntry { file: name.clone(), sha256: sha256(&header) });
+            files.push((name, header));
+        }
+        if part.maker.browses() {
+            for (name, bytes) in page::files(part, &manifest, &target)? {
+                let name = format!("{folder}{name}");
+                target.extra.push(FileEntry { file: name.clone(), sha256: sha256(&bytes) });
+                files.push((name, bytes));
+            }
+        }
+        manifest.targets.push(target);
+    }
+    manifest.packings.sort_by(|a, b| (&a.packing, &a.format).cmp(&(&b.packing, &b.format)));
+    manifest.packings.dedup();
+    manifest.seal()?;
+    files.push((MANIFEST.to_string(), manifest.to_text()?.into_bytes()));
+    Ok(files)
 }

@@ -4,13 +4,14 @@
 //! Always holds: the same kernels give the same files. Kernels whose weights take more than [`MOST`] bytes come without
 //! data: the page times them on zeros and says so.
 
-use super::{File, Manifest, Piece, sha256};
+use super::{File, Manifest, Part, Piece, sha256};
 use crate::failure::Failure;
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::Error;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::lower::{Role, signature};
 use bitsmith_compiler::op::Op;
+use bitsmith_runtime::bundle::TargetEntry;
 use serde_json::{Value, json};
 
 const TEMPLATE: &str = include_str!("../../../templates/webgpu/page.html.tera");
@@ -25,11 +26,11 @@ const MOST: usize = 16 << 20;
 const LINES: usize = 64;
 
 /// The page, the data first.
-pub fn files(pieces: &[Piece<'_>], manifest: &Manifest) -> Result<Vec<File>, Failure> {
+pub fn files(part: &Part<'_>, manifest: &Manifest, target: &TargetEntry) -> Result<Vec<File>, Failure> {
     let mut files = Vec::new();
     let mut kernels = Vec::new();
     let mut last = None;
-    for (piece, entry) in pieces.iter().zip(&manifest.kernels) {
+    for (piece, entry) in part.pieces.iter().zip(&target.kernels) {
         let rows: &[usize] = if matches!(piece.op, Op::Dequant(_)) { &[1] } else { piece.rows };
         let mut checks = Vec::new();
         for &m in rows {
@@ -48,7 +49,8 @@ pub fn files(pieces: &[Piece<'_>], manifest: &Manifest) -> Result<Vec<File>, Fai
             "k": entry.k,
             "format": entry.format,
             "activation": entry.activation,
-            "file": entry.object.file,
+            // Beside the page, whatever folder both lie in.
+            "file": entry.object.file.rsplit('/').next(),
             "grid": entry.grid,
             "args": entry.args,
             "operations_per_row": operations,
@@ -59,7 +61,7 @@ pub fn files(pieces: &[Piece<'_>], manifest: &Manifest) -> Result<Vec<File>, Fai
     let context = json!({
         "model": manifest.model,
         "recipe": manifest.recipe,
-        "target": manifest.target,
+        "target": target.target,
         "version": manifest.tool.bitsmith,
         // Nothing in it may end the script.
         "kernels": list.replace('<', "\\u003c"),

@@ -25,6 +25,9 @@ pub fn write(out: &Path, files: &[File]) -> Result<(), Failure> {
     fs::create_dir(&staging.0).map_err(|error| Failure::file(&parent, "written into", &error))?;
     for (name, bytes) in files {
         let path = staging.0.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Failure::file(folder, "written", &error))?;
+        }
         fs::write(&path, bytes).map_err(|error| Failure::file(&path, "written", &error))?;
     }
     if !old {
@@ -95,17 +98,26 @@ fn occupied(out: &Path) -> Result<bool, Failure> {
     };
     let text = fs::read_to_string(out.join(MANIFEST)).map_err(|_| foreign("it has no manifest.json"))?;
     let manifest = Manifest::parse(&text, MANIFEST).map_err(|_| foreign("its manifest.json is of another kind"))?;
-    let listed = |name: &std::ffi::OsStr| {
-        let files =
-            manifest.header.iter().chain(&manifest.extra).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
-        name == MANIFEST || files.into_iter().any(|file| name == file.file.as_str())
-    };
-    match names.iter().find(|name| !listed(name)) {
+    let listed = |name: &str| name == MANIFEST || manifest.files().any(|(_, file)| name == file.file);
+    let mut found = Vec::new();
+    for name in names {
+        let path = out.join(&name);
+        let name = name.to_string_lossy().into_owned();
+        // A fat bundle has a folder per target, and no deeper one.
+        if path.is_dir() {
+            for entry in fs::read_dir(&path).map_err(unreadable)? {
+                found.push(format!("{name}/{}", entry.map_err(unreadable)?.file_name().to_string_lossy()));
+            }
+        } else {
+            found.push(name);
+        }
+    }
+    match found.iter().find(|name| !listed(name)) {
         None => Ok(true),
         Some(name) => Err(Failure::invalid(format!(
             "{}: the bundle there also holds `{}`, which its manifest does not list; move it or choose another --out",
             out.display(),
-            name.display()
+            name
         ))),
     }
 }

@@ -1,6 +1,6 @@
 //! `generate`: the kernels that a model needs under a recipe, as a bundle, each checked and timed on this machine.
 
-use crate::bundle::{self, MANIFEST, Piece};
+use crate::bundle::{self, MANIFEST, Part, Piece};
 use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes of weights that decoding cycles through: far above any cache.
@@ -30,9 +31,10 @@ pub struct Generate {
     /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
     #[arg(long, value_name = "SHAPES")]
     shapes: String,
-    /// Where the kernels run: cpu, cpu:<threads>, vulkan:<index>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture (sm_90a), vulkan, webgpu
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
+    /// Where the kernels run: cpu, cpu:<threads>, vulkan:<index>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture
+    /// (sm_90a), an AMD one (mi300x), vulkan, webgpu; several, separated by commas, make a bundle for all of them
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
+    device: Vec<String>,
     /// Folder of the bundle; an old bundle there is replaced
     #[arg(long, value_name = "FOLDER", default_value = "target/kernels")]
     out: PathBuf,
@@ -63,7 +65,7 @@ pub struct Generate {
 struct Summary<'a> {
     recipe: &'a str,
     model: &'a str,
-    target: &'a str,
+    targets: Vec<&'a str>,
     bundle: String,
     files: usize,
     bytes: usize,
@@ -82,7 +84,12 @@ impl Generate {
         let start = Instant::now();
         let recipe = Recipe::by_name(&self.recipe)?;
         let model = shapes::resolve(&self.shapes)?;
-        let place = Place::open(&self.device)?;
+        let places = self.device.iter().map(|name| Place::open(name)).collect::<Result<Vec<Place>, Failure>>()?;
+        if let Some(twice) = places.iter().enumerate().find_map(|(i, place)| {
+            places[..i].iter().any(|other| other.maker.name() == place.maker.name()).then(|| place.maker.name())
+        }) {
+            return Err(Failure::invalid(format!("--device names {twice} twice; accepted: each target once")));
+        }
         bundle::check(&self.out)?;
         let mut rows = self.m.clone();
         rows.sort_unstable();
@@ -94,44 +101,51 @@ impl Generate {
             result: self.result.map(super::Float::dtype),
             rows: &rows,
         };
-        let mut plan = Plan::new(&request, place.target().caps())?;
-        let device = if self.no_measure { None } else { place.device.clone() };
-        if device.is_some() {
-            for kernel in plan.kernels.iter().filter(|kernel| worth_measuring(kernel, &plan)) {
-                let needed = kernel.rows.iter().map(|&m| measure::memory(&kernel.op, m, CYCLE)).fold(0.0, f64::max);
-                let what = format!("measuring {} of {}", stages::describe(&kernel.op), kernel.layers);
-                memory::check(&what, needed, "take smaller --shapes or --m, or pass --no-measure")?;
-            }
-        } else if !self.no_measure {
-            let here = format!("{} is generated for, not run on: nothing is measured", self.device);
-            plan.notes.push(here);
+        let mut sides = Vec::new();
+        for (name, place) in self.device.iter().zip(&places) {
+            sides.push(self.side(name, place, &request)?);
         }
-        let compiled = plan
-            .kernels
+        let parts: Vec<Part<'_>> = sides
             .iter()
-            .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
-            .collect::<Result<Vec<Compiled>, Failure>>()?;
-        let pieces: Vec<Piece<'_>> =
-            plan.kernels.iter().zip(&compiled).map(|(kernel, made)| piece(kernel, made)).collect();
-        let files = bundle::files(&pieces, &place.maker, recipe.name, &model.name)?;
+            .map(|side| Part {
+                maker: &side.place.maker,
+                pieces: side
+                    .plan
+                    .kernels
+                    .iter()
+                    .zip(&side.compiled)
+                    .map(|(kernel, made)| piece(kernel, made))
+                    .collect(),
+            })
+            .collect();
+        let files = bundle::files(&parts, recipe.name, &model.name)?;
         let mut emitted = Map::new();
-        for (kernel, made) in plan.kernels.iter().zip(&compiled) {
-            if let Some(stages) = self.emit.of(&kernel.op, &kernel.schedule, made, place.target())? {
-                if !self.json {
-                    stages::print(io, &made.artifact.entry, &stages)?;
+        let mut entries = Vec::new();
+        for side in &sides {
+            for (kernel, made) in side.plan.kernels.iter().zip(&side.compiled) {
+                let entry = match sides.len() {
+                    1 => made.artifact.entry.clone(),
+                    _ => format!("{}/{}", side.place.maker.name(), made.artifact.entry),
+                };
+                if let Some(stages) = self.emit.of(&kernel.op, &kernel.schedule, made, side.place.target())? {
+                    if !self.json {
+                        stages::print(io, &entry, &stages)?;
+                    }
+                    emitted.insert(entry.clone(), Value::Object(stages));
                 }
-                emitted.insert(made.artifact.entry.clone(), Value::Object(stages));
+                entries.push(entry);
             }
         }
         if let (Some(only), true) = (&self.emit.only, emitted.is_empty()) {
-            let entries: Vec<&str> = compiled.iter().map(|made| made.artifact.entry.as_str()).collect();
             return Err(Failure::invalid(format!(
                 "--only {only}: no kernel has it in its name; there are {}",
                 entries.join(", ")
             )));
         }
-        let measured = match &device {
-            Some(device) => Some(measure_all(&**device, &plan, &compiled)?),
+        // Of several places, at most one is here.
+        let here = sides.iter().find_map(|side| Some((side, side.device.as_deref()?)));
+        let measured = match here {
+            Some((side, device)) => Some(measure_all(device, &side.plan, &side.compiled)?),
             None => None,
         };
         bundle::write(&self.out, &files)?;
@@ -139,17 +153,23 @@ impl Generate {
             Some((roofs, rows)) => (*roofs, rows.as_slice()),
             None => (None, [].as_slice()),
         };
+        let mut notes: Vec<String> = Vec::new();
+        for note in sides.iter().flat_map(|side| &side.plan.notes) {
+            if !notes.contains(note) {
+                notes.push(note.clone());
+            }
+        }
         let summary = Summary {
             recipe: recipe.name,
             model: &model.name,
-            target: place.maker.name(),
+            targets: sides.iter().map(|side| side.place.maker.name()).collect(),
             bundle: self.out.display().to_string(),
             files: files.len(),
             bytes: files.iter().map(|(_, bytes)| bytes.len()).sum(),
-            kernels: compiled.iter().map(|made| made.artifact.entry.as_str()).collect(),
-            notes: &plan.notes,
+            kernels: entries.iter().map(String::as_str).collect(),
+            notes: &notes,
             stages: emitted,
-            device: device.as_ref().map(|device| device.info()),
+            device: here.map(|(_, device)| device.info()),
             roofs,
             measurements: rows,
             seconds: start.elapsed().as_secs_f64(),
@@ -164,6 +184,38 @@ impl Generate {
         }
         let wrong: Vec<&str> = rows.iter().filter(|row| !row.check.passed()).map(|row| row.entry.as_str()).collect();
         if wrong.is_empty() { Ok(()) } else { Err(Failure::Found(format!("out of bounds: {}", wrong.join(", ")))) }
+    }
+}
+
+/// What is made for one of the devices.
+struct Side<'a> {
+    place: &'a Place,
+    plan: Plan,
+    compiled: Vec<Compiled>,
+    /// Where it is measured.
+    device: Option<Arc<dyn Device>>,
+}
+
+impl Generate {
+    /// Plans and compiles for one device, and makes sure that there is memory to measure with.
+    fn side<'a>(&self, name: &str, place: &'a Place, request: &Request<'_>) -> Result<Side<'a>, Failure> {
+        let mut plan = Plan::new(request, place.target().caps())?;
+        let device = if self.no_measure { None } else { place.device.clone() };
+        if device.is_some() {
+            for kernel in plan.kernels.iter().filter(|kernel| worth_measuring(kernel, &plan)) {
+                let needed = kernel.rows.iter().map(|&m| measure::memory(&kernel.op, m, CYCLE)).fold(0.0, f64::max);
+                let what = format!("measuring {} of {}", stages::describe(&kernel.op), kernel.layers);
+                memory::check(&what, needed, "take smaller --shapes or --m, or pass --no-measure")?;
+            }
+        } else if !self.no_measure {
+            plan.notes.push(format!("{name} is generated for, not run on: nothing is measured"));
+        }
+        let compiled = plan
+            .kernels
+            .iter()
+            .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
+            .collect::<Result<Vec<Compiled>, Failure>>()?;
+        Ok(Side { place, plan, compiled, device })
     }
 }
 
@@ -272,7 +324,7 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
         io.out,
         "{} kernels for {} in {}: {} files, {}, described by {MANIFEST}; {:.1} s",
         summary.kernels.len(),
-        summary.target,
+        summary.targets.join(", "),
         summary.bundle,
         summary.files,
         bytes(summary.bytes as f64),

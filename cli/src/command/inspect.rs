@@ -1,15 +1,15 @@
 //! `inspect`: what a model file or a bundle holds. The hashes of a bundle are computed again.
 
-use crate::bundle::{self, MANIFEST, Manifest};
 use crate::failure::Failure;
 use crate::stages::describe_schedule;
 use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
 use bitsmith_calibrate::file::ModelFile;
 use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_runtime::bundle::{Bundle, MANIFEST, TargetEntry};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
@@ -23,59 +23,36 @@ pub struct Inspect {
 
 impl Inspect {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
-        let manifest = self.path.join(MANIFEST);
-        if self.path.is_dir() && manifest.is_file() {
-            return self.bundle(io, &manifest);
+        if self.path.is_dir() && self.path.join(MANIFEST).is_file() {
+            return self.bundle(io);
         }
         self.model(io)
     }
 
-    fn bundle(&self, io: &mut Io<'_>, path: &Path) -> Outcome {
-        let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, "read", &error))?;
-        let manifest = Manifest::parse(&text, &path.display().to_string())?;
-        let files =
-            manifest.header.iter().chain(&manifest.extra).chain(manifest.kernels.iter().map(|kernel| &kernel.object));
-        let faults: Vec<String> = files.filter_map(|file| fault(&self.path, &file.file, &file.sha256)).collect();
+    fn bundle(&self, io: &mut Io<'_>) -> Outcome {
+        let bundle = Bundle::open(&self.path)?;
+        let (manifest, faults) = (bundle.manifest(), bundle.faults());
         if self.json {
             io.json(&serde_json::json!({ "kind": "bundle", "manifest": manifest, "faults": faults }))?;
         } else {
             let tool = &manifest.tool;
             writeln!(
                 io.out,
-                "bundle of bitsmith {} (Cranelift {}), schema {}\nrecipe {}, shapes {}, target {} ({})",
-                tool.bitsmith,
-                tool.cranelift,
-                manifest.schema,
-                manifest.recipe,
-                manifest.model,
-                manifest.target,
-                manifest.triple
+                "bundle of bitsmith {} (Cranelift {}), schema {}\nrecipe {}, shapes {}, licence {}",
+                tool.bitsmith, tool.cranelift, manifest.schema, manifest.recipe, manifest.model, manifest.licence
             )?;
-            let mut table = Table::new(&[
-                "op",
-                "layers",
-                "NxK",
-                "weights",
-                "activations",
-                "schedule",
-                "packed",
-                "workgroups",
-                "entry",
-            ]);
-            for kernel in &manifest.kernels {
-                table.row(vec![
-                    kernel.op.clone(),
-                    kernel.layers.clone(),
-                    kernel.n.map_or(format!("K={}", kernel.k), |n| format!("{n}x{}", kernel.k)),
-                    kernel.format.clone().unwrap_or("-".into()),
-                    kernel.activation.clone().unwrap_or("-".into()),
-                    describe_schedule(&kernel.schedule),
-                    kernel.packed_bytes.map_or("-".into(), |count| bytes(count as f64)),
-                    kernel.grid.rule.clone(),
-                    kernel.entry.clone(),
-                ]);
+            for target in &manifest.targets {
+                writeln!(io.out, "\n{} ({}): needs {}", target.target, target.triple, target.needs)?;
+                write!(io.out, "{}", kernels(target))?;
             }
-            write!(io.out, "{table}")?;
+            for packing in &manifest.packings {
+                let planes = packing.planes.join("; ");
+                writeln!(
+                    io.out,
+                    "{} in {}: {}; planes {planes}",
+                    packing.format, packing.packing, packing.description
+                )?;
+            }
             if faults.is_empty() {
                 writeln!(io.out, "every file has the hash that the manifest states")?;
             }
@@ -175,19 +152,22 @@ fn metadata(file: &ModelFile) -> Vec<(String, String)> {
     own.into_iter().chain(keys).collect()
 }
 
-/// What is wrong with a file of a bundle.
-fn fault(folder: &Path, name: &str, expected: &str) -> Option<String> {
-    let path = folder.join(name);
-    // A manifest is a file like any other: it may not send us elsewhere.
-    if Path::new(name).components().count() != 1 || Path::new(name).is_absolute() || name == ".." {
-        return Some(format!("{name}: the manifest names a file outside the bundle"));
+/// A line per kernel.
+fn kernels(target: &TargetEntry) -> Table {
+    let mut table =
+        Table::new(&["op", "layers", "NxK", "weights", "activations", "schedule", "packed", "workgroups", "entry"]);
+    for kernel in &target.kernels {
+        table.row(vec![
+            kernel.op.clone(),
+            kernel.layers.clone(),
+            kernel.n.map_or(format!("K={}", kernel.k), |n| format!("{n}x{}", kernel.k)),
+            kernel.format.clone().unwrap_or("-".into()),
+            kernel.activation.clone().unwrap_or("-".into()),
+            describe_schedule(&kernel.schedule),
+            kernel.packed_bytes.map_or("-".into(), |count| bytes(count as f64)),
+            kernel.grid.rule.clone(),
+            kernel.entry.clone(),
+        ]);
     }
-    match std::fs::read(&path) {
-        Err(error) => Some(format!("{}: cannot be read: {error}", path.display())),
-        Ok(content) => {
-            let found = bundle::sha256(&content);
-            (found != expected)
-                .then(|| format!("{}: SHA-256 is {found}, the manifest states {expected}", path.display()))
-        }
-    }
+    table
 }

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod check;
 mod completions;
+mod diff;
 mod doctor;
 mod eval;
 mod export;
@@ -16,6 +17,7 @@ mod quantize;
 mod report;
 mod roofline;
 mod run;
+mod verify;
 
 use crate::{Io, Outcome};
 
@@ -48,6 +50,10 @@ pub enum Command {
     Check(check::Check),
     /// Show what a model file or a bundle holds
     Inspect(inspect::Inspect),
+    /// Compute a bundle's hashes again, and its results on a device
+    Verify(verify::Verify),
+    /// Show in what two bundles differ
+    Diff(diff::Diff),
     /// List what other commands accept
     List(list::List),
     /// Show what this machine has, and which outside tools are there
@@ -73,6 +79,8 @@ impl Command {
             Command::Roofline(command) => command.run(io),
             Command::Check(command) => command.run(io),
             Command::Inspect(command) => command.run(io),
+            Command::Verify(command) => command.run(io),
+            Command::Diff(command) => command.run(io),
             Command::List(command) => command.run(io),
             Command::Doctor(command) => command.run(io),
             Command::Completions(command) => command.run(io),

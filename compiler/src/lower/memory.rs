@@ -6,9 +6,10 @@ use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
-use crate::format::qt16::{Class, LaneOrder, Qt16};
+use crate::format::qt16::{Class, LaneOrder, Qt16, strip_layout};
 use crate::format::{Format, Quantized};
 use crate::ir::{Access, Address, BinOp, Builder, Memory, Scalar, Value};
+use crate::layout::Layout;
 use crate::op::{Activation, Op, Per};
 
 /// What a buffer holds.
@@ -88,6 +89,31 @@ impl Packing {
             Packing::N16 => N16::of(format, k)?.bytes(n),
             Packing::Qt16(class) => Qt16::of(format, k, class, LaneOrder::Gt)?.bytes(n),
         })
+    }
+
+    /// Where the codes lie: a layout per plane of bits, for tools that read a packed matrix without us.
+    pub fn planes(self, format: &Format, k: usize) -> Result<Vec<Layout>> {
+        Ok(match self {
+            Packing::N16 => N16::of(format, k)?.plane_layouts()?,
+            Packing::Qt16(class) => {
+                let layout = Qt16::of(format, k, class, LaneOrder::Gt)?;
+                layout.planes.iter().map(|&(width, _)| strip_layout(width, class, LaneOrder::Gt)).collect()
+            }
+        })
+    }
+
+    /// What the layouts of [`Packing::planes`] leave open, in words.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Packing::N16 => {
+                "records of 16 rows, padded to 64 bytes: second-level scales, scales, zero points, then the planes unit by unit \
+                 along k; a group starts at a unit"
+            }
+            Packing::Qt16(_) => {
+                "records of 64 rows, each part padded to 256 bytes: second-level scales, scales, zero points by group, then each \
+                 plane, tile by tile along k, in the fragment order of matrix instructions"
+            }
+        }
     }
 
     /// Packs a matrix.

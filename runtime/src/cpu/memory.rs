@@ -11,6 +11,8 @@ const ALIGN: usize = 64;
 pub(super) struct Memory {
     start: NonNull<u8>,
     bytes: usize,
+    /// Whether it is ours to free.
+    owned: bool,
 }
 
 // SAFETY: the memory is owned, and every access to its content is made under the device's lock.
@@ -25,7 +27,18 @@ impl Memory {
         let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| refuse())?;
         // SAFETY: the layout's size is at least 1.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refuse)?;
-        Ok(Memory { start, bytes })
+        Ok(Memory { start, bytes, owned: true })
+    }
+
+    /// Memory of somebody else. Fails where it is null or does not start at a cache line.
+    ///
+    /// # Safety
+    /// It must outlive this, and nobody else may touch it under the device's lock.
+    pub unsafe fn foreign(start: *mut u8, bytes: usize) -> Result<Memory> {
+        match NonNull::new(start) {
+            Some(start) if (start.as_ptr() as usize).is_multiple_of(ALIGN) => Ok(Memory { start, bytes, owned: false }),
+            _ => Err(Error::invalid(format!("memory at {start:p}; accepted: a multiple of {ALIGN} bytes"))),
+        }
     }
 
     /// Size.
@@ -56,6 +69,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         let layout = Layout::from_size_align(self.bytes.max(1), ALIGN).expect("it was valid when allocated");
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr(), layout) };

@@ -8,7 +8,7 @@ use self::code::Code;
 use self::memory::Memory;
 pub use self::pool::Pool;
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
-use bitsmith_compiler::artifact::Artifact;
+use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
@@ -56,6 +56,25 @@ fn own(buffer: &Buffer) -> Result<&Memory> {
     buffer.memory.downcast_ref::<Memory>().ok_or_else(|| Error::invalid("the buffer belongs to another device"))
 }
 
+/// Refuses what `check_launch` cannot see: wrapped memory of two buffers that overlaps where one is written.
+fn apart(launch: &Launch<'_>) -> Result<()> {
+    let mut ranges: Vec<(u64, u64, bool)> = Vec::with_capacity(launch.args.len());
+    for (arg, given) in launch.program.artifact.args.iter().zip(&launch.args) {
+        let LaunchArg::Buffer(view) = given else { continue };
+        let start = own(view.buffer)?.address(view.offset);
+        let (end, written) = (start + view.bytes as u64, !matches!(arg.kind, ArgKind::Read { .. }));
+        if ranges.iter().any(|&(other, last, other_written)| (written || other_written) && start < last && other < end)
+        {
+            return Err(Error::invalid(format!(
+                "argument `{}` overlaps another, and one of them is written",
+                arg.name
+            )));
+        }
+        ranges.push((start, end, written));
+    }
+    Ok(())
+}
+
 impl Device for CpuDevice {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
@@ -75,6 +94,11 @@ impl Device for CpuDevice {
         Ok(Buffer::new(Arc::new(Memory::new(bytes)?), bytes))
     }
 
+    unsafe fn wrap(&self, memory: *mut u8, bytes: usize) -> Result<Buffer> {
+        // SAFETY: the caller's promise.
+        Ok(Buffer::new(Arc::new(unsafe { Memory::foreign(memory, bytes)? }), bytes))
+    }
+
     fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
         buffer.check(offset, bytes.len())?;
         let memory = own(buffer)?;
@@ -89,6 +113,13 @@ impl Device for CpuDevice {
         let _lock = self.lock();
         memory.read(offset, bytes);
         Ok(())
+    }
+
+    fn accepts(&self, target: &str) -> Option<u32> {
+        let runs = CpuTarget::named(target).is_ok_and(|made_for| made_for.runs_here());
+        // Levels are listed from the plainest to the richest; Cranelift's code comes after our own.
+        let rank = CpuTarget::names().filter(|name| !name.ends_with("+clif")).position(|name| name == target);
+        runs.then_some(rank.map_or(0, |rank| rank as u32 + 1))
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
@@ -112,6 +143,7 @@ impl Device for CpuDevice {
             .code
             .downcast_ref::<Code>()
             .ok_or_else(|| Error::invalid("the program belongs to another device"))?;
+        apart(launch)?;
         let mut args = Vec::with_capacity(launch.args.len() + 3);
         for arg in &launch.args {
             args.push(match arg {

@@ -6,9 +6,6 @@ pub mod link;
 use serde_json::Value;
 
 /// Exit code, stdout, stderr.
-///
-/// # Panics
-/// If what it printed is no text.
 pub fn run(args: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = bitsmith::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
@@ -16,9 +13,6 @@ pub fn run(args: &[&str]) -> (u8, String, String) {
 }
 
 /// The stdout of a command that must succeed.
-///
-/// # Panics
-/// If it fails.
 pub fn ok(args: &[&str]) -> String {
     let (code, out, err) = run(args);
     assert_eq!(code, 0, "{args:?}\n{out}\n{err}");
@@ -26,18 +20,12 @@ pub fn ok(args: &[&str]) -> String {
 }
 
 /// The document of a command that must succeed.
-///
-/// # Panics
-/// If it fails, or prints no JSON.
 pub fn ok_json(args: &[&str]) -> Value {
     let out = ok(args);
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}\n{out}"))
 }
 
 /// A command that must fail with this exit code and name these things on stderr.
-///
-/// # Panics
-/// If it does not.
 pub fn fails(code: u8, args: &[&str], words: &[&str]) {
     let (found, out, err) = run(args);
     assert_eq!(found, code, "{args:?}\n{out}\n{err}");
