@@ -64,15 +64,15 @@ impl<'d> Prepared<'d> {
 
     /// Launches once; `turn` chooses the copy of the weights.
     pub fn launch(&self, turn: usize) -> Result<()> {
+        self.device.launch(&self.launch_of(turn))
+    }
+
+    /// The launch of a turn, for those who record several.
+    pub fn launch_of(&self, turn: usize) -> Launch<'_> {
         let mut args: Vec<LaunchArg<'_>> =
             self.buffers.iter().map(|copies| LaunchArg::Buffer(copies[turn % copies.len()].view())).collect();
         args.push(LaunchArg::I32(self.m));
-        self.device.launch(&Launch { program: &self.program, grid: self.grid, args })
-    }
-
-    /// Waits for every launch.
-    pub fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()
+        Launch { program: &self.program, grid: self.grid, args }
     }
 
     /// The outputs, in order.

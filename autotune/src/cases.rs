@@ -1,11 +1,13 @@
-//! Cases of the differential suite, drawn from a seed: format × activation × operation × ragged shape × schedule.
+//! Cases of the differential tests and of the hardware suite, drawn from a seed: format × activation × operation × ragged
+//! shape × schedule.
 
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::lower;
+use bitsmith_compiler::lower::{self, MATRIX_FAMILIES, families};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
 use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::{Error, Result};
 
 /// One case.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,70 @@ pub struct Case {
 /// # Panics
 /// If the suite draws an operation that no family serves: each combination drawn here is promised to work.
 pub fn case(seed: u64, caps: &Caps) -> Case {
+    let (op, m, mut rng) = draw(seed);
+    let space = lower::space(&op, caps, m).unwrap_or_else(|error| panic!("seed {seed}: {op:?}: {error}"));
+    Case { seed, op, m, schedule: space[rng.usize(..space.len())] }
+}
+
+/// The case of a seed, where every family that can serve its operation gets its turn, however small its space; every
+/// fourth one is an operation that matrix families are for.
+pub fn of_any_family(seed: u64, caps: &Caps) -> Result<Case> {
+    let drawn = if seed % 4 == 3 { matrix(seed) } else { operation(seed) };
+    let (op, m) = drawn;
+    let mut able = families(&op, caps)?;
+    able.extend(MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, caps).is_none()));
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let start = rng.usize(..able.len());
+    able.rotate_left(start);
+    for family in &able {
+        let space = (family.space)(&op, caps, m);
+        if !space.is_empty() {
+            return Ok(Case { seed, op, m, schedule: space[rng.usize(..space.len())] });
+        }
+    }
+    Err(Error::Unsupported(format!("seed {seed} on {}: no family has a schedule for {op:?}", caps.name)))
+}
+
+/// An operation that matrix families are for, mostly, and its rows: groups of whole tiles, ragged N and M.
+pub fn matrix(seed: u64) -> (Op, usize) {
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x3a77);
+    let formats = [
+        "int4-g64",
+        "int4-g128",
+        "int4-channel",
+        "uint4-g128-asym",
+        "int4-g64-asym-bf16",
+        "int8-channel",
+        "int8-g64",
+        "int8-g32-asym",
+        "int8-tensor-f32",
+        "int2-g128",
+        "uint2-g128-asym",
+        "ternary-g128",
+        "ternary-channel-bf16",
+    ];
+    let weight = formats[rng.usize(..formats.len())];
+    let k = 128 * (1 + rng.usize(..4));
+    let activations = [
+        Activation::Float(DType::F16),
+        Activation::Float(DType::Bf16),
+        Activation::Int8(Per::Token),
+        Activation::Int8(Per::Group(128)),
+    ];
+    let op = Matmul {
+        n: 1 + rng.usize(..140),
+        k,
+        weight: weight.parse().expect("the formats of this list are of the grammar"),
+        activation: activations[rng.usize(..activations.len())],
+        out: [DType::F16, DType::Bf16, DType::F32][rng.usize(..3)],
+        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
+    };
+    let most = if rng.bool() { 8 } else { 40 };
+    (Op::Matmul(op), 1 + rng.usize(..most))
+}
+
+/// The operation of a seed and its rows, and what is left of the seed's random numbers.
+fn draw(seed: u64) -> (Op, usize, fastrand::Rng) {
     let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let (op, m) = match rng.u32(..10) {
         0 => (Op::Quantize(quantize(&mut rng)), 1 + rng.usize(..9)),
@@ -36,8 +102,13 @@ pub fn case(seed: u64, caps: &Caps) -> Case {
         }
         _ => matmul(&mut rng),
     };
-    let space = lower::space(&op, caps, m).unwrap_or_else(|error| panic!("seed {seed}: {op:?}: {error}"));
-    Case { seed, op, m, schedule: space[rng.usize(..space.len())] }
+    (op, m, rng)
+}
+
+/// The operation of a seed and its rows.
+pub fn operation(seed: u64) -> (Op, usize) {
+    let (op, m, _) = draw(seed);
+    (op, m)
 }
 
 fn pick<T: Copy>(rng: &mut fastrand::Rng, list: &[T]) -> T {
