@@ -23,6 +23,10 @@ HERE = Path(__file__).resolve().parent
 FAULTS = ("missing-workgroup", "flipped-bit", "overrun", "written-input", "unsteady")
 
 
+# Settings of a run that fits into ten minutes.
+SHORT = {"budget": 570.0, "suite_seconds": 60.0, "step_seconds": 60.0, "rounds": 1, "sample_ms": 150}
+
+
 class Run:
     """One run: its settings, what it found, what went wrong."""
 
@@ -224,6 +228,9 @@ def parse(arguments):
     parser.add_argument("--sample-ms", type=int, default=300)
     parser.add_argument("--cycle-mb", type=int, default=512, help="weights to cycle through: above any cache")
     parser.add_argument("--only", default="", help="kinds to measure, separated by commas: " + ", ".join(gates.KINDS))
+    parser.add_argument("--short", action="store_true", help="what fits into ten minutes; other options still count")
+    if "--short" in (sys.argv[1:] if arguments is None else arguments):
+        parser.set_defaults(**SHORT)
     options = parser.parse_args(arguments)
     # A script of Python stands in for the binary in tests.
     options.binary = [sys.executable, options.binary] if options.binary.endswith(".py") else [options.binary]

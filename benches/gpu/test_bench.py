@@ -188,6 +188,11 @@ class Whole(unittest.TestCase):
         self.assertEqual(code, 2)
         self.assertIn("took longer", found["problems"][0]["why"])
 
+    def test_a_short_run_has_other_defaults(self):
+        self.assertEqual(bench.parse([]).rounds, 2)
+        short = bench.parse(["--short", "--suite-seconds", "30"])
+        self.assertEqual((short.rounds, short.budget, short.suite_seconds), (1, 570.0, 30.0))
+
     def test_peers_without_pytorch_are_skipped_by_name(self):
         with tempfile.TemporaryDirectory() as folder:
             options = bench.parse(["--out", folder, "--python", sys.executable])

@@ -40,6 +40,32 @@ pub fn device_names() -> String {
     BACKENDS.map(|(_, spelling, _)| spelling).join(", ")
 }
 
+/// Most devices of a backend that [`found`] looks for.
+const MOST_FOUND: usize = 16;
+
+/// The devices that are here, and of each backend that has none, why.
+pub fn found() -> (Vec<DeviceInfo>, Vec<String>) {
+    let (mut devices, mut faults) = (Vec::new(), Vec::new());
+    match open("cpu") {
+        Ok(device) => devices.push(device.info()),
+        Err(error) => faults.push(format!("cpu: {error}")),
+    }
+    for backend in ["cuda", "hip", "vulkan"] {
+        for index in 0..MOST_FOUND {
+            match open(&format!("{backend}:{index}")) {
+                Ok(device) => devices.push(device.info()),
+                Err(error) => {
+                    if index == 0 {
+                        faults.push(format!("{backend}: {error}"));
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    (devices, faults)
+}
+
 /// Whether a name is one of a device here, rather than of a target to generate for: `cpu`, `cuda:0`, `vulkan@8`.
 pub fn names_a_device(name: &str) -> bool {
     split(name).is_some()
@@ -111,6 +137,13 @@ mod tests {
             assert!(!names_a_device(name), "{name}");
         }
         assert_eq!(open("cpu:1").unwrap().info().threads, 1);
+        let (devices, faults) = found();
+        assert_eq!(devices[0].name, "cpu");
+        let named = |backend: &str| {
+            devices.iter().any(|device| device.name.starts_with(backend))
+                || faults.iter().any(|fault| fault.starts_with(&format!("{backend}: ")))
+        };
+        assert!(["cuda", "hip", "vulkan"].iter().all(|backend| named(backend)), "{devices:?} {faults:?}");
         for (name, words) in [
             ("cpu:0", ["0 threads", "1 to 1024"]),
             ("cpu:x", ["cpu:x", "cuda:<index>"]),

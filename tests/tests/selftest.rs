@@ -7,7 +7,7 @@ use serde_json::Value;
 /// Exit code, stdout and stderr of a command line.
 fn bitsmith(args: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = bitsmith::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
+    let code = bitsmith_cli::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
@@ -88,6 +88,28 @@ fn a_machine_without_a_driver_says_so_in_one_line() {
             assert!(err.lines().count() == 1 && named && out.is_empty(), "{args:?}: {err}{out}");
         }
     }
+}
+
+#[test]
+fn doctor_and_list_show_the_devices_that_are_here() {
+    let (code, out, err) = bitsmith(&["doctor", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(found["devices"][0]["name"], "cpu");
+    let backends = |list: &str, key: Option<&str>| -> Vec<String> {
+        let name = |entry: &Value| {
+            key.map_or(entry, |key| &entry[key]).as_str().unwrap().split(':').next().unwrap().to_string()
+        };
+        found[list].as_array().unwrap().iter().map(name).collect()
+    };
+    let (here, absent) = (backends("devices", Some("name")), backends("faults", None));
+    for backend in ["cuda", "hip", "vulkan"] {
+        let either = (here.iter().any(|name| name == backend), absent.iter().any(|name| name == backend));
+        assert!(either.0 != either.1, "{backend}: {here:?}, {absent:?}");
+    }
+    let (code, out, _) = bitsmith(&["list", "devices", "--json"]);
+    let rows: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, rows.as_array().unwrap().len()), (0, here.len()));
 }
 
 #[test]

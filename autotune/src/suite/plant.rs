@@ -105,6 +105,10 @@ impl Device for Faulty {
         self.inner.download(buffer, offset, bytes)
     }
 
+    fn accepts(&self, target: &str) -> Option<u32> {
+        self.inner.accepts(target)
+    }
+
     fn load(&self, artifact: &Artifact) -> Result<Program> {
         self.inner.load(artifact)
     }
