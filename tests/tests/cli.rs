@@ -10,7 +10,11 @@ use std::path::Path;
 use std::process::Command;
 
 mod cli_support;
-use cli_support::{fails, gguf, ok, ok_json, run};
+#[path = "cli_support/gguf.rs"]
+mod gguf;
+#[path = "cli_support/link.rs"]
+mod link;
+use cli_support::{fails, ok, ok_json, run};
 
 /// Every file of a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -51,11 +55,11 @@ fn a_manifest_says_how_to_launch_and_what_every_file_hashes_to() {
     let out = folder.path().join("bundle");
     generate(&out, &[]);
     let manifest: Value = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
-    assert_eq!(manifest["schema"], 1);
+    assert_eq!(manifest["schema"], 2);
     assert_eq!(manifest["recipe"], "W4A8");
-    for kernel in manifest["kernels"].as_array().unwrap() {
+    for kernel in manifest["targets"][0]["kernels"].as_array().unwrap() {
         let bytes = fs::read(out.join(kernel["file"].as_str().unwrap())).unwrap();
-        assert_eq!(kernel["sha256"], bitsmith::bundle::sha256(&bytes));
+        assert_eq!(kernel["sha256"], bitsmith_cli::bundle::sha256(&bytes));
         assert_eq!(kernel["args"].as_array().unwrap().last().unwrap()["name"], "m");
         let keys: Vec<&String> = kernel.as_object().unwrap().keys().collect();
         assert!(keys.is_sorted(), "{keys:?}");
@@ -122,7 +126,7 @@ fn a_c_program_links_a_bundle_and_computes_a_matmul() {
         return skip("gcc", test, "gcc is absent");
     }
     let folder = tempfile::tempdir().unwrap();
-    if let Err(why) = cli_support::link::link_and_run(folder.path()) {
+    if let Err(why) = link::link_and_run(folder.path()) {
         panic!("{why}");
     }
 }
@@ -281,9 +285,9 @@ fn a_packed_tensor_is_what_the_kernels_of_a_bundle_take() {
     let base = ["pack", "--weights", &path, "--tensor"];
     let json = ok_json(&[&base[..], &["floats", "--format", "int4-g128", "--out", &to, "--json"]].concat());
     let packed = fs::read(&out).unwrap();
-    assert_eq!(manifest["kernels"][0]["packed_bytes"], packed.len());
-    assert_eq!(manifest["kernels"][0]["format"], json["format"]);
-    assert_eq!(json["sha256"], bitsmith::bundle::sha256(&packed));
+    assert_eq!(manifest["targets"][0]["kernels"][0]["packed_bytes"], packed.len());
+    assert_eq!(manifest["targets"][0]["kernels"][0]["format"], json["format"]);
+    assert_eq!(json["sha256"], bitsmith_cli::bundle::sha256(&packed));
     let floats = bitsmith_calibrate::file::ModelFile::open(&path).unwrap().tensor_f32("floats").unwrap();
     let format: Format = "int4-g128".parse().unwrap();
     assert_eq!(packed, N16::pack(&format.encode(&floats, 24, 64, None).unwrap()).unwrap().1);

@@ -12,8 +12,6 @@ use bitsmith_compiler::op::{Dequant, Epilogue, Matmul, Op};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::target::ptx::PtxTarget;
-use bitsmith_compiler::target::spirv::SpirvTarget;
-use bitsmith_compiler::target::wgsl::WgslTarget;
 use bitsmith_compiler::{Result, compile};
 use std::fmt::Write;
 use std::path::Path;
@@ -48,16 +46,8 @@ fn ptx() -> Result<Box<dyn Target>> {
     Ok(Box::new(PtxTarget::named(name)?))
 }
 
-fn vulkan() -> Result<Box<dyn Target>> {
-    Ok(Box::new(SpirvTarget::named("vulkan")?))
-}
-
-fn webgpu() -> Result<Box<dyn Target>> {
-    Ok(Box::new(WgslTarget::named("webgpu")?))
-}
-
 /// The targets, each with how its code was run and the test that does it.
-const COLUMNS: [(&str, Open, Evidence); 7] = [
+const COLUMNS: [(&str, Open, Evidence); 5] = [
     // differential.rs, on every machine with AVX2.
     ("x86-64-v3", cpu::<0>, Evidence::Hardware),
     // x86_machine.rs, on a software machine; differential.rs on machines that have it.
@@ -67,10 +57,6 @@ const COLUMNS: [(&str, Open, Evidence); 7] = [
     ("riscv64", cpu::<3>, Evidence::Here),
     // Kernels of random.rs go through ptxas and the PTX machine; families for matmul come later.
     ("PTX", ptx, Evidence::Here),
-    // vulkan.rs, on the CPU's driver at three widths of subgroups.
-    ("Vulkan", vulkan, Evidence::Here),
-    // browser.rs, in headless Chromium.
-    ("WebGPU", webgpu, Evidence::Here),
 ];
 
 /// What is made for each format.

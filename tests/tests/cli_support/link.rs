@@ -58,8 +58,12 @@ pub fn link_and_run(folder: &Path) -> Result<(), String> {
         epilogue: Epilogue::default(),
     });
     fs::write(folder.join("main.c"), PROGRAM).unwrap();
-    let kernels: Vec<_> =
-        manifest["kernels"].as_array().unwrap().iter().filter(|kernel| kernel["op"] == "matmul").collect();
+    let kernels: Vec<_> = manifest["targets"][0]["kernels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|kernel| kernel["op"] == "matmul")
+        .collect();
     assert_eq!(kernels.len(), 2);
     for (kernel, m) in kernels.iter().flat_map(|kernel| [(kernel, 1), (kernel, 19)]) {
         let problem = Problem::random(&op, m, 5).unwrap();

@@ -1,14 +1,11 @@
 //! Runs the command line in this process.
 
-pub mod gguf;
-pub mod link;
-
 use serde_json::Value;
 
 /// Exit code, stdout, stderr.
 pub fn run(args: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = bitsmith::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
+    let code = bitsmith_cli::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
