@@ -295,7 +295,7 @@ pub(crate) fn table<'r>(rows: impl Iterator<Item = &'r Row>, phase: Phase) -> Ta
             time(row.seconds.median),
             format!("{:.1}", if phase == Phase::Prefill { row.gops } else { row.gbs }),
             row.fraction.map_or("-".into(), |fraction| format!("{:.0} %", 100.0 * fraction)),
-            row.roof.into(),
+            if row.roof.is_empty() { "-".into() } else { row.roof.into() },
             format!("{:.2e}", row.check.max_error),
             format!("{:.2e}", row.check.bound),
             ratio(row.check.worst_ratio),

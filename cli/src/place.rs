@@ -7,6 +7,8 @@ use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::{CpuTarget, object};
 use bitsmith_compiler::target::hip::HipTarget;
 use bitsmith_compiler::target::ptx::PtxTarget;
+use bitsmith_compiler::target::spirv::SpirvTarget;
+use bitsmith_compiler::target::wgsl::WgslTarget;
 use bitsmith_runtime::Device;
 use std::sync::Arc;
 
@@ -22,13 +24,13 @@ pub(crate) struct Place {
 pub enum Maker {
     /// Object files of machine code.
     Machine(CpuTarget),
-    /// Text files that a driver compiles.
+    /// Files that a driver compiles: text, or the words of SPIR-V.
     Text {
         /// The target.
         target: Box<dyn Target>,
         /// Its name, as `--device` takes it.
         name: String,
-        /// The platform that runs the text.
+        /// The platform that runs the files.
         platform: &'static str,
         /// How the files' names end.
         extension: &'static str,
@@ -70,6 +72,8 @@ impl Maker {
             Maker::Text { name, platform, .. } => match *platform {
                 "nvptx64-nvidia-cuda" => format!("an NVIDIA GPU that runs {name} and its driver; no toolkit"),
                 "amdgcn-amd-amdhsa" => format!("an AMD GPU that is {name}, libamdhip64 and libhiprtc; no compiler"),
+                "wgsl" => "a browser with WebGPU, and a server of files for the page".to_string(),
+                "spirv1.5-vulkan1.2" => format!("a Vulkan 1.2 driver of the kind {name}, and a loader"),
                 platform => format!("a device that takes {platform}"),
             },
         }
@@ -78,6 +82,11 @@ impl Maker {
     /// Whether a C program can link the files.
     pub fn links(&self) -> bool {
         matches!(self, Maker::Machine(_))
+    }
+
+    /// Whether a browser runs the files.
+    pub fn browses(&self) -> bool {
+        matches!(self, Maker::Text { extension: "wgsl", .. })
     }
 
     /// The file of an artifact: its name and content.
@@ -103,10 +112,16 @@ fn hip(target: HipTarget) -> Maker {
     Maker::Text { target: Box::new(target), name, platform: "amdgcn-amd-amdhsa", extension: "hip" }
 }
 
+/// SPIR-V for a Vulkan device.
+fn vulkan(target: SpirvTarget) -> Maker {
+    let name = target.name().to_string();
+    Maker::Text { target: Box::new(target), name, platform: "spirv1.5-vulkan1.2", extension: "spv" }
+}
+
 impl Place {
     /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cpu+clif`, `cuda:<index>`, `hip:<index>`,
-    /// `ptx:<target>`), or a CPU level, an NVIDIA or AMD
-    /// device or architecture, for which nothing is run.
+    /// `vulkan:<index>`, `ptx:<target>`), or a CPU level, an NVIDIA or AMD device or architecture, a kind of Vulkan device,
+    /// WebGPU, for which nothing is run.
     pub fn open(name: &str) -> Result<Place, Failure> {
         if let base @ ("cpu" | "cpu+clif") = name.split(':').next().unwrap_or(name) {
             let device = bitsmith_runtime::open(name)?;
@@ -129,6 +144,20 @@ impl Place {
         if let Ok(target) = HipTarget::named(&name.to_ascii_lowercase()) {
             return Ok(Place { maker: hip(target), device: None });
         }
+        if name.starts_with("vulkan:") {
+            let device = bitsmith_runtime::open(name)?;
+            let maker = vulkan(SpirvTarget::named(&device.info().target)?);
+            return Ok(Place { maker, device: Some(device) });
+        }
+        let kind = name.split('@').next().unwrap_or(name);
+        if SpirvTarget::names().any(|known| known == kind) {
+            return Ok(Place { maker: vulkan(SpirvTarget::named(name)?), device: None });
+        }
+        if WgslTarget::names().any(|known| known == name) {
+            let target = Box::new(WgslTarget::named(name)?);
+            let maker = Maker::Text { target, name: name.to_string(), platform: "wgsl", extension: "wgsl" };
+            return Ok(Place { maker, device: None });
+        }
         match CpuTarget::named(name) {
             Ok(target) => Ok(Place { maker: Maker::Machine(target), device: None }),
             Err(Error::Unsupported(why)) if name.contains('@') => {
@@ -137,7 +166,13 @@ impl Place {
             Err(_) => Err(Failure::Request(Error::Unsupported(format!(
                 "device `{name}`; accepted: {}, or to generate code only: {}",
                 bitsmith_runtime::device_names(),
-                CpuTarget::names().chain(PtxTarget::names()).chain(HipTarget::names()).collect::<Vec<_>>().join(", ")
+                CpuTarget::names()
+                    .chain(PtxTarget::names())
+                    .chain(HipTarget::names())
+                    .chain(SpirvTarget::names())
+                    .chain(WgslTarget::names())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )))),
         }
     }

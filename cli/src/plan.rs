@@ -145,6 +145,14 @@ impl Plan {
                 self.add(Op::Quantize(quantize), &layers.name, Phase::Quantize, m, (request, caps))?;
             }
         }
+        let decoded = n as u64 * k as u64 * u64::from(result.bits() / 8);
+        if decoded > caps.max_buffer_bytes {
+            self.notes.push(format!(
+                "{} is not decoded as a whole: {decoded} bytes in one buffer, and {} takes at most {}",
+                layers.name, caps.name, caps.max_buffer_bytes
+            ));
+            return Ok(());
+        }
         self.add(Op::Dequant(Dequant { n, k, weight, out: result }), &layers.name, Phase::Dequant, 1, (request, caps))
     }
 

@@ -28,6 +28,14 @@ pub enum Stage {
     Asm,
     /// NVIDIA's portable assembly.
     Ptx,
+    /// SPIR-V, disassembled.
+    Spirv,
+    /// WGSL.
+    Wgsl,
+    /// WGSL in Metal's language, by naga.
+    Msl,
+    /// WGSL in Direct3D's language, by naga.
+    Hlsl,
     /// NVIDIA's machine code, by `ptxas` and `cuobjdump`.
     Sass,
     /// The assembled module in hexadecimal, by `ptxas`.
@@ -68,7 +76,7 @@ impl Emit {
                 Stage::Kir => compiled.kernel.to_string(),
                 Stage::Legal => compiled.legal.to_string(),
                 Stage::Sass | Stage::Cubin | Stage::Resources => tools::nvidia(stage, &compiled.artifact)?,
-                Stage::Clif | Stage::Asm | Stage::Ptx => {
+                Stage::Clif | Stage::Asm | Stage::Ptx | Stage::Spirv | Stage::Wgsl | Stage::Msl | Stage::Hlsl => {
                     let name = stage.name();
                     let verified = ir::verify(&compiled.legal, target.caps()).map_err(|faults| Error::Bug {
                         message: faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),

@@ -1,11 +1,13 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
+pub mod browser;
 pub mod hip;
 pub mod kv;
 pub mod machine;
 pub mod ptxas;
 pub mod random;
 pub mod run;
+pub mod stages;
 pub mod vulkan;
 pub mod x86;
 

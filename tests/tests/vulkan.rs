@@ -1,21 +1,31 @@
-//! Vulkan: seeded random kernels through SPIR-V, `spirv-val` and a driver.
+//! Vulkan: random kernels, and every family of `lower`, through SPIR-V, `spirv-val` and a driver.
 //!
 //! The driver is Mesa's for the CPU, at subgroup widths 4, 8 and 16: it takes the width from an environment variable when
 //! it is loaded, so that each width is a process of its own. The validation layers run along, and any word of theirs is a
-//! failure. The driver gives the interpreter's bytes.
+//! failure. The driver gives the interpreter's bytes; of families, these are within the bound of the reference.
 
+use bitsmith_autotune::execute::Prepared;
+use bitsmith_autotune::problem::{Problem, Sample};
+use bitsmith_compiler::compile;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::spirv::SpirvTarget;
 use bitsmith_runtime::Device;
 use bitsmith_runtime::vulkan::{Options as Open, VulkanDevice};
 use bitsmith_tests::random::{Options, kernel};
-use bitsmith_tests::skip;
-use bitsmith_tests::vulkan::{SpirvVal, interpret, on_device, proven};
+use bitsmith_tests::stages::{interpret, on_device, proven};
+use bitsmith_tests::vulkan::SpirvVal;
+use bitsmith_tests::{cases, poison, run, skip};
+use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Random kernels per width and set of options; `BITSMITH_SEEDS` changes it.
 fn seeds() -> u64 {
     std::env::var("BITSMITH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+/// Cases of families per width; `BITSMITH_CASES` changes it.
+fn count() -> u64 {
+    std::env::var("BITSMITH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(400)
 }
 
 /// Random kernels of several threads for a width.
@@ -85,7 +95,9 @@ fn in_child(test: &str, bits: u32) {
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{name}:\n{text}");
-    print!("{}", text.lines().filter(|line| line.starts_with("width")).collect::<Vec<_>>().join("\n"));
+    for line in text.lines().filter(|line| line.starts_with("width") || line.starts_with("skipped")) {
+        println!("{line}");
+    }
 }
 
 /// The device of a child, with the width that its parent asked for.
@@ -137,4 +149,73 @@ fn random_kernels_at_width_8() {
 #[test]
 fn random_kernels_at_width_16() {
     in_child("child_random", 512);
+}
+
+/// One operation by one family through every stage; gives the family and the largest ratio of an error to its bound.
+fn family_case(device: &VulkanDevice, validator: Option<&SpirvVal>, seed: u64) -> Result<(&'static str, f64), String> {
+    let caps = device.caps();
+    let case = cases::case(seed, caps);
+    let at = |stage: &str, why: String| format!("seed {seed}, {stage}: {why}\n  {case:?}");
+    let mut problem = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
+    poison::padding(&mut problem, seed);
+    let compiled = compile(&case.op, &case.schedule, device.target()).map_err(|e| at("compile", e.to_string()))?;
+    let check = |stage: &str, outputs: &[Vec<u8>]| {
+        let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
+        let report = problem.check(&outputs, Sample::Everything);
+        if report.passed() { Ok(report.worst_ratio) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
+    };
+    let legal = run::interpret(&compiled.legal, caps, &problem, &case.schedule).map_err(|e| at("interpreter", e))?;
+    let worst = check("interpreter", &legal)?;
+    if let Some(validator) = validator {
+        validator.check(compiled.artifact.payload.bytes()).map_err(|why| at("spirv-val", why))?;
+    }
+    let prepared = Prepared::new(device, &problem, &compiled.artifact, &case.schedule, 1)
+        .map_err(|e| at("load", e.to_string()))?;
+    prepared.launch(0).map_err(|e| at("launch", e.to_string()))?;
+    let outputs = prepared.outputs().map_err(|e| at("outputs", e.to_string()))?;
+    let worst = worst.max(check("Vulkan", &outputs)?);
+    if legal != outputs {
+        let byte = legal.iter().flatten().zip(outputs.iter().flatten()).position(|(a, b)| a != b);
+        return Err(at("Vulkan against interpreter", format!("byte {byte:?} differs")));
+    }
+    Ok((case.schedule.family.name(), worst))
+}
+
+#[test]
+#[ignore = "started by the tests that choose its width"]
+fn child_families() {
+    let device = device().unwrap();
+    let validator = SpirvVal::find("families on Vulkan");
+    let (mut failures, mut families, mut worst) = (Vec::new(), BTreeMap::new(), 0.0f64);
+    // Other cases at each width.
+    let first = 1000 * u64::from(device.caps().subgroup);
+    for seed in first..first + count() {
+        match family_case(&device, validator.as_ref(), seed) {
+            Ok((family, ratio)) => {
+                worst = worst.max(ratio);
+                *families.entry(family).or_insert(0) += 1;
+            }
+            Err(why) => failures.push(why),
+        }
+    }
+    report("family cases", &device, &failures, count());
+    println!("width {}: worst error {worst:.3} of its bound, by family {families:?}", device.caps().subgroup);
+    for family in ["spread", "block", "decode", "rows"] {
+        assert!(families.contains_key(family), "no case of family {family}");
+    }
+}
+
+#[test]
+fn families_at_width_4() {
+    in_child("child_families", 128);
+}
+
+#[test]
+fn families_at_width_8() {
+    in_child("child_families", 256);
+}
+
+#[test]
+fn families_at_width_16() {
+    in_child("child_families", 512);
 }

@@ -2,8 +2,9 @@
 
 use super::Problem;
 use bitsmith_compiler::dtype::DType;
+use bitsmith_compiler::format::Quantized;
 use bitsmith_compiler::lower::Role;
-use bitsmith_compiler::op::{Dequant, Matmul, MatmulInputs, Op, Quantize, QuantizeInputs};
+use bitsmith_compiler::op::{Dequant, Expected, Matmul, MatmulInputs, Op, Quantize, QuantizeInputs};
 use serde::Serialize;
 
 /// How much of an output is compared.
@@ -91,9 +92,44 @@ impl Problem {
         report
     }
 
-    fn check_matmul(&self, op: &Matmul, got: &[u8], sample: Sample, report: &mut Report) {
-        let Some(weights) = &self.weights else { return };
-        let inputs = MatmulInputs {
+    /// What the first output should hold, for those who compare elsewhere: some of its numbers, each by its place.
+    pub fn expected(&self, sample: Sample) -> Vec<(usize, Expected)> {
+        match (&self.op, &self.weights) {
+            (Op::Matmul(op), Some(weights)) => {
+                let (rows, columns) = (sample.of(self.m), sample.of(op.n));
+                let places = rows.iter().flat_map(|m| columns.iter().map(move |n| m * op.n + n));
+                places.zip(op.reference(&self.matmul_inputs(weights), &rows, &columns)).collect()
+            }
+            (Op::Dequant(op), Some(weights)) => {
+                let (rows, columns) = (sample.of(op.n), sample.of(op.k));
+                let places = rows.iter().flat_map(|&n| columns.iter().map(move |&k| (n, k)));
+                places.map(|(n, k)| (n * op.k + k, op.reference(weights, n, k))).collect()
+            }
+            (Op::Quantize(op), _) => {
+                let x = self.quantize_input();
+                let inputs = self.quantize_inputs(&x);
+                let rows = sample.of(self.m);
+                let codes = rows.into_iter().flat_map(|m| {
+                    let codes = op.reference(&inputs, m).codes;
+                    sample.of(op.k).into_iter().map(move |k| (m * op.k + k, codes[k]))
+                });
+                codes.map(|(place, code)| (place, code_bound(op, op.code.decode(code as u32)))).collect()
+            }
+            (Op::Matmul(_) | Op::Dequant(_), None) => Vec::new(),
+        }
+    }
+
+    fn quantize_input(&self) -> Vec<f32> {
+        self.x.iter().map(|&x| x as f32).collect()
+    }
+
+    fn quantize_inputs<'a>(&'a self, x: &'a [f32]) -> QuantizeInputs<'a> {
+        let scale = self.scales.first().copied().unwrap_or(1.0);
+        QuantizeInputs { x, gain: &self.gain, smooth: &self.smooth, scale }
+    }
+
+    fn matmul_inputs<'a>(&'a self, weights: &'a Quantized) -> MatmulInputs<'a> {
+        MatmulInputs {
             m: self.m,
             x: &self.x,
             scales: &self.scales,
@@ -101,7 +137,12 @@ impl Problem {
             bias: &self.bias,
             mul: &self.mul,
             residual: &self.residual,
-        };
+        }
+    }
+
+    fn check_matmul(&self, op: &Matmul, got: &[u8], sample: Sample, report: &mut Report) {
+        let Some(weights) = &self.weights else { return };
+        let inputs = self.matmul_inputs(weights);
         let (rows, columns) = (sample.of(self.m), sample.of(op.n));
         let expected = op.reference(&inputs, &rows, &columns);
         for (i, expected) in expected.iter().enumerate() {
@@ -125,22 +166,16 @@ impl Problem {
     /// Without a norm codes, scales and sums are the same bit for bit. With one, the largest number of a group may be off
     /// by a relative `norm_error`, its quotient by two roundings more, and a code by what that moves it: less than one.
     fn check_quantize(&self, op: &Quantize, outputs: &[&[u8]], sample: Sample, report: &mut Report) {
-        let x: Vec<f32> = self.x.iter().map(|&x| x as f32).collect();
-        let scale = self.scales.first().copied().unwrap_or(1.0);
-        let inputs = QuantizeInputs { x: &x, gain: &self.gain, smooth: &self.smooth, scale };
+        let x = self.quantize_input();
+        let inputs = self.quantize_inputs(&x);
         let relative = if op.norm.is_some() { 2.0 * op.norm_error() } else { 0.0 };
         let of = |role: Role| self.outputs().position(|b| b.signature.role == role).map(|i| outputs[i]);
         for &m in &sample.of(self.m) {
             let expected = op.reference(&inputs, m);
             let codes = of(Role::Output).unwrap_or(&[]);
             for (k, &code) in expected.codes.iter().enumerate() {
-                let (got, value) = (op.code.decode(codes[m * op.k + k] as u32), op.code.decode(code as u32));
-                let bound = match (op.norm, op.code) {
-                    (None, _) => 0.0,
-                    (Some(_), DType::I8) => 1.0,
-                    // One step of the code: at most an eighth (e4m3) or a quarter (e5m2) of it, or a subnormal.
-                    (Some(_), _) => value.abs() / 4.0 + 2f64.powi(-9),
-                };
+                let got = op.code.decode(codes[m * op.k + k] as u32);
+                let Expected { value, bound } = code_bound(op, op.code.decode(code as u32));
                 report.number(got, value, bound, || format!("codes[{m}, {k}]"));
             }
             if let Some(got) = of(Role::ActivationScales) {
@@ -162,6 +197,17 @@ impl Problem {
             }
         }
     }
+}
+
+/// A code as a number, and how far off it may be.
+fn code_bound(op: &Quantize, value: f64) -> Expected {
+    let bound = match (op.norm, op.code) {
+        (None, _) => 0.0,
+        (Some(_), DType::I8) => 1.0,
+        // One step of the code: at most an eighth (e4m3) or a quarter (e5m2) of it, or a subnormal.
+        (Some(_), _) => value.abs() / 4.0 + 2f64.powi(-9),
+    };
+    Expected { value, bound }
 }
 
 fn element(bytes: &[u8], dtype: DType, index: usize) -> f64 {

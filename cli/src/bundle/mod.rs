@@ -5,13 +5,15 @@
 
 mod entry;
 mod header;
+mod page;
 mod write;
 
 pub use bitsmith_runtime::bundle::{MANIFEST, Manifest, sha256};
 pub use write::{check, write};
 
+pub use crate::place::Maker;
+
 use crate::failure::Failure;
-use crate::place::Maker;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::lower::Packing;
 use bitsmith_compiler::op::Op;
@@ -83,6 +85,7 @@ pub fn files(parts: &[Part<'_>], recipe: &str, model: &str) -> Result<Vec<File>,
             triple: part.maker.platform(),
             needs: part.maker.needs(),
             header: None,
+            extra: Vec::new(),
             kernels,
         };
         if part.maker.links() {
@@ -90,6 +93,13 @@ pub fn files(parts: &[Part<'_>], recipe: &str, model: &str) -> Result<Vec<File>,
             let name = format!("{folder}{HEADER}");
             target.header = Some(FileEntry { file: name.clone(), sha256: sha256(&header) });
             files.push((name, header));
+        }
+        if part.maker.browses() {
+            for (name, bytes) in page::files(part, &manifest, &target)? {
+                let name = format!("{folder}{name}");
+                target.extra.push(FileEntry { file: name.clone(), sha256: sha256(&bytes) });
+                files.push((name, bytes));
+            }
         }
         manifest.targets.push(target);
     }

@@ -17,12 +17,13 @@ pub struct Doctor {
 /// An outside tool: names to try, how to ask for its version, what it is for, how to get it.
 struct Tool(&'static [&'static str], &'static str, &'static str, &'static str);
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     Tool(&["gcc", "cc", "clang"], "--version", "links bundles into C programs; tests do so", "apt install gcc"),
     Tool(&["ptxas"], "--version", "validates PTX in tests", "the CUDA toolkit, or pip install nvidia-cuda-nvcc"),
     Tool(&["clang-19", "clang-20", "clang-18"], "--version", "validates HIP source in tests", "apt install clang-19"),
     Tool(&["spirv-val"], "--version", "validates SPIR-V in tests", "apt install spirv-tools"),
     Tool(&["vulkaninfo"], "--version", "lists Vulkan devices", "apt install vulkan-tools mesa-vulkan-drivers"),
+    Tool(&["chromium", "chromium-browser", "google-chrome"], "--version", "runs WGSL in tests", "apt install chromium"),
     Tool(&["qemu-aarch64", "qemu-aarch64-static"], "--version", "runs aarch64 code in tests", "apt install qemu-user"),
     Tool(&["qemu-riscv64", "qemu-riscv64-static"], "--version", "runs riscv64 code in tests", "apt install qemu-user"),
 ];

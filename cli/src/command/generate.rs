@@ -36,8 +36,8 @@ pub struct Generate {
     /// A model (`bitsmith list shapes`), the path of a config.json, or sizes NxK separated by commas
     #[arg(long, value_name = "SHAPES")]
     shapes: String,
-    /// Where the kernels run: cpu, cpu:<threads>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture
-    /// (sm_90a), an AMD one (mi300x); several, separated by commas, make a bundle for all of them
+    /// Where the kernels run: cpu, cpu:<threads>, vulkan:<index>, or what to make code for: a CPU level, an NVIDIA device (h200) or architecture
+    /// (sm_90a), an AMD one (mi300x), vulkan, webgpu; several, separated by commas, make a bundle for all of them
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
     device: Vec<String>,
     /// Folder of the bundle; an old bundle there is replaced

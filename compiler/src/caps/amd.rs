@@ -196,6 +196,7 @@ const fn caps(
         vector_bytes: 4,
         vector_registers: gpu.registers_per_thread,
         buffer_align: 256,
+        max_buffer_bytes: u64::MAX,
         matrix,
         gpu: Some(gpu),
     }

@@ -12,6 +12,7 @@ const fn level(name: &'static str, features: &[Feature], vector_bytes: u32, vect
         vector_bytes,
         vector_registers,
         buffer_align: 64,
+        max_buffer_bytes: u64::MAX,
         matrix: &[],
         gpu: None,
     }

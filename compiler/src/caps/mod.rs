@@ -155,6 +155,9 @@ impl Features {
     }
 }
 
+/// Most bytes that offsets of 31 bits reach.
+const INDEX_31: u64 = (1 << 31) - 1;
+
 /// What a device is and can do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Caps {
@@ -174,6 +177,8 @@ pub struct Caps {
     pub vector_registers: u32,
     /// Alignment that vector loads want, in bytes: buffers are allocated at this.
     pub buffer_align: u32,
+    /// Most bytes of a buffer that kernels can address; `u64::MAX` where memory is the limit.
+    pub max_buffer_bytes: u64,
     /// Matrix instructions of a subgroup.
     pub matrix: &'static [MmaShape],
     /// The device as a whole, where it is a GPU.
@@ -191,6 +196,7 @@ impl Caps {
         vector_bytes: 64,
         vector_registers: 32,
         buffer_align: 64,
+        max_buffer_bytes: u64::MAX,
         matrix: &nvidia::SHAPES,
         gpu: None,
     };

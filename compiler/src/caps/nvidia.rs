@@ -111,6 +111,7 @@ const fn caps(name: &'static str, arch: &Arch, gpu: &'static Gpu) -> Caps {
         vector_bytes: 4,
         vector_registers: 255,
         buffer_align: 256,
+        max_buffer_bytes: u64::MAX,
         matrix: SHAPES.split_at(arch.shapes).0,
         gpu: Some(gpu),
     }

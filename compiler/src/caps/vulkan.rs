@@ -15,6 +15,8 @@ pub struct Vulkan {
     pub f16_modes: FloatModes,
     /// IEEE behaviour of f32.
     pub f32_modes: FloatModes,
+    /// Whether conversions from and to f16 are exact and round to even, subnormal numbers included: scales can be such.
+    pub casts_f16: bool,
     /// Whether `Fma` of f16 rounds once.
     pub fuses_f16: bool,
     /// Whether `Fma` of `f32` rounds once, as every GPU does it; where it does not, `f64` stands in.
@@ -62,11 +64,14 @@ const GENERIC: Vulkan = Vulkan {
         vector_bytes: 16,
         vector_registers: 64,
         buffer_align: 64,
+        // Offsets have 31 bits; a driver may bind less, and the runtime asks it.
+        max_buffer_bytes: super::INDEX_31,
         matrix: &[],
         gpu: None,
     },
     f16_modes: COMMON,
     f32_modes: COMMON,
+    casts_f16: false,
     fuses_f16: false,
     fuses_f32: true,
 };
@@ -76,6 +81,7 @@ const fn device(name: &'static str, features: Features, subgroup: u32, shared: u
         caps: Caps { name, features, subgroup, max_workgroup: 1024, max_shared_bytes: shared << 10, ..GENERIC.caps },
         f16_modes: IEEE,
         f32_modes: IEEE,
+        casts_f16: true,
         fuses_f16,
         fuses_f32: true,
     }
@@ -87,6 +93,7 @@ pub const DEVICES: &[Vulkan] = &[
     device("vulkan-nvidia", DOT, 32, 48, true),
     device("vulkan-amd", DOT, 64, 64, true),
     device("vulkan-intel", DOT, 16, 64, true),
-    // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself.
+    // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself. It
+    // promises nothing of subnormal numbers, and converts them as they are.
     Vulkan { fuses_f32: false, f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
 ];

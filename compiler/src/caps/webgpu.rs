@@ -12,6 +12,8 @@ const PLAIN: Caps = Caps {
     vector_bytes: 16,
     vector_registers: 64,
     buffer_align: 64,
+    // Every page may bind 128 MiB, and ask for more. Offsets have 31 bits.
+    max_buffer_bytes: super::INDEX_31,
     matrix: &[],
     gpu: None,
 };

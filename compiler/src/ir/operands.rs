@@ -1,10 +1,27 @@
-//! What an instruction reads, and renaming what it reads.
+//! What an instruction reads, renaming what it reads, and walking over every instruction of a block.
 //!
 //! Always holds: `each_operand` visits the values that an instruction itself names, in order, and nothing of the
 //! bodies inside a `for` or `if`: those are statements of their own.
 
-use super::kernel::{Address, Inst};
+use super::kernel::{Address, Block, Inst, Statement};
 use super::types::Value;
+
+impl Block {
+    /// Calls `visit` with every statement, in order: those of a body come right after the `for` or `if` that holds them.
+    pub fn each<'b>(&'b self, visit: &mut dyn FnMut(&'b Statement)) {
+        for statement in &self.statements {
+            visit(statement);
+            match &statement.inst {
+                Inst::For(inner) => inner.body.each(visit),
+                Inst::If(inner) => {
+                    inner.then.each(visit);
+                    inner.otherwise.each(visit);
+                }
+                _ => {}
+            }
+        }
+    }
+}
 
 impl Inst {
     /// The values that this instruction reads, bodies not counted, in order and with repetitions.

@@ -4,7 +4,7 @@
 
 use crate::caps::Caps;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::n16::N16;
 use crate::format::qt16::{Class, LaneOrder, Qt16, strip_layout};
 use crate::format::{Format, Quantized};
@@ -220,6 +220,16 @@ impl Params {
         let mut buffers = Vec::new();
         let least = if caps.subgroup > 1 { VECTOR } else { 1 };
         for s in signature_packed(op, packing)? {
+            let bytes = s.bytes(0) as u64;
+            if bytes > caps.max_buffer_bytes {
+                return Err(Error::Unsupported(format!(
+                    "{} on {}: buffer `{}` of {bytes} bytes; accepted: at most {}",
+                    op.name(),
+                    caps.name,
+                    s.name,
+                    caps.max_buffer_bytes
+                )));
+            }
             let access = if s.written { Access::Write } else { Access::Read };
             let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8).max(least) };
             buffers.push((s.role, b.buffer(s.name, access, align)));

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod hip;
+mod pieces;
 pub mod ptx;
 pub mod spirv;
 pub mod wgsl;

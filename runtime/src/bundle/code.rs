@@ -6,10 +6,15 @@ use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
 use object::{Object, ObjectSection, ObjectSymbol};
 
+/// The first word of every SPIR-V module, low byte first.
+const SPIRV: [u8; 4] = 0x0723_0203u32.to_le_bytes();
+
 /// The artifact of a kernel whose file has this content.
 pub(super) fn artifact(target: &TargetEntry, kernel: &KernelEntry, content: Vec<u8>) -> Result<Artifact> {
     let payload = if CpuTarget::named(&target.made_for).is_ok() {
         Payload::Machine(machine_code(&content, &kernel.entry)?)
+    } else if content.starts_with(&SPIRV) {
+        Payload::Binary(content)
     } else {
         match String::from_utf8(content) {
             Ok(text) => Payload::Text(text),

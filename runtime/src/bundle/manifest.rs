@@ -50,6 +50,9 @@ pub struct TargetEntry {
     /// The C header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<FileEntry>,
+    /// Other files: WebGPU's page and its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<FileEntry>,
     /// The kernels.
     pub kernels: Vec<KernelEntry>,
 }
@@ -246,7 +249,7 @@ impl Manifest {
     pub fn files(&self) -> impl Iterator<Item = (&TargetEntry, &FileEntry)> {
         self.targets.iter().flat_map(|target| {
             let kernels = target.kernels.iter().map(|kernel| &kernel.object);
-            target.header.iter().chain(kernels).map(move |file| (target, file))
+            target.header.iter().chain(&target.extra).chain(kernels).map(move |file| (target, file))
         })
     }
 

@@ -14,6 +14,9 @@ use std::sync::{Mutex, PoisonError};
 const INSTALL: &str = "install a Vulkan loader and a driver: on Debian, `apt install libvulkan1` with the graphics \
                        driver of your GPU, or `mesa-vulkan-drivers`, which also runs on the CPU";
 
+/// Names the loader's library where it is not the system's.
+const LOADER: &str = "BITSMITH_VULKAN_LOADER";
+
 const VALIDATION: &CStr = c"VK_LAYER_KHRONOS_validation";
 
 /// The logical device and what hangs on it. Dropped last of all.
@@ -38,9 +41,16 @@ pub(super) fn failed(what: &str) -> impl Fn(vk::Result) -> Error + '_ {
 impl Context {
     /// Opens the `index`-th device.
     pub fn open(index: usize, validate: bool) -> Result<Context> {
-        // SAFETY: the system's Vulkan loader is what its name says.
-        let entry = unsafe { Entry::load() }
-            .map_err(|error| Error::Unsupported(format!("Vulkan has no loader here ({error}); {INSTALL}")))?;
+        let named = std::env::var_os(LOADER);
+        // SAFETY: the system's Vulkan loader, or the library that the user names in its place, is what it is said to be.
+        let entry = match &named {
+            Some(path) => unsafe { Entry::load_from(path) },
+            None => unsafe { Entry::load() },
+        }
+        .map_err(|error| {
+            let place = named.map_or("here".into(), |path| format!("at {} ({LOADER})", path.display()));
+            Error::Unsupported(format!("Vulkan has no loader {place}: {error}; {INSTALL}"))
+        })?;
         let complaints = Box::new(Mutex::new(Vec::new()));
         let instance = instance(&entry, validate)?;
         let messenger = match messenger(&entry, &instance, validate, &complaints) {

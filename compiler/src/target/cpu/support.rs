@@ -17,7 +17,7 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     if let Some(shared) = kernel.shared.iter().find(|shared| shared.align > 64) {
         lacks.push(format!("shared array `{}` aligned to {} (64 is the most)", shared.name, shared.align));
     }
-    block(kernel, wide, &kernel.body, &mut lacks);
+    kernel.body.each(&mut |statement| lacking(kernel, wide, statement, &mut lacks));
     lacks.dedup();
     if lacks.is_empty() {
         return Ok(());
@@ -25,59 +25,54 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
 }
 
-fn block(kernel: &ir::Kernel, wide: bool, block_: &ir::Block, lacks: &mut Vec<String>) {
-    for statement in &block_.statements {
-        match &statement.inst {
-            Inst::For(for_) => block(kernel, wide, &for_.body, lacks),
-            Inst::If(if_) => {
-                block(kernel, wide, &if_.then, lacks);
-                block(kernel, wide, &if_.otherwise, lacks);
-            }
-            Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
-                arithmetic(kernel.ty(*a).scalar, lacks);
-            }
-            Inst::Un(op, a) => {
-                arithmetic(kernel.ty(*a).scalar, lacks);
-                if *op == ir::UnOp::Exp2 || wide && *op == ir::UnOp::Popcount {
-                    lacks.push(format!("{op:?}, which is to be expanded before"));
-                }
-            }
-            Inst::Cast(ir::CastOp::Float, a) if wide => {
-                let from = kernel.ty(*a).scalar;
-                let to = statement.results.first().map_or(from, |&result| kernel.ty(result).scalar);
-                if ![from, to].iter().all(|scalar| matches!(scalar, Scalar::F16 | Scalar::F32)) {
-                    lacks.push(format!("a cast of {from} to {to}, which is to be expanded before"));
-                }
-            }
-            Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
-            Inst::Asynchronous(inner) => lacks.push(inner.name().to_string()),
-            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
-                lacks.push("asynchronous copies".to_string());
-            }
-            Inst::PermuteBytes { index, .. } => {
-                if kernel.ty(*index).lanes < 16 {
-                    lacks.push("byte look-ups of fewer than 16 indices".to_string());
-                }
-            }
-            Inst::Const(_)
-            | Inst::Arg(_)
-            | Inst::Builtin(_)
-            | Inst::Select { .. }
-            | Inst::Cast(..)
-            | Inst::Bitcast(_)
-            | Inst::Vector(_)
-            | Inst::Splat(_)
-            | Inst::Extract { .. }
-            | Inst::Swizzle { .. }
-            | Inst::Load { .. }
-            | Inst::Store { .. }
-            | Inst::Barrier
-            | Inst::Yield(_)
-            | Inst::Unpack { .. }
-            | Inst::Dot4 { .. }
-            | Inst::Shuffle { .. }
-            | Inst::AtomicAdd { .. } => {}
+fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &mut Vec<String>) {
+    match &statement.inst {
+        Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
+            arithmetic(kernel.ty(*a).scalar, lacks);
         }
+        Inst::Un(op, a) => {
+            arithmetic(kernel.ty(*a).scalar, lacks);
+            if *op == ir::UnOp::Exp2 || wide && *op == ir::UnOp::Popcount {
+                lacks.push(format!("{op:?}, which is to be expanded before"));
+            }
+        }
+        Inst::Cast(ir::CastOp::Float, a) if wide => {
+            let from = kernel.ty(*a).scalar;
+            let to = statement.results.first().map_or(from, |&result| kernel.ty(result).scalar);
+            if ![from, to].iter().all(|scalar| matches!(scalar, Scalar::F16 | Scalar::F32)) {
+                lacks.push(format!("a cast of {from} to {to}, which is to be expanded before"));
+            }
+        }
+        Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
+        Inst::Asynchronous(inner) => lacks.push(inner.name().to_string()),
+        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
+            lacks.push("asynchronous copies".to_string());
+        }
+        Inst::PermuteBytes { index, .. } => {
+            if kernel.ty(*index).lanes < 16 {
+                lacks.push("byte look-ups of fewer than 16 indices".to_string());
+            }
+        }
+        Inst::For(_)
+        | Inst::If(_)
+        | Inst::Const(_)
+        | Inst::Arg(_)
+        | Inst::Builtin(_)
+        | Inst::Select { .. }
+        | Inst::Cast(..)
+        | Inst::Bitcast(_)
+        | Inst::Vector(_)
+        | Inst::Splat(_)
+        | Inst::Extract { .. }
+        | Inst::Swizzle { .. }
+        | Inst::Load { .. }
+        | Inst::Store { .. }
+        | Inst::Barrier
+        | Inst::Yield(_)
+        | Inst::Unpack { .. }
+        | Inst::Dot4 { .. }
+        | Inst::Shuffle { .. }
+        | Inst::AtomicAdd { .. } => {}
     }
 }
 

@@ -5,7 +5,7 @@ use super::names::is_taken;
 use super::types::Vectors;
 use crate::caps::{AmdGpu, MmaShape};
 use crate::error::{Error, Result};
-use crate::ir::{Block, Builtin, Inst, Kernel};
+use crate::ir::{Builtin, Inst, Kernel};
 
 /// Refuses a kernel that needs what the device lacks, naming all of it.
 pub(super) fn check(kernel: &Kernel, gpu: &AmdGpu) -> Result<()> {
@@ -22,7 +22,7 @@ pub(super) fn check(kernel: &Kernel, gpu: &AmdGpu) -> Result<()> {
         lacks.push(format!("{} bytes of shared memory ({} at most)", kernel.shared_bytes(), caps.max_shared_bytes));
     }
     let mut asks = Asks::default();
-    block(&kernel.body, &mut asks);
+    kernel.body.each(&mut |statement| asks.note(&statement.inst));
     if asks.subgroup && threads > wave && !threads.is_multiple_of(wave) {
         lacks.push(format!("subgroup operations of {threads} threads, which are no whole waves of {wave}"));
     }
@@ -63,24 +63,21 @@ struct Asks {
     matrices: Vec<&'static MmaShape>,
 }
 
-fn block(block_: &Block, asks: &mut Asks) {
-    for statement in &block_.statements {
-        match &statement.inst {
-            Inst::For(inner) => block(&inner.body, asks),
-            Inst::If(inner) => {
-                block(&inner.then, asks);
-                block(&inner.otherwise, asks);
-            }
-            Inst::SubgroupReduce(..) => (asks.subgroup, asks.reduce) = (true, true),
-            Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => asks.subgroup = true,
-            Inst::Unpack { .. } => asks.unpack = true,
+impl Asks {
+    fn note(&mut self, inst: &Inst) {
+        match inst {
+            Inst::SubgroupReduce(..) => (self.subgroup, self.reduce) = (true, true),
+            Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => self.subgroup = true,
+            Inst::Unpack { .. } => self.unpack = true,
             Inst::Mma { shape, .. } => {
-                asks.subgroup = true;
-                asks.matrices.push(shape);
+                self.subgroup = true;
+                self.matrices.push(shape);
             }
-            Inst::Asynchronous(inner) => asks.beside.push(inner.name()),
-            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => asks.async_copy = true,
-            Inst::Const(_)
+            Inst::Asynchronous(inner) => self.beside.push(inner.name()),
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.async_copy = true,
+            Inst::For(_)
+            | Inst::If(_)
+            | Inst::Const(_)
             | Inst::Arg(_)
             | Inst::Builtin(_)
             | Inst::Bin(..)

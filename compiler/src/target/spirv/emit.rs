@@ -5,10 +5,11 @@
 
 use super::memory::{self, Arrays};
 use super::module::{Module, Repr};
-use super::value::{self, Pieces, piece_lanes, piece_type};
+use super::value::{self, Pieces, piece_type};
 use super::{arith, group};
 use crate::caps::vulkan::Vulkan;
 use crate::ir::{Block, Builtin, For, If, Inst, Kernel, Scalar, Statement, Type, Value};
+use crate::target::pieces::{Definitions, piece_lanes};
 use rspirv::dr::{Module as Finished, Operand};
 use rspirv::spirv::{BuiltIn, Capability, ExecutionMode, LoopControl, Op, SelectionControl, Word};
 
@@ -21,7 +22,7 @@ pub(super) fn module(kernel: &Kernel, device: &Vulkan) -> Finished {
         kernel,
         m,
         arrays,
-        values: vec![Vec::new(); kernel.types.len()],
+        values: Definitions::new(kernel),
         width: device.caps.subgroup,
         fuses: device.fuses_f32,
     };
@@ -54,7 +55,7 @@ struct Emitter<'k> {
     kernel: &'k Kernel,
     m: Module,
     arrays: Arrays,
-    values: Vec<Pieces>,
+    values: Definitions<Word>,
     width: u32,
     /// Whether the device's `Fma` of `f32` rounds once.
     fuses: bool,
@@ -65,24 +66,11 @@ impl Emitter<'_> {
         self.kernel.ty(value)
     }
 
-    fn get(&self, value: Value) -> Pieces {
-        self.values[value.0 as usize].clone()
-    }
-
-    /// The one piece of a scalar.
-    fn one(&self, value: Value) -> Word {
-        self.values[value.0 as usize][0]
-    }
-
-    fn set(&mut self, value: Value, pieces: Pieces) {
-        self.values[value.0 as usize] = pieces;
-    }
-
     /// Emits statements; gives the pieces that a yield at the end gives.
     fn block(&mut self, block: &Block) -> Vec<Pieces> {
         for statement in &block.statements {
             match &statement.inst {
-                Inst::Yield(values) => return values.iter().map(|&value| self.get(value)).collect(),
+                Inst::Yield(values) => return values.iter().map(|&value| self.values.get(value)).collect(),
                 Inst::For(inner) => self.repeat(inner, &statement.results),
                 Inst::If(inner) => self.branch(inner, &statement.results),
                 _ => self.statement(statement),
@@ -96,7 +84,7 @@ impl Emitter<'_> {
             &[result] => {
                 let ty = self.ty(result);
                 let pieces = self.value(&statement.inst, ty);
-                self.set(result, pieces);
+                self.values.set(result, pieces);
             }
             _ => self.effect(&statement.inst),
         }
@@ -106,7 +94,7 @@ impl Emitter<'_> {
     fn effect(&mut self, inst: &Inst) {
         match inst {
             Inst::Store { address, align, value } => {
-                let (ty, pieces) = (self.ty(*value), self.get(*value));
+                let (ty, pieces) = (self.ty(*value), self.values.get(*value));
                 let offset = self.offset(address);
                 self.arrays.store(&mut self.m, self.kernel, address.memory, offset, *align, ty, &pieces);
             }
@@ -117,7 +105,7 @@ impl Emitter<'_> {
     }
 
     fn offset(&mut self, address: &crate::ir::Address) -> Word {
-        let index = address.index.map(|index| (self.one(index), self.ty(index).scalar));
+        let index = address.index.map(|index| (self.values.one(index), self.ty(index).scalar));
         memory::offset(&mut self.m, address, |m, _| match index {
             Some((id, Scalar::I64)) => {
                 let word = m.ty(Repr::U32, 1);
@@ -130,7 +118,7 @@ impl Emitter<'_> {
 
     /// Applies a function to the pieces of operands of one type.
     fn each<const N: usize>(&mut self, operands: [Value; N], f: impl Fn(&mut Module, [Word; N]) -> Word) -> Pieces {
-        let lists = operands.map(|value| self.get(value));
+        let lists = operands.map(|value| self.values.get(value));
         (0..lists[0].len()).map(|i| f(&mut self.m, std::array::from_fn(|n| lists[n][i]))).collect()
     }
 
@@ -149,7 +137,7 @@ impl Emitter<'_> {
             Inst::Select { cond, a, b } => {
                 let piece = piece_type(&mut self.m, ty);
                 if self.ty(*cond).lanes == 1 {
-                    let cond = self.one(*cond);
+                    let cond = self.values.one(*cond);
                     return self.each([*a, *b], |m, [a, b]| m.op(Op::Select, piece, &[cond, a, b]));
                 }
                 self.each([*cond, *a, *b], |m, operands| m.op(Op::Select, piece, &operands))
@@ -159,7 +147,7 @@ impl Emitter<'_> {
                 self.each([*a], |m, [a]| arith::cast(m, *op, from, ty.scalar, lanes, a))
             }
             Inst::Bitcast(a) => {
-                let (from, pieces) = (self.ty(*a), self.get(*a));
+                let (from, pieces) = (self.ty(*a), self.values.get(*a));
                 value::bitcast(&mut self.m, &pieces, from, ty)
             }
             Inst::Fma(a, b, c) if ty.scalar == Scalar::F32 && !self.fuses => {
@@ -167,19 +155,19 @@ impl Emitter<'_> {
             }
             Inst::Fma(a, b, c) => self.each([*a, *b, *c], |m, operands| arith::fma(m, ty.scalar, lanes, operands)),
             Inst::Vector(parts) => {
-                let parts: Vec<Word> = parts.iter().map(|&part| self.one(part)).collect();
+                let parts: Vec<Word> = parts.iter().map(|&part| self.values.one(part)).collect();
                 value::gather(&mut self.m, ty.scalar, &parts)
             }
             Inst::Splat(a) => {
-                let scalar = self.one(*a);
+                let scalar = self.values.one(*a);
                 value::splat(&mut self.m, scalar, ty)
             }
             Inst::Extract { vector, lane } => {
-                let (from, pieces) = (self.ty(*vector), self.get(*vector));
+                let (from, pieces) = (self.ty(*vector), self.values.get(*vector));
                 vec![value::extract(&mut self.m, &pieces, from, *lane)]
             }
             Inst::Swizzle { a, b, lanes } => {
-                let (from, a, b) = (self.ty(*a), self.get(*a), self.get(*b));
+                let (from, a, b) = (self.ty(*a), self.values.get(*a), self.values.get(*b));
                 value::swizzle(&mut self.m, &a, &b, from, lanes)
             }
             Inst::Load { address, align } => {
@@ -188,15 +176,15 @@ impl Emitter<'_> {
             }
             Inst::Dot4 { signs, a, b, acc, .. } => self.dot4(*signs, [*a, *b, *acc], ty),
             Inst::Shuffle { mode, value, index } => {
-                let (operand, index) = (self.one(*value), self.one(*index));
+                let (operand, index) = (self.values.one(*value), self.values.one(*index));
                 vec![group::shuffle(&mut self.m, *mode, Repr::of(ty.scalar), operand, index, self.width)]
             }
             Inst::SubgroupReduce(op, a) => {
-                let operand = self.one(*a);
+                let operand = self.values.one(*a);
                 vec![group::reduce(&mut self.m, *op, ty.scalar, operand, self.width)]
             }
             Inst::AtomicAdd { address, value } => {
-                let addend = self.one(*value);
+                let addend = self.values.one(*value);
                 let offset = self.offset(address);
                 vec![self.arrays.atomic_add(&mut self.m, self.kernel, address.memory, offset, addend)]
             }
@@ -233,10 +221,10 @@ impl Emitter<'_> {
     fn dot4(&mut self, signs: crate::ir::Dot4Signs, [a, b, acc]: [Value; 3], ty: Type) -> Pieces {
         let bytes = self.ty(a);
         let sources = [a, b].map(|value| {
-            let pieces = self.get(value);
+            let pieces = self.values.get(value);
             value::bitcast(&mut self.m, &pieces, bytes, ty)
         });
-        let acc = self.get(acc);
+        let acc = self.values.get(acc);
         let sums: Vec<Word> = (0..ty.lanes)
             .map(|lane| {
                 let [a, b, acc] =
@@ -256,7 +244,7 @@ impl Emitter<'_> {
         let counter_type = self.ty(inner.variable);
         let repr = Repr::of(counter_type.scalar);
         let counter_word = self.m.ty(repr, 1);
-        let (start, end) = (self.one(inner.start), self.one(inner.end));
+        let (start, end) = (self.values.one(inner.start), self.values.one(inner.end));
         let before = self.m.block;
         self.jump(header);
 
@@ -267,14 +255,14 @@ impl Emitter<'_> {
         };
         let counter_next = self.m.id();
         let counter = phi(&mut self.m, counter_word, start, counter_next);
-        self.set(inner.variable, vec![counter]);
+        self.values.set(inner.variable, vec![counter]);
         let mut later_ids: Vec<Vec<Word>> = Vec::new();
         for &(name, first) in &inner.carried {
             let piece = piece_type(&mut self.m, self.kernel.ty(name));
-            let firsts = self.get(first);
+            let firsts = self.values.get(first);
             let laters: Vec<Word> = firsts.iter().map(|_| self.m.id()).collect();
             let pieces = firsts.iter().zip(&laters).map(|(&f, &l)| phi(&mut self.m, piece, f, l)).collect();
-            self.set(name, pieces);
+            self.values.set(name, pieces);
             later_ids.push(laters);
         }
         let bools = self.m.ty(Repr::Bool, 1);
@@ -300,14 +288,14 @@ impl Emitter<'_> {
 
         self.m.begin(merge);
         for (&result, &(name, _)) in results.iter().zip(&inner.carried) {
-            let pieces = self.get(name);
-            self.set(result, pieces);
+            let pieces = self.values.get(name);
+            self.values.set(result, pieces);
         }
     }
 
     fn branch(&mut self, inner: &If, results: &[Value]) {
         let [then, otherwise, merge] = std::array::from_fn(|_| self.m.id());
-        let cond = self.one(inner.cond);
+        let cond = self.values.one(inner.cond);
         let control = Operand::SelectionControl(SelectionControl::NONE);
         self.m.act(Op::SelectionMerge, vec![Operand::IdRef(merge), control]);
         self.m.end(Op::BranchConditional, [cond, then, otherwise].map(Operand::IdRef).to_vec());
@@ -330,7 +318,7 @@ impl Emitter<'_> {
                     self.m.op_with(Op::Phi, piece, operands)
                 })
                 .collect();
-            self.set(result, pieces);
+            self.values.set(result, pieces);
         }
     }
 }

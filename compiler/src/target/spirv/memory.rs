@@ -6,7 +6,7 @@
 
 use super::module::{Module, Repr};
 use super::value::{self, Pieces};
-use crate::ir::{Access, Address, Block, Inst, Kernel, Memory, ParamKind, Scalar, Type, Value};
+use crate::ir::{Access, Address, Inst, Kernel, Memory, ParamKind, Scalar, Type, Value};
 use rspirv::dr::Operand;
 use rspirv::spirv::{Capability, Decoration, Op, Scope, StorageClass, Word};
 use std::collections::BTreeMap;
@@ -43,9 +43,7 @@ pub(super) fn scalar_offsets(kernel: &Kernel) -> (BTreeMap<u16, u32>, u32) {
 impl Arrays {
     /// Declares scalars and shared arrays.
     pub fn new(m: &mut Module, kernel: &Kernel) -> Arrays {
-        let mut units = vec![4u32; kernel.shared.len()];
-        let mut barrier = false;
-        survey(&kernel.body, kernel, &mut units, &mut barrier);
+        let (units, barrier) = survey(kernel);
         let mut bindings = BTreeMap::new();
         for (i, param) in kernel.params.iter().enumerate() {
             if let ParamKind::Buffer { .. } = param.kind {
@@ -292,25 +290,20 @@ pub(super) fn offset(m: &mut Module, address: &Address, word_of: impl FnOnce(&mu
 }
 
 /// The least alignment of the accesses to each shared array, and whether there is a barrier.
-fn survey(block: &Block, kernel: &Kernel, units: &mut [u32], barrier: &mut bool) {
-    for statement in &block.statements {
-        match &statement.inst {
-            Inst::Load { address: Address { memory: Memory::Shared(array), .. }, align } => {
-                let bytes = statement.results.first().map_or(1, |&value| kernel.ty(value).bytes());
-                let unit = &mut units[*array as usize];
-                *unit = (*unit).min(*align).min(bytes);
-            }
-            Inst::Store { address: Address { memory: Memory::Shared(array), .. }, align, value } => {
-                let unit = &mut units[*array as usize];
-                *unit = (*unit).min(*align).min(kernel.ty(*value).bytes());
-            }
-            Inst::Barrier => *barrier = true,
-            Inst::For(inner) => survey(&inner.body, kernel, units, barrier),
-            Inst::If(inner) => {
-                survey(&inner.then, kernel, units, barrier);
-                survey(&inner.otherwise, kernel, units, barrier);
-            }
-            _ => {}
+fn survey(kernel: &Kernel) -> (Vec<u32>, bool) {
+    let (mut units, mut barrier) = (vec![4u32; kernel.shared.len()], false);
+    kernel.body.each(&mut |statement| match &statement.inst {
+        Inst::Load { address: Address { memory: Memory::Shared(array), .. }, align } => {
+            let bytes = statement.results.first().map_or(1, |&value| kernel.ty(value).bytes());
+            let unit = &mut units[*array as usize];
+            *unit = (*unit).min(*align).min(bytes);
         }
-    }
+        Inst::Store { address: Address { memory: Memory::Shared(array), .. }, align, value } => {
+            let unit = &mut units[*array as usize];
+            *unit = (*unit).min(*align).min(kernel.ty(*value).bytes());
+        }
+        Inst::Barrier => barrier = true,
+        _ => {}
+    });
+    (units, barrier)
 }

@@ -93,7 +93,7 @@ impl SpirvTarget {
             permute_bytes: true,
             exp2: true,
             storage_casts: true,
-            f16_casts: !self.device.f16_modes.rounds_to_even,
+            f16_casts: !self.device.casts_f16,
             bf16_casts: true,
             f16_arithmetic: lacks(Feature::F16Arithmetic),
             f16_fma: !self.device.fuses_f16,
@@ -133,6 +133,6 @@ impl Target for SpirvTarget {
     }
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
-        (stage == "asm").then(|| self.module(kernel.kernel()).map(|module| module.disassemble()))
+        matches!(stage, "asm" | "spirv").then(|| self.module(kernel.kernel()).map(|module| module.disassemble()))
     }
 }

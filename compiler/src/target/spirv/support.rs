@@ -3,7 +3,7 @@
 use crate::caps::Feature;
 use crate::caps::vulkan::Vulkan;
 use crate::error::{Error, Result};
-use crate::ir::{Address, Block, Builtin, CastOp, Inst, Kernel, Memory, ParamKind, Scalar, UnOp};
+use crate::ir::{Address, Builtin, CastOp, Inst, Kernel, Memory, ParamKind, Scalar, Statement, UnOp};
 
 /// Most bytes of push constants that every Vulkan device has.
 pub(super) const MOST_SCALAR_BYTES: u32 = 128;
@@ -30,7 +30,7 @@ pub(super) fn check(kernel: &Kernel, device: &Vulkan) -> Result<()> {
         lacks.push(format!("parameter `{}`, which is none of i32, i64, f32", param.name));
     }
     let mut walk = Walk { kernel, device, lacks, narrow: vec![false; kernel.shared.len()], atomic: Vec::new() };
-    walk.block(&kernel.body);
+    kernel.body.each(&mut |statement| walk.statement(statement));
     for &array in &walk.atomic {
         if walk.narrow[array as usize] {
             let name = &kernel.shared[array as usize].name;
@@ -80,65 +80,60 @@ impl Walk<'_> {
         }
     }
 
-    fn block(&mut self, block: &Block) {
-        for statement in &block.statements {
-            match &statement.inst {
-                Inst::For(inner) => self.block(&inner.body),
-                Inst::If(inner) => {
-                    self.block(&inner.then);
-                    self.block(&inner.otherwise);
-                }
-                Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) => {
-                    self.arithmetic(self.kernel.ty(*a).scalar);
-                }
-                Inst::SubgroupReduce(_, a) => {
-                    self.arithmetic(self.kernel.ty(*a).scalar);
-                    self.subgroups();
-                }
-                Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => self.subgroups(),
-                Inst::Un(op, a) => {
-                    self.arithmetic(self.kernel.ty(*a).scalar);
-                    if *op == UnOp::Exp2 {
-                        self.lacks("exp2, which is to be expanded before");
-                    }
-                }
-                Inst::Cast(CastOp::Float, a) => {
-                    let to = statement.results.first().map(|&value| self.kernel.ty(value).scalar);
-                    for scalar in [Some(self.kernel.ty(*a).scalar), to].into_iter().flatten() {
-                        if scalar == Scalar::Bf16 || scalar.is_storage() {
-                            self.lacks(&format!("a cast of {scalar}, which is to be expanded before"));
-                        }
-                    }
-                }
-                Inst::Load { address, align } => {
-                    let bytes = statement.results.first().map_or(1, |&value| self.kernel.ty(value).bytes());
-                    self.access(address, *align, bytes);
-                }
-                Inst::Store { address, align, value } => self.access(address, *align, self.kernel.ty(*value).bytes()),
-                Inst::AtomicAdd { address, .. } => {
-                    if let Memory::Shared(array) = address.memory {
-                        self.atomic.push(array);
-                    }
-                }
-                Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
-                Inst::Mma { .. } => self.lacks("matrix instructions"),
-                Inst::Asynchronous(inner) => self.lacks(inner.name()),
-                Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
-                Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
-                Inst::Const(_)
-                | Inst::Arg(_)
-                | Inst::Builtin(_)
-                | Inst::Select { .. }
-                | Inst::Cast(..)
-                | Inst::Bitcast(_)
-                | Inst::Vector(_)
-                | Inst::Splat(_)
-                | Inst::Extract { .. }
-                | Inst::Swizzle { .. }
-                | Inst::Barrier
-                | Inst::Yield(_)
-                | Inst::Dot4 { .. } => {}
+    fn statement(&mut self, statement: &Statement) {
+        match &statement.inst {
+            Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) => {
+                self.arithmetic(self.kernel.ty(*a).scalar);
             }
+            Inst::SubgroupReduce(_, a) => {
+                self.arithmetic(self.kernel.ty(*a).scalar);
+                self.subgroups();
+            }
+            Inst::Shuffle { .. } | Inst::Builtin(Builtin::Lane | Builtin::Subgroup) => self.subgroups(),
+            Inst::Un(op, a) => {
+                self.arithmetic(self.kernel.ty(*a).scalar);
+                if *op == UnOp::Exp2 {
+                    self.lacks("exp2, which is to be expanded before");
+                }
+            }
+            Inst::Cast(CastOp::Float, a) => {
+                let to = statement.results.first().map(|&value| self.kernel.ty(value).scalar);
+                for scalar in [Some(self.kernel.ty(*a).scalar), to].into_iter().flatten() {
+                    if scalar == Scalar::Bf16 || scalar.is_storage() {
+                        self.lacks(&format!("a cast of {scalar}, which is to be expanded before"));
+                    }
+                }
+            }
+            Inst::Load { address, align } => {
+                let bytes = statement.results.first().map_or(1, |&value| self.kernel.ty(value).bytes());
+                self.access(address, *align, bytes);
+            }
+            Inst::Store { address, align, value } => self.access(address, *align, self.kernel.ty(*value).bytes()),
+            Inst::AtomicAdd { address, .. } => {
+                if let Memory::Shared(array) = address.memory {
+                    self.atomic.push(array);
+                }
+            }
+            Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
+            Inst::Mma { .. } => self.lacks("matrix instructions by lane (cooperative matrices are opaque)"),
+            Inst::Asynchronous(inner) => self.lacks(inner.name()),
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
+            Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
+            Inst::For(_)
+            | Inst::If(_)
+            | Inst::Const(_)
+            | Inst::Arg(_)
+            | Inst::Builtin(_)
+            | Inst::Select { .. }
+            | Inst::Cast(..)
+            | Inst::Bitcast(_)
+            | Inst::Vector(_)
+            | Inst::Splat(_)
+            | Inst::Extract { .. }
+            | Inst::Swizzle { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::Dot4 { .. } => {}
         }
     }
 }

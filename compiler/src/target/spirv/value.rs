@@ -1,24 +1,13 @@
-//! How values of the IR lie in SPIR-V values: a vector of many lanes is a list of pieces of 4 lanes each.
-//!
-//! Always holds: a value of up to 4 lanes is one piece; a wider one has `lanes / 4` pieces, lane 0 first.
+//! How values of the IR lie in SPIR-V values: a vector of many lanes is a list of pieces of 4 lanes each, lane 0 first.
 
 use super::module::{Module, Repr};
 use crate::ir::{Constant, Scalar, Type};
+use crate::target::pieces::{piece_count, piece_lanes};
 use rspirv::dr::Operand;
 use rspirv::spirv::{Op, Word};
 
 /// The pieces of a value.
 pub(super) type Pieces = Vec<Word>;
-
-/// Lanes of one piece.
-pub(super) fn piece_lanes(ty: Type) -> u8 {
-    ty.lanes.min(4)
-}
-
-/// Number of pieces.
-pub(super) fn piece_count(ty: Type) -> usize {
-    (ty.lanes / piece_lanes(ty)) as usize
-}
 
 /// The SPIR-V type of a piece.
 pub(super) fn piece_type(m: &mut Module, ty: Type) -> Word {

@@ -6,12 +6,13 @@
 use super::arith;
 use super::memory::{self, Array, Shape};
 use super::text::{Lane, Text, lane, signed, type_name, vector, words};
-use super::value::{self, Pieces, piece_lanes};
+use super::value::{self, Pieces};
 use crate::caps::{Caps, Feature};
 use crate::ir::{
     Access, Address, Block, Builtin, Dot4Signs, For, If, Inst, Kernel, Memory, ParamKind, Scalar, Statement, Type,
     Value,
 };
+use crate::target::pieces::{Definitions, piece_count, piece_lanes};
 use std::collections::BTreeMap;
 
 /// The shader of a kernel that [`super::support`] has passed.
@@ -23,7 +24,7 @@ pub(super) fn shader(kernel: &Kernel, caps: &Caps) -> String {
         kernel,
         t,
         shapes,
-        values: vec![Vec::new(); kernel.types.len()],
+        values: Definitions::new(kernel),
         packed_dot: caps.features.has(Feature::Dot4SignedSigned),
     };
     emitter.t.indent = 1;
@@ -95,7 +96,7 @@ struct Emitter<'k> {
     kernel: &'k Kernel,
     t: Text,
     shapes: BTreeMap<Memory, Shape>,
-    values: Vec<Pieces>,
+    values: Definitions<String>,
     packed_dot: bool,
 }
 
@@ -104,24 +105,11 @@ impl Emitter<'_> {
         self.kernel.ty(value)
     }
 
-    fn get(&self, value: Value) -> Pieces {
-        self.values[value.0 as usize].clone()
-    }
-
-    /// The one piece of a scalar.
-    fn one(&self, value: Value) -> String {
-        self.values[value.0 as usize].first().cloned().unwrap_or_default()
-    }
-
-    fn set(&mut self, value: Value, pieces: Pieces) {
-        self.values[value.0 as usize] = pieces;
-    }
-
     /// Emits statements; gives the pieces that a yield at the end gives.
     fn block(&mut self, block: &Block) -> Vec<Pieces> {
         for statement in &block.statements {
             match &statement.inst {
-                Inst::Yield(values) => return values.iter().map(|&value| self.get(value)).collect(),
+                Inst::Yield(values) => return values.iter().map(|&value| self.values.get(value)).collect(),
                 Inst::For(inner) => self.repeat(inner, &statement.results),
                 Inst::If(inner) => self.branch(inner, &statement.results),
                 _ => self.statement(statement),
@@ -134,10 +122,10 @@ impl Emitter<'_> {
         match (statement.results.as_slice(), &statement.inst) {
             (&[result], inst) => {
                 let pieces = self.value(inst, self.ty(result));
-                self.set(result, pieces);
+                self.values.set(result, pieces);
             }
             (_, Inst::Store { address, align, value }) => {
-                let (ty, pieces, offset) = (self.ty(*value), self.get(*value), self.offset(address));
+                let (ty, pieces, offset) = (self.ty(*value), self.values.get(*value), self.offset(address));
                 self.array(address.memory).store(&mut self.t, &offset, *align, ty, &pieces);
             }
             (_, Inst::Barrier) => {
@@ -163,9 +151,9 @@ impl Emitter<'_> {
         let constant = words(1, address.offset as u32);
         match address.index {
             None => self.t.bind(constant),
-            Some(index) if address.offset == 0 => self.one(index),
+            Some(index) if address.offset == 0 => self.values.one(index),
             Some(index) => {
-                let index = self.one(index);
+                let index = self.values.one(index);
                 self.t.bind(format!("{index} + {constant}"))
             }
         }
@@ -173,7 +161,7 @@ impl Emitter<'_> {
 
     /// Applies a function to the pieces of operands with as many pieces.
     fn each<const N: usize>(&mut self, operands: [Value; N], f: impl Fn(&mut Text, [&str; N]) -> String) -> Pieces {
-        let lists = operands.map(|value| self.get(value));
+        let lists = operands.map(|value| self.values.get(value));
         (0..lists[0].len()).map(|i| f(&mut self.t, std::array::from_fn(|n| lists[n][i].as_str()))).collect()
     }
 
@@ -205,7 +193,7 @@ impl Emitter<'_> {
                 self.each([*a, *b], |t, [a, b]| arith::cmp(t, *op, scalar, lanes, a, b))
             }
             Inst::Select { cond, a, b } if self.ty(*cond).lanes == 1 => {
-                let cond = self.one(*cond);
+                let cond = self.values.one(*cond);
                 self.each([*a, *b], |t, [a, b]| t.bind(format!("select({b}, {a}, {cond})")))
             }
             Inst::Select { cond, a, b } => {
@@ -216,22 +204,22 @@ impl Emitter<'_> {
                 self.each([*a], |t, [a]| arith::cast(t, *op, from, ty.scalar, lanes, a))
             }
             Inst::Bitcast(a) => {
-                let (from, pieces) = (self.ty(*a), self.get(*a));
+                let (from, pieces) = (self.ty(*a), self.values.get(*a));
                 value::bitcast(&mut self.t, &pieces, from, ty)
             }
             Inst::Fma(a, b, c) => self.each([*a, *b, *c], |t, [a, b, c]| t.bind(format!("fma({a}, {b}, {c})"))),
             Inst::Vector(parts) => {
-                let parts: Vec<String> = parts.iter().map(|&part| self.one(part)).collect();
+                let parts: Vec<String> = parts.iter().map(|&part| self.values.one(part)).collect();
                 value::gather(&mut self.t, ty.scalar, &parts)
             }
             Inst::Splat(a) => {
                 let name = type_name(Lane::of(ty.scalar), lanes);
-                let piece = self.t.bind(format!("{name}({})", self.one(*a)));
-                vec![piece; (ty.lanes / lanes) as usize]
+                let piece = self.t.bind(format!("{name}({})", self.values.one(*a)));
+                vec![piece; piece_count(ty)]
             }
-            Inst::Extract { vector, lane } => vec![value::extract(&self.get(*vector), self.ty(*vector), *lane)],
+            Inst::Extract { vector, lane } => vec![value::extract(&self.values.get(*vector), self.ty(*vector), *lane)],
             Inst::Swizzle { a, b, lanes } => {
-                let (from, a, b) = (self.ty(*a), self.get(*a), self.get(*b));
+                let (from, a, b) = (self.ty(*a), self.values.get(*a), self.values.get(*b));
                 let parts: Vec<String> = lanes
                     .iter()
                     .map(|&pick| {
@@ -251,18 +239,30 @@ impl Emitter<'_> {
             }
             Inst::Dot4 { signs, a_bits, a, b, acc } => self.dot4(*signs, *a_bits, [*a, *b, *acc], ty),
             Inst::AtomicAdd { address, value } => {
-                let (offset, addend) = (self.offset(address), self.one(*value));
+                let (offset, addend) = (self.offset(address), self.values.one(*value));
                 vec![self.array(address.memory).atomic_add(&mut self.t, &offset, &addend)]
             }
             // Expanded or refused before, or without a result.
-            _ => Vec::new(),
+            Inst::Unpack { .. }
+            | Inst::PermuteBytes { .. }
+            | Inst::Shuffle { .. }
+            | Inst::SubgroupReduce(..)
+            | Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_)
+            | Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::For(_)
+            | Inst::If(_)
+            | Inst::Yield(_) => Vec::new(),
         }
     }
 
     /// By the built-in on packed bytes where there is one and `a` fits it, else by a product of vectors.
     fn dot4(&mut self, signs: Dot4Signs, a_bits: u8, [a, b, acc]: [Value; 3], ty: Type) -> Pieces {
         let bytes = self.ty(a);
-        let (a, b, acc) = (self.get(a), self.get(b), self.get(acc));
+        let (a, b, acc) = (self.values.get(a), self.values.get(b), self.values.get(acc));
         let packed = self.packed_dot && (signs == Dot4Signs::SignedSigned || a_bits < 8);
         let sums: Vec<String> = (0..ty.lanes)
             .map(|i| {
@@ -288,7 +288,7 @@ impl Emitter<'_> {
     fn variables(&mut self, ty: Type, first: Option<&Pieces>) -> Pieces {
         let lanes = piece_lanes(ty);
         let name = type_name(Lane::of(ty.scalar), lanes);
-        (0..(ty.lanes / lanes) as usize)
+        (0..piece_count(ty))
             .map(|i| {
                 let variable = self.t.name("m");
                 let start = first.map_or(String::new(), |pieces| format!(" = {}", pieces[i]));
@@ -312,10 +312,10 @@ impl Emitter<'_> {
     fn repeat(&mut self, inner: &For, results: &[Value]) {
         let mut variables = Vec::new();
         for &(name, first) in &inner.carried {
-            let first = self.get(first);
+            let first = self.values.get(first);
             variables.push(self.variables(self.ty(name), Some(&first)));
         }
-        let (start, end) = (self.one(inner.start), self.one(inner.end));
+        let (start, end) = (self.values.one(inner.start), self.values.one(inner.end));
         let counter = self.t.name("i");
         let step = inner.step;
         self.t.line(format!(
@@ -323,10 +323,10 @@ impl Emitter<'_> {
         ));
         self.t.indent += 1;
         let turn = self.t.bind(format!("bitcast<u32>({counter})"));
-        self.set(inner.variable, vec![turn]);
+        self.values.set(inner.variable, vec![turn]);
         for (&(name, _), variables) in inner.carried.iter().zip(&variables) {
             let pieces = self.read(variables);
-            self.set(name, pieces);
+            self.values.set(name, pieces);
         }
         let yielded = self.block(&inner.body);
         self.assign(&variables, &yielded);
@@ -334,13 +334,13 @@ impl Emitter<'_> {
         self.t.line("}");
         for (&result, variables) in results.iter().zip(&variables) {
             let pieces = self.read(variables);
-            self.set(result, pieces);
+            self.values.set(result, pieces);
         }
     }
 
     fn branch(&mut self, inner: &If, results: &[Value]) {
         let variables: Vec<Pieces> = results.iter().map(|&result| self.variables(self.ty(result), None)).collect();
-        self.t.line(format!("if ({}) {{", self.one(inner.cond)));
+        self.t.line(format!("if ({}) {{", self.values.one(inner.cond)));
         for (block, end) in [(&inner.then, "} else {"), (&inner.otherwise, "}")] {
             self.t.indent += 1;
             let yielded = self.block(block);
@@ -350,7 +350,7 @@ impl Emitter<'_> {
         }
         for (&result, variables) in results.iter().zip(&variables) {
             let pieces = self.read(variables);
-            self.set(result, pieces);
+            self.values.set(result, pieces);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::text::{Text, mask, words};
 use super::value::{self, Pieces};
-use crate::ir::{Address, Block, Inst, Kernel, Memory, Scalar, Type};
+use crate::ir::{Address, Inst, Kernel, Memory, Scalar, Type};
 use std::collections::BTreeMap;
 
 /// What a memory's elements are.
@@ -21,30 +21,19 @@ pub(super) struct Shape {
 /// The shape of each memory that a kernel touches.
 pub(super) fn shapes(kernel: &Kernel) -> BTreeMap<Memory, Shape> {
     let mut shapes = BTreeMap::new();
-    survey(&kernel.body, kernel, &mut shapes);
-    shapes
-}
-
-fn survey(block: &Block, kernel: &Kernel, shapes: &mut BTreeMap<Memory, Shape>) {
-    for statement in &block.statements {
-        match &statement.inst {
-            Inst::Load { address, align } => {
-                let bytes = statement.results.first().map_or(4, |&value| kernel.ty(value).bytes());
-                note(shapes, address, *align, bytes, false);
-            }
-            Inst::Store { address, align, value } => {
-                let bytes = kernel.ty(*value).bytes();
-                note(shapes, address, *align, bytes, *align < 4 || bytes < 4);
-            }
-            Inst::AtomicAdd { address, .. } => note(shapes, address, 4, 4, true),
-            Inst::For(inner) => survey(&inner.body, kernel, shapes),
-            Inst::If(inner) => {
-                survey(&inner.then, kernel, shapes);
-                survey(&inner.otherwise, kernel, shapes);
-            }
-            _ => {}
+    kernel.body.each(&mut |statement| match &statement.inst {
+        Inst::Load { address, align } => {
+            let bytes = statement.results.first().map_or(4, |&value| kernel.ty(value).bytes());
+            note(&mut shapes, address, *align, bytes, false);
         }
-    }
+        Inst::Store { address, align, value } => {
+            let bytes = kernel.ty(*value).bytes();
+            note(&mut shapes, address, *align, bytes, *align < 4 || bytes < 4);
+        }
+        Inst::AtomicAdd { address, .. } => note(&mut shapes, address, 4, 4, true),
+        _ => {}
+    });
+    shapes
 }
 
 fn note(shapes: &mut BTreeMap<Memory, Shape>, address: &Address, align: u32, bytes: u32, atomic: bool) {

@@ -90,7 +90,7 @@ impl Target for WgslTarget {
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {
         let translate: fn(&str) -> Result<String> = match stage {
-            "asm" => |text| Ok(text.to_string()),
+            "asm" | "wgsl" => |text| Ok(text.to_string()),
             "msl" => metal,
             "hlsl" => direct3d,
             _ => return None,

@@ -4,7 +4,7 @@
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
-use crate::ir::{Block, CastOp, Inst, Kernel, ParamKind, Scalar, UnOp};
+use crate::ir::{CastOp, Inst, Kernel, ParamKind, Scalar, Statement, UnOp};
 
 /// Most storage buffers that every WebGPU device binds.
 const MOST_BUFFERS: usize = 8;
@@ -26,7 +26,7 @@ pub(super) fn check(kernel: &Kernel, caps: &Caps) -> Result<()> {
         lacks.push("64-bit integers other than index arithmetic".to_string());
     }
     let mut walk = Walk { kernel, lacks };
-    walk.block(&kernel.body);
+    kernel.body.each(&mut |statement| walk.statement(statement));
     walk.lacks.sort();
     walk.lacks.dedup();
     if walk.lacks.is_empty() {
@@ -51,47 +51,40 @@ impl Walk<'_> {
         }
     }
 
-    fn block(&mut self, block: &Block) {
-        for statement in &block.statements {
-            match &statement.inst {
-                Inst::For(inner) => self.block(&inner.body),
-                Inst::If(inner) => {
-                    self.block(&inner.then);
-                    self.block(&inner.otherwise);
+    fn statement(&mut self, statement: &Statement) {
+        match &statement.inst {
+            Inst::Un(op, a) => {
+                self.small_float(self.kernel.ty(*a).scalar);
+                if *op == UnOp::Exp2 {
+                    self.lacks("exp2, which is to be expanded before");
                 }
-                Inst::Un(op, a) => {
-                    self.small_float(self.kernel.ty(*a).scalar);
-                    if *op == UnOp::Exp2 {
-                        self.lacks("exp2, which is to be expanded before");
-                    }
-                }
-                Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) => {
-                    self.small_float(self.kernel.ty(*a).scalar)
-                }
-                Inst::Cast(CastOp::Float, _) => self.lacks("a cast of small floats, which is to be expanded before"),
-                Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
-                Inst::Mma { .. } => self.lacks("matrix instructions"),
-                Inst::Asynchronous(inner) => self.lacks(inner.name()),
-                Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
-                Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
-                Inst::Shuffle { .. } | Inst::SubgroupReduce(..) => self.lacks("subgroups of more than one thread"),
-                Inst::Const(_)
-                | Inst::Arg(_)
-                | Inst::Builtin(_)
-                | Inst::Select { .. }
-                | Inst::Cast(..)
-                | Inst::Bitcast(_)
-                | Inst::Vector(_)
-                | Inst::Splat(_)
-                | Inst::Extract { .. }
-                | Inst::Swizzle { .. }
-                | Inst::Load { .. }
-                | Inst::Store { .. }
-                | Inst::Barrier
-                | Inst::Yield(_)
-                | Inst::Dot4 { .. }
-                | Inst::AtomicAdd { .. } => {}
             }
+            Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) => self.small_float(self.kernel.ty(*a).scalar),
+            Inst::Cast(CastOp::Float, _) => self.lacks("a cast of small floats, which is to be expanded before"),
+            Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
+            Inst::Mma { .. } => self.lacks("matrix instructions"),
+            Inst::Asynchronous(inner) => self.lacks(inner.name()),
+            Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
+            Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
+            Inst::Shuffle { .. } | Inst::SubgroupReduce(..) => self.lacks("subgroups of more than one thread"),
+            Inst::For(_)
+            | Inst::If(_)
+            | Inst::Const(_)
+            | Inst::Arg(_)
+            | Inst::Builtin(_)
+            | Inst::Select { .. }
+            | Inst::Cast(..)
+            | Inst::Bitcast(_)
+            | Inst::Vector(_)
+            | Inst::Splat(_)
+            | Inst::Extract { .. }
+            | Inst::Swizzle { .. }
+            | Inst::Load { .. }
+            | Inst::Store { .. }
+            | Inst::Barrier
+            | Inst::Yield(_)
+            | Inst::Dot4 { .. }
+            | Inst::AtomicAdd { .. } => {}
         }
     }
 }

@@ -2,19 +2,15 @@
 
 use super::text::{Lane, Text, lane, mask, type_name, width, words};
 use crate::ir::{Constant, Scalar, Type};
+use crate::target::pieces::{piece_count, piece_lanes};
 
 /// The names of a value's pieces.
 pub(super) type Pieces = Vec<String>;
 
-/// Lanes of one piece.
-pub(super) fn piece_lanes(ty: Type) -> u8 {
-    ty.lanes.min(4)
-}
-
 /// A constant of the IR.
 pub(super) fn constant(t: &mut Text, constant: &Constant, ty: Type) -> Pieces {
     let lanes = piece_lanes(ty);
-    let count = (ty.lanes / lanes) as usize;
+    let count = piece_count(ty);
     let mut piece = |bits: &[u64]| {
         let parts: Vec<String> = bits
             .iter()
