@@ -49,7 +49,8 @@ pub fn compile_kv(op: &op::kv::KvOp, schedule: &schedule::KvSchedule, target: &d
     let kernel = lower::kv::lower(op, schedule, target.caps())?;
     let legal = legalize(&kernel, target)?;
     let artifact = target.emit(&verified(&legal, target)?)?;
-    Ok(Compiled { kernel, legal, artifact })
+    let resources = resources(&legal, target.caps());
+    Ok(Compiled { kernel, legal, resources, artifact })
 }
 
 /// A kernel as a target's emitter takes it.

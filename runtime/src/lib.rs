@@ -10,11 +10,8 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 pub mod hip;
-<<<<<<< HEAD
 pub mod kv;
-=======
 pub mod machine;
->>>>>>> main
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;
@@ -137,6 +134,25 @@ fn open_vulkan(rest: &str) -> Result<Arc<dyn Device>> {
     Ok(Arc::new(vulkan::VulkanDevice::open(options)?))
 }
 
+/// A device on a context and a stream of the caller: launches are put into that stream. CUDA devices take them (null for the
+/// primary context, null for the default stream); a CPU has neither, and the other backends do not take them yet.
+///
+/// # Safety
+/// They belong to the device, and stay valid until the device and all that was made of it are gone.
+pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
+    if let Some(rest) = name.strip_prefix("cuda").filter(|rest| rest.is_empty() || rest.starts_with(':')) {
+        let index =
+            number(rest, 0).map_err(|_| Error::Unsupported(format!("device `{name}`; accepted: cuda:<index>")))?;
+        // SAFETY: the caller promises what this asks for.
+        return Ok(Arc::new(unsafe { cuda::CudaDevice::open_on(index, context, stream)? }));
+    }
+    let given =
+        if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
+    Err(Error::Unsupported(format!(
+        "adopting {given} on device `{name}`; accepted: cuda:<index>, or other devices by `open`"
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,23 +186,4 @@ mod tests {
             assert!(words.iter().all(|word| why.contains(word)) && !why.contains(MISSPELLED), "{why}");
         }
     }
-}
-
-/// A device on a context and a stream of the caller: launches are put into that stream. CUDA devices take them (null for the
-/// primary context, null for the default stream); a CPU has neither, and the other backends do not take them yet.
-///
-/// # Safety
-/// They belong to the device, and stay valid until the device and all that was made of it are gone.
-pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
-    if let Some(rest) = name.strip_prefix("cuda").filter(|rest| rest.is_empty() || rest.starts_with(':')) {
-        let index =
-            number(rest, 0).map_err(|_| Error::Unsupported(format!("device `{name}`; accepted: cuda:<index>")))?;
-        // SAFETY: the caller promises what this asks for.
-        return Ok(Arc::new(unsafe { cuda::CudaDevice::open_on(index, context, stream)? }));
-    }
-    let given =
-        if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
-    Err(Error::Unsupported(format!(
-        "adopting {given} on device `{name}`; accepted: cuda:<index>, or other devices by `open`"
-    )))
 }

@@ -5,7 +5,7 @@
 use bitsmith_cli::bundle::{self, Maker, Part, Piece};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::wgsl::WgslTarget;
-use bitsmith_compiler::{Compiled, compile};
+use bitsmith_compiler::{Compiled, compile, lower};
 use bitsmith_tests::browser::Browser;
 use bitsmith_tests::cases::{self, Case};
 use serde_json::Value;
@@ -91,6 +91,8 @@ fn drawn_cases_in_a_browser_are_within_their_bounds() {
                 artifact: &made.artifact,
                 layers: "drawn",
                 rows,
+                packing: lower::packing(&case.op, &case.schedule, target.caps()),
+                chosen_by: "seed",
             })
             .collect();
         let maker = Maker::Text { target: Box::new(target), name: name.into(), platform: "wgsl", extension: "wgsl" };

@@ -47,14 +47,14 @@ fn operations(name: &str, (heads, kv_heads, k_dim, v_dim): (usize, usize, usize,
         layout,
         heads,
         queries,
-        input: if turn % 2 == 0 { DType::F16 } else { DType::Bf16 },
+        input: if turn.is_multiple_of(2) { DType::F16 } else { DType::Bf16 },
         scale: 1.0 / (k_dim as f32).sqrt(),
-        softcap: (turn % 5 == 0).then_some(50.0),
-        alibi: turn % 4 == 0,
-        sight: if turn % 3 == 0 { Sight::Window { window: 4096, first: 4 } } else { Sight::All },
+        softcap: turn.is_multiple_of(5).then_some(50.0),
+        alibi: turn.is_multiple_of(4),
+        sight: if turn.is_multiple_of(3) { Sight::Window { window: 4096, first: 4 } } else { Sight::All },
     };
-    let merge = Merge { heads, kv_heads, queries, dim: v_dim, out: DType::F16, sinks: turn % 2 == 0 };
-    let rope = (turn % 2 == 0).then_some(Rope { rotary: k_dim, interleaved: false });
+    let merge = Merge { heads, kv_heads, queries, dim: v_dim, out: DType::F16, sinks: turn.is_multiple_of(2) };
+    let rope = turn.is_multiple_of(2).then_some(Rope { rotary: k_dim, interleaved: false });
     let direct = if format.window > 0 { plain } else { layout };
     let mut list = vec![
         KvOp::Attend(attend),

@@ -5,11 +5,8 @@
 
 mod activation;
 mod dequant;
-<<<<<<< HEAD
 pub mod kv;
-=======
 mod lanes;
->>>>>>> main
 mod matmul;
 mod memory;
 mod native;
@@ -31,6 +28,9 @@ use crate::ir::Kernel;
 use crate::op::Op;
 use crate::schedule::{Family, Schedule};
 
+/// What a family guesses that a schedule needs for so many rows.
+pub type Guess = fn(&Op, &Schedule, &Caps, usize) -> Estimate;
+
 /// A family of programs: one way to compute some operations on some devices.
 #[derive(Clone, Copy, Debug)]
 pub struct Implementation {
@@ -43,7 +43,7 @@ pub struct Implementation {
     /// The axes of its space, for whoever searches it: any point that `build` takes counts.
     pub axes: &'static [Axis],
     /// What a point of that space is guessed to need, by counting; `None` where nothing has been counted for the family.
-    pub estimate: Option<fn(&Op, &Schedule, &Caps, usize) -> Estimate>,
+    pub estimate: Option<Guess>,
     /// The schedules that the chooser ranks for `m` rows, its favourite first.
     pub space: fn(&Op, &Caps, usize) -> Vec<Schedule>,
     /// The kernel.

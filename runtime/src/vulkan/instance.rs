@@ -44,7 +44,9 @@ impl Context {
         let named = std::env::var_os(LOADER);
         // SAFETY: the system's Vulkan loader, or the library that the user names in its place, is what it is said to be.
         let entry = match &named {
+            // SAFETY: the user named a Vulkan loader.
             Some(path) => unsafe { Entry::load_from(path) },
+            // SAFETY: loading the system's Vulkan loader runs its initializers.
             None => unsafe { Entry::load() },
         }
         .map_err(|error| {

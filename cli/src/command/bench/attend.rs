@@ -4,7 +4,6 @@
 //! one new token per request; prefill is a chunk of new tokens at the end of the context, which attends to all of it. One
 //! head's outputs are held against the reference in `f64`.
 
-use super::describe_roofs;
 use crate::failure::Failure;
 use crate::place::Place;
 use crate::table::{Table, bytes, time};
@@ -312,7 +311,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
         summary.heads, summary.kv_heads, summary.head_dim, summary.page, summary.device.model, summary.device.target
     )?;
     for roofs in &summary.roofs {
-        writeln!(io.out, "{}", describe_roofs(roofs))?;
+        writeln!(io.out, "{}", crate::roofs::Roofs::Cpu(*roofs).describe())?;
     }
     for (phase, title) in [("decode", "Decode"), ("prefill", "Prefill")] {
         let mut table = Table::new(&[

@@ -222,10 +222,13 @@ impl Store<'_> {
     }
 }
 
+/// What one more number makes of a state.
+pub type Step<'f> = dyn Fn(&mut Builder, Value, &[Value]) -> Vec<Value> + 'f;
+
 /// How numbers that share a scale are gone through: a state, and what one more number makes of it.
 pub struct Fold<'f> {
     pub first: Vec<Value>,
-    pub step: &'f dyn Fn(&mut Builder, Value, &[Value]) -> Vec<Value>,
+    pub step: &'f Step<'f>,
 }
 
 /// `format::kv::codes::granule_scale`: scale bits, scale, offset bits, offset. `numbers` folds over all numbers.

@@ -217,7 +217,7 @@ impl Merge {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
             faults.push(format!("{} query heads over {} KV heads; accepted: multiples", self.heads, self.kv_heads));
         }
-        if self.dim % 16 != 0 || !(16..=512).contains(&self.dim) {
+        if !self.dim.is_multiple_of(16) || !(16..=512).contains(&self.dim) {
             faults.push(format!("values of {} channels; accepted: multiples of 16 up to 512", self.dim));
         }
         if self.queries == 0 {

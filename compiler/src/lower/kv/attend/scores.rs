@@ -177,6 +177,7 @@ impl Kernel<'_> {
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         let mut out = vec![Vec::new(); sums.len()];
+        #[allow(clippy::needless_range_loop)] // The vector's number decides addresses as well.
         for v in 0..vectors {
             let (scale, offset) = match kind.per {
                 KvPer::Token => self.token_scales(b, base, within, v),

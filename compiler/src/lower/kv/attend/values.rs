@@ -220,6 +220,7 @@ impl Kernel<'_> {
                     .collect();
                 let first = times(b, unit, per);
                 let index = b.add(done, first);
+                #[allow(clippy::needless_range_loop)] // The number within a word decides its place as well.
                 for j in 0..per {
                     let scaled = grouped(&kind).then(|| {
                         let within = b.add(within, first);
