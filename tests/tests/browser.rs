@@ -29,6 +29,7 @@ fn results(browser: &Browser, folder: &Path) -> (String, Vec<Value>) {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn kernels_in_a_browser_are_within_their_bounds() {
     let Some(browser) = Browser::find("kernels_in_a_browser_are_within_their_bounds") else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -67,6 +68,7 @@ fn count() -> u64 {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn drawn_cases_in_a_browser_are_within_their_bounds() {
     let Some(browser) = Browser::find("drawn_cases_in_a_browser_are_within_their_bounds") else { return };
     for (name, first) in [("webgpu", 0), ("webgpu-packed", 50_000)] {
@@ -121,6 +123,7 @@ fn drawn_cases_in_a_browser_are_within_their_bounds() {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn a_page_sees_wrong_weights_and_broken_shaders() {
     let Some(browser) = Browser::find("a_page_sees_wrong_weights_and_broken_shaders") else { return };
     let folder = tempfile::tempdir().unwrap();

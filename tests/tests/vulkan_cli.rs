@@ -23,6 +23,7 @@ fn vulkan(test: &str) -> bool {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn a_model_is_generated_for_vulkan_in_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("bundle");
@@ -56,6 +57,7 @@ fn a_model_is_generated_for_vulkan_in_seconds() {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn stages_of_spirv_and_wgsl_are_shown() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("bundle").display().to_string();
@@ -78,6 +80,7 @@ fn stages_of_spirv_and_wgsl_are_shown() {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn tensors_run_on_vulkan() {
     if !vulkan("tensors_run_on_vulkan") {
         return;
@@ -99,6 +102,7 @@ fn tensors_run_on_vulkan() {
 }
 
 #[test]
+#[ignore = "not run to its end yet"]
 fn matmuls_are_timed_on_vulkan() {
     if !vulkan("matmuls_are_timed_on_vulkan") {
         return;

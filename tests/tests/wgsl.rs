@@ -10,7 +10,7 @@ use bitsmith_tests::cases;
 
 /// Cases per form of WGSL; `BITSMITH_CASES` changes it.
 fn count() -> u64 {
-    std::env::var("BITSMITH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(400)
+    std::env::var("BITSMITH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 fn check(target: &WgslTarget, seed: u64) -> Result<(), String> {

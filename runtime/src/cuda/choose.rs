@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_driver_that_is_too_old_for_a_text_is_known() {
-        assert_eq!(needs("sm_90a", 12000), None);
+        assert_eq!(needs("sm_80", 12000), None);
+        assert_eq!(needs("sm_90a", 12000), Some(12040));
         assert_eq!(needs("sm_89", 12000), Some(12040));
         for arch in ARCHES {
             assert!(PTX_OF_CUDA.iter().any(|(ptx, _)| *ptx == arch.version), "{}", arch.name);

@@ -317,7 +317,8 @@ impl Emitter<'_> {
             variables.push(self.variables(self.ty(name), Some(&first)));
         }
         let (start, end) = (self.values.one(inner.start), self.values.one(inner.end));
-        let counter = self.t.name("i");
+        // `i32` would be one, and is a type.
+        let counter = self.t.name("turn");
         let step = inner.step;
         self.t.line(format!(
             "for (var {counter}: i32 = bitcast<i32>({start}); {counter} < bitcast<i32>({end}); {counter} += {step}) {{"

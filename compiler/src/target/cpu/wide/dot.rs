@@ -169,7 +169,7 @@ impl<'a> Lower<'a> {
         let mut sum = acc;
         for odd in [false, true] {
             let part = |l: &mut Self, value: ir::Value, reg: Reg, unsigned: bool| {
-                if let Some(&kept) = l.widened_bytes.get(&(value, reg, odd)) {
+                if let Some(&kept) = l.widened_bytes.get(&(value, reg, odd, unsigned)) {
                     return kept;
                 }
                 let part = match (odd, unsigned) {
@@ -186,7 +186,7 @@ impl<'a> Lower<'a> {
                 };
                 // What is read once more would be widened once more.
                 if l.uses[value.0 as usize] > 1 {
-                    l.widened_bytes.insert((value, reg, odd), part);
+                    l.widened_bytes.insert((value, reg, odd, unsigned), part);
                 }
                 part
             };

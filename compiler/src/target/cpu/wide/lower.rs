@@ -44,7 +44,7 @@ pub(super) struct Lower<'a> {
     /// The dot product of the same block that takes a sum as its accumulator.
     pub continued: HashMap<ir::Value, &'a Inst>,
     /// Even and odd bytes of values in 16 bits each, in the present block: see [`super::dot`].
-    pub widened_bytes: HashMap<(ir::Value, Reg, bool), Reg>,
+    pub widened_bytes: HashMap<(ir::Value, Reg, bool, bool), Reg>,
     /// Lines that the present block has asked for.
     pub prefetched: HashSet<Mem>,
     /// Loops of the kernel around the present block.
