@@ -32,9 +32,9 @@ impl<'d> Prepared<'d> {
         let program = device.load(artifact)?;
         let mut buffers = Vec::new();
         // Most schedules take the weights as they are.
-        let repacked = match packing(&problem.op, schedule) {
+        let repacked = match packing(&problem.op, schedule, device.caps()) {
             Packing::N16 => None,
-            Packing::Qt16(_) => Some(problem.packed_for(schedule)?),
+            Packing::Qt16(..) => Some(problem.packed_for(schedule, device.caps())?),
         };
         for buffer in &repacked.as_ref().unwrap_or(problem).buffers {
             let count = if buffer.signature.role == Role::Weights { copies.max(1) } else { 1 };
@@ -64,10 +64,15 @@ impl<'d> Prepared<'d> {
 
     /// Launches once; `turn` chooses the copy of the weights.
     pub fn launch(&self, turn: usize) -> Result<()> {
+        self.device.launch(&self.launch_of(turn))
+    }
+
+    /// The launch of a turn, for those who record several.
+    pub fn launch_of(&self, turn: usize) -> Launch<'_> {
         let mut args: Vec<LaunchArg<'_>> =
             self.buffers.iter().map(|copies| LaunchArg::Buffer(copies[turn % copies.len()].view())).collect();
         args.push(LaunchArg::I32(self.m));
-        self.device.launch(&Launch { program: &self.program, grid: self.grid, args })
+        Launch { program: &self.program, grid: self.grid, args }
     }
 
     /// The outputs, in order.

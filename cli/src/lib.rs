@@ -14,6 +14,7 @@ mod measure;
 mod memory;
 mod place;
 mod plan;
+mod roofs;
 mod shapes;
 mod stages;
 mod table;
@@ -54,6 +55,14 @@ impl Io<'_> {
     pub fn json(&mut self, value: &impl serde::Serialize) -> Outcome {
         let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Output(error.into()))?;
         writeln!(self.out, "{text}")?;
+        Ok(())
+    }
+
+    /// Says aloud what a user should know about how a device was opened.
+    pub(crate) fn notes(&mut self, device: &bitsmith_runtime::DeviceInfo) -> Outcome {
+        for note in &device.notes {
+            writeln!(self.err, "note: {note}")?;
+        }
         Ok(())
     }
 }

@@ -2,17 +2,18 @@
 
 use crate::failure::Failure;
 use crate::plan::{DECODE_ROWS, Phase};
+use crate::roofs::{Limit, Roofs};
 use crate::stages::describe_schedule;
 use crate::table::{Table, ratio, time};
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Report, Sample};
+use bitsmith_autotune::repeat::Repeat;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::format::n16::N16;
-use bitsmith_compiler::op::{Activation, Op};
+use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_runtime::Device;
-use bitsmith_runtime::roofs::Roofs;
 use bitsmith_runtime::timing::Measurement;
+use bitsmith_runtime::{Device, Launch};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(crate) struct Row {
     pub seconds: Measurement,
     /// Copies of the weights that were used in turn.
     pub copies: usize,
+    /// Whether the device's own clock told the time.
+    pub by_device_clock: bool,
     /// Bytes that an ideal kernel moves.
     pub bytes: usize,
     /// Operations, two per product.
@@ -105,13 +108,21 @@ pub(crate) fn measure(
         Op::Quantize(op) => (Phase::Quantize, None, op.k),
     };
     let traffic = problem.traffic();
-    let copies = if phase == Phase::Decode { effort.cycle.div_ceil(traffic.max(1)).clamp(1, 4096) } else { 1 };
+    let cycled = phase == Phase::Decode || device.caps().gpu.is_some() && m <= CYCLED_ROWS;
+    let copies = if cycled { effort.cycle.div_ceil(traffic.max(1)).clamp(1, 4096) } else { 1 };
     let prepared = Prepared::new(device, &problem, artifact, schedule, copies)?;
     let start = Instant::now();
     prepared.launch(0)?;
+    device.synchronize()?;
     let first = start.elapsed().as_secs_f64();
     let check = compared(&prepared, &problem)?;
-    let seconds = sample(&prepared, before, first, effort.budget)?;
+    let turns = Turns { device, prepared: &prepared, before, copies };
+    let recorded = turns.recorded(effort.budget)?;
+    let by_device_clock = recorded.is_some();
+    let seconds = match recorded {
+        Some(seconds) => seconds,
+        None => turns.sample(first, effort.budget)?,
+    };
     let operations = problem.operations();
     let (gbs, gops) = (traffic as f64 / seconds.median / 1e9, operations / seconds.median / 1e9);
     *last = Some(problem);
@@ -126,6 +137,7 @@ pub(crate) fn measure(
         schedule: *schedule,
         seconds,
         copies,
+        by_device_clock,
         bytes: traffic,
         operations,
         gbs,
@@ -141,8 +153,17 @@ pub(crate) fn measure(
 pub(crate) fn set_roofs(rows: &mut [Row], op: impl Fn(&Row) -> Option<Op>, roofs: &Roofs) {
     for row in rows {
         let Some(op) = op(row) else { continue };
-        (row.roof, row.roof_value) = roof(&op, row.phase, roofs);
-        let reached = if row.phase == Phase::Prefill { row.gops } else { row.gbs };
+        let many = row.phase == Phase::Prefill;
+        let reached = match roofs.limit(&op, many, row.bytes as f64, row.operations) {
+            Limit::Memory(gbs) => {
+                (row.roof, row.roof_value) = ("read", gbs);
+                row.gbs
+            }
+            Limit::Arithmetic(name, gops) => {
+                (row.roof, row.roof_value) = (name, gops);
+                row.gops
+            }
+        };
         row.fraction = (row.roof_value > 0.0).then(|| reached / row.roof_value);
     }
 }
@@ -159,51 +180,90 @@ fn compared(prepared: &Prepared<'_>, problem: &Problem) -> Result<Report, Failur
     Ok(problem.check(&outputs, Sample::Lines(16)))
 }
 
+/// Rows up to which a GPU is bound by the weights' bytes, so that they are cycled through as while decoding.
+const CYCLED_ROWS: usize = 64;
+
+/// Most launches of a recording, where there are no more copies than that.
+const MOST_RECORDED: usize = 4096;
+
 /// A launch that takes longer than this is timed once more, one that takes four times as long not again.
 const LONG: f64 = 0.5;
 
-/// Times launches until the budget is used up; `first` is how long the launch took that was compared.
-fn sample(
-    prepared: &Prepared<'_>,
-    before: Option<&Prepared<'_>>,
-    first: f64,
-    budget: Duration,
-) -> Result<Measurement, Failure> {
-    let mut turn = 0;
-    let mut run = |runs: usize| -> Result<f64, Failure> {
-        let start = Instant::now();
-        for _ in 0..runs {
-            if let Some(before) = before {
-                before.launch(turn)?;
-            }
-            prepared.launch(turn)?;
-            turn += 1;
-        }
-        Ok(start.elapsed().as_secs_f64() / runs as f64)
-    };
-    if first > 4.0 * LONG && before.is_none() {
-        return Ok(Measurement::of(vec![first]));
-    }
-    let once = run(1)?.max(1e-9);
-    if once > LONG {
-        return Ok(Measurement::of(vec![once]));
-    }
-    let runs = ((2e-3 / once).ceil() as usize).clamp(1, 100_000);
-    let (start, mut samples) = (Instant::now(), Vec::new());
-    while samples.len() < 3 || start.elapsed() < budget {
-        samples.push(run(runs)?);
-    }
-    Ok(Measurement::of(samples))
+/// Launches in turn over the copies of the weights.
+struct Turns<'a> {
+    device: &'a dyn Device,
+    prepared: &'a Prepared<'a>,
+    before: Option<&'a Prepared<'a>>,
+    copies: usize,
 }
 
-/// The roof over a kernel: name and height. Everything but prefill is bound by memory.
-fn roof(op: &Op, phase: Phase, roofs: &Roofs) -> (&'static str, f64) {
-    match (op, phase) {
-        (Op::Matmul(op), Phase::Prefill) => match op.activation {
-            Activation::Int8(_) => roofs.best_dot(op.weight.code.bits()).unwrap_or(("dot", 0.0)),
-            Activation::Float(_) | Activation::Fp8(..) => roofs.best_fma().unwrap_or(("fma", 0.0)),
-        },
-        _ => ("read", roofs.read_gbs),
+/// Least samples where the device's own clock tells the time.
+const LEAST_SAMPLES: usize = 20;
+/// What such a sample should take at least, so that its ends weigh nothing.
+const SAMPLE: f64 = 2e-3;
+
+impl Turns<'_> {
+    /// So many runs in turn.
+    fn launches(&self, runs: usize) -> Vec<Launch<'_>> {
+        (0..runs)
+            .flat_map(|turn| {
+                self.before.map(|before| before.launch_of(turn)).into_iter().chain([self.prepared.launch_of(turn)])
+            })
+            .collect()
+    }
+
+    /// Times recordings that the device repeats; `None` where it has no clock of its own. Every recording goes through all
+    /// copies.
+    fn recorded(&self, budget: Duration) -> Result<Option<Measurement>, Failure> {
+        let mut repeat = Repeat::new(self.device, self.launches(self.copies))?;
+        if !repeat.by_device() {
+            return Ok(None);
+        }
+        repeat.run()?;
+        let once = (repeat.run()? / self.copies as f64).max(1e-9);
+        let wanted = ((SAMPLE / once).ceil() as usize).next_multiple_of(self.copies);
+        let runs = wanted.min(MOST_RECORDED).max(self.copies);
+        if runs != self.copies {
+            repeat = Repeat::new(self.device, self.launches(runs))?;
+            repeat.run()?;
+        }
+        let (start, mut samples) = (Instant::now(), Vec::new());
+        let least = if once * runs as f64 > 0.1 { 5 } else { LEAST_SAMPLES };
+        while samples.len() < least || start.elapsed() < budget {
+            samples.push(repeat.run()? / runs as f64);
+        }
+        Ok(Some(Measurement::of(samples)))
+    }
+
+    /// Times launches by the host's clock until the budget is used up; `first` is how long the launch took that was
+    /// compared.
+    fn sample(&self, first: f64, budget: Duration) -> Result<Measurement, Failure> {
+        let mut turn = 0;
+        let mut run = |runs: usize| -> Result<f64, Failure> {
+            let start = Instant::now();
+            for _ in 0..runs {
+                if let Some(before) = self.before {
+                    before.launch(turn)?;
+                }
+                self.prepared.launch(turn)?;
+                turn += 1;
+            }
+            self.device.synchronize()?;
+            Ok(start.elapsed().as_secs_f64() / runs as f64)
+        };
+        if first > 4.0 * LONG && self.before.is_none() {
+            return Ok(Measurement::of(vec![first]));
+        }
+        let once = run(1)?.max(1e-9);
+        if once > LONG {
+            return Ok(Measurement::of(vec![once]));
+        }
+        let runs = ((2e-3 / once).ceil() as usize).clamp(1, 100_000);
+        let (start, mut samples) = (Instant::now(), Vec::new());
+        while samples.len() < 3 || start.elapsed() < budget {
+            samples.push(run(runs)?);
+        }
+        Ok(Measurement::of(samples))
     }
 }
 

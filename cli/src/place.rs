@@ -91,6 +91,12 @@ impl Maker {
     }
 }
 
+/// PTX for an NVIDIA device.
+fn ptx(target: PtxTarget, name: &str) -> Maker {
+    let name = name.to_ascii_lowercase();
+    Maker::Text { target: Box::new(target), name, platform: "nvptx64-nvidia-cuda", extension: "ptx" }
+}
+
 /// HIP source for an AMD device.
 fn hip(target: HipTarget) -> Maker {
     let name = target.caps().name.to_string();
@@ -98,7 +104,8 @@ fn hip(target: HipTarget) -> Maker {
 }
 
 impl Place {
-    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cpu+clif`, `hip:<index>`), or a CPU level, an NVIDIA or AMD
+    /// The place of a name: a device here (`cpu`, `cpu:<threads>`, `cpu+clif`, `cuda:<index>`, `hip:<index>`,
+    /// `ptx:<target>`), or a CPU level, an NVIDIA or AMD
     /// device or architecture, for which nothing is run.
     pub fn open(name: &str) -> Result<Place, Failure> {
         if let base @ ("cpu" | "cpu+clif") = name.split(':').next().unwrap_or(name) {
@@ -107,13 +114,12 @@ impl Place {
             return Ok(Place { maker: Maker::Machine(target), device: Some(device) });
         }
         if let Ok(target) = PtxTarget::named(name) {
-            let maker = Maker::Text {
-                target: Box::new(target),
-                name: name.to_ascii_lowercase(),
-                platform: "nvptx64-nvidia-cuda",
-                extension: "ptx",
-            };
-            return Ok(Place { maker, device: None });
+            return Ok(Place { maker: ptx(target, name), device: None });
+        }
+        if name == "cuda" || name.starts_with("cuda:") || name.starts_with("ptx:") {
+            let device = bitsmith_runtime::open(name)?;
+            let target = device.info().target;
+            return Ok(Place { maker: ptx(PtxTarget::named(&target)?, &target), device: Some(device) });
         }
         if name == "hip" || name.starts_with("hip:") {
             let device = bitsmith_runtime::open(name)?;
@@ -129,7 +135,8 @@ impl Place {
                 Err(Failure::Request(Error::Unsupported(format!("device `{name}`: {why}"))))
             }
             Err(_) => Err(Failure::Request(Error::Unsupported(format!(
-                "device `{name}`; accepted: cpu, cpu:<threads>, hip:<index>, or to generate code only: {}",
+                "device `{name}`; accepted: {}, or to generate code only: {}",
+                bitsmith_runtime::device_names(),
                 CpuTarget::names().chain(PtxTarget::names()).chain(HipTarget::names()).collect::<Vec<_>>().join(", ")
             )))),
         }
@@ -139,7 +146,8 @@ impl Place {
     pub fn running(name: &str) -> Result<Arc<dyn Device>, Failure> {
         Place::open(name)?.device.ok_or_else(|| {
             Failure::Request(Error::Unsupported(format!(
-                "device `{name}` is one that kernels can be generated for, nothing to run on; accepted: cpu, cpu:<threads>"
+                "device `{name}` is one that kernels can be generated for, nothing to run on; accepted: {}",
+                bitsmith_runtime::device_names()
             )))
         })
     }

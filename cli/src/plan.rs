@@ -140,7 +140,7 @@ impl Plan {
     }
 
     fn add(&mut self, op: Op, layers: &str, phase: Phase, m: usize, caps: &Caps) -> Result<(), Error> {
-        let op = op.checked()?;
+        let op = lower::native(op.checked()?, caps);
         let schedule = lower::choose(&op, caps, m)?;
         match self.kernels.iter_mut().find(|old| old.op == op && old.schedule == schedule) {
             Some(old) => {

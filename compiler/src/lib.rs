@@ -17,7 +17,7 @@ pub mod target;
 pub use error::{Error, Result};
 
 use artifact::Artifact;
-use ir::{Kernel, verify};
+use ir::{Kernel, Resources, resources, verify};
 use op::Op;
 use schedule::Schedule;
 use target::Target;
@@ -29,6 +29,8 @@ pub struct Compiled {
     pub kernel: Kernel,
     /// What the target's passes made of it.
     pub legal: Kernel,
+    /// What it takes of a GPU, as far as lowering can tell; `None` for other devices.
+    pub resources: Option<Resources>,
     /// What the emitter made of that.
     pub artifact: Artifact,
 }
@@ -38,7 +40,8 @@ pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Comp
     let kernel = lower::lower(op, schedule, target.caps())?;
     let legal = legalize(&kernel, target)?;
     let artifact = target.emit(&verified(&legal, target)?)?;
-    Ok(Compiled { kernel, legal, artifact })
+    let resources = resources(&legal, target.caps());
+    Ok(Compiled { kernel, legal, resources, artifact })
 }
 
 /// A kernel as a target's emitter takes it.

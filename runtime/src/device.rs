@@ -1,5 +1,6 @@
 //! The face of every device, and the checks that stand before every launch.
 
+use crate::timing::Recording;
 use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::target::Target;
@@ -52,6 +53,12 @@ pub trait Device: Send + Sync {
 
     /// Waits for every launch.
     fn synchronize(&self) -> Result<()>;
+
+    /// Launches in order, ready to be repeated and timed by the device's own clock. `None` where it has none that is
+    /// better than the host's.
+    fn record<'a>(&'a self, _launches: &[Launch<'a>]) -> Result<Option<Box<dyn Recording + 'a>>> {
+        Ok(None)
+    }
 }
 
 /// What a device is, for people and for `--json`.
@@ -63,10 +70,13 @@ pub struct DeviceInfo {
     pub model: String,
     /// Name of the target's caps: `x86-64-v4+vnni`.
     pub target: String,
-    /// Threads that run workgroups.
+    /// Threads that run workgroups on a CPU, units of a GPU.
     pub threads: usize,
     /// Names of features.
     pub features: Vec<String>,
+    /// What a user should know about how it was opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Memory of a device. Clones share it.

@@ -7,8 +7,10 @@
 
 pub mod bundle;
 pub mod cpu;
+pub mod cuda;
 mod device;
 pub mod hip;
+pub mod machine;
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;
@@ -20,47 +22,158 @@ use bitsmith_compiler::{Error, Result};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// Opens a device by name: `cpu`, `cpu:<threads>` (`cpu+clif` takes Cranelift where the wide emitter would serve), `hip`, `hip:<index>`, `vulkan:<index>`, `vulkan:<index>@<subgroup>`.
-pub fn open(name: &str) -> Result<Arc<dyn Device>> {
-    let refuse = || {
-        Error::Unsupported(format!(
-            "device `{name}`; accepted: cpu, cpu:<threads>, cpu+clif:<threads>, hip, hip:<index>, vulkan:<index>, vulkan:<index>@<subgroup>"
-        ))
-    };
-    if let Some(rest) = name.strip_prefix("vulkan")
-        && (rest.is_empty() || rest.starts_with([':', '@']))
-    {
-        let (place, subgroup) = rest.split_once('@').map_or((rest, None), |(place, width)| (place, Some(width)));
-        let index = place.strip_prefix(':').map_or(Ok(0), |index| index.parse().map_err(|_| refuse()))?;
-        let subgroup = subgroup.map(|width| width.parse().map_err(|_| refuse())).transpose()?;
-        let options = vulkan::Options { index, subgroup, ..vulkan::Options::default() };
-        return Ok(Arc::new(vulkan::VulkanDevice::open(options)?));
+/// How a device of a backend is opened: by what follows its name on the command line.
+type Opener = fn(&str) -> Result<Arc<dyn Device>>;
+
+/// Every backend: its name, how the rest of a device's name is spelled, how it is opened.
+const BACKENDS: [(&str, &str, Opener); 6] = [
+    ("cpu", "cpu, cpu:<threads>", |rest| open_cpu(CpuTarget::host, rest)),
+    ("cpu+clif", "cpu+clif:<threads>", |rest| open_cpu(CpuTarget::host_with_cranelift, rest)),
+    ("cuda", "cuda:<index>", |rest| Ok(Arc::new(cuda::CudaDevice::open(number(rest, 0)?)?))),
+    ("hip", "hip:<index>", |rest| Ok(Arc::new(hip::HipDevice::open(number(rest, 0)?)?))),
+    ("ptx", "ptx:<target> (the PTX machine)", open_machine),
+    ("vulkan", "vulkan:<index>, vulkan:<index>@<subgroup>", open_vulkan),
+];
+
+/// The devices that [`open`] takes, for messages: `cpu, cpu:<threads>, …`.
+pub fn device_names() -> String {
+    BACKENDS.map(|(_, spelling, _)| spelling).join(", ")
+}
+
+/// Most devices of a backend that [`found`] looks for.
+const MOST_FOUND: usize = 16;
+
+/// The devices that are here, and of each backend that has none, why.
+pub fn found() -> (Vec<DeviceInfo>, Vec<String>) {
+    let (mut devices, mut faults) = (Vec::new(), Vec::new());
+    match open("cpu") {
+        Ok(device) => devices.push(device.info()),
+        Err(error) => faults.push(format!("cpu: {error}")),
     }
-    let (place, count) = name.split_once(':').map_or((name, None), |(place, count)| (place, Some(count)));
-    if let "cpu" | "cpu+clif" = place {
-        let threads = count.map_or(Ok(cpu::available_threads()), |count| count.parse().map_err(|_| refuse()))?;
-        if !(1..=1024).contains(&threads) {
-            return Err(Error::invalid(format!("device `{name}`: {threads} threads; accepted: 1 to 1024")));
+    for backend in ["cuda", "hip", "vulkan"] {
+        for index in 0..MOST_FOUND {
+            match open(&format!("{backend}:{index}")) {
+                Ok(device) => devices.push(device.info()),
+                Err(error) => {
+                    if index == 0 {
+                        faults.push(format!("{backend}: {error}"));
+                    }
+                    break;
+                }
+            }
         }
-        let target = if place == "cpu" { CpuTarget::host()? } else { CpuTarget::host_with_cranelift()? };
-        return Ok(Arc::new(cpu::CpuDevice::with_target(target, threads)?));
     }
-    match name.split_once(':') {
-        None if name == "hip" => Ok(Arc::new(hip::HipDevice::open(0)?)),
-        Some(("hip", index)) => Ok(Arc::new(hip::HipDevice::open(index.parse().map_err(|_| refuse())?)?)),
-        _ => Err(refuse()),
+    (devices, faults)
+}
+
+/// Whether a name is one of a device here, rather than of a target to generate for: `cpu`, `cuda:0`, `vulkan@8`.
+pub fn names_a_device(name: &str) -> bool {
+    split(name).is_some()
+}
+
+/// The backend of a name, and the rest of the name.
+fn split(name: &str) -> Option<(Opener, &str)> {
+    BACKENDS.iter().find_map(|&(backend, _, opener)| {
+        let rest = name.strip_prefix(backend)?;
+        (rest.is_empty() || rest.starts_with([':', '@'])).then_some((opener, rest))
+    })
+}
+
+/// Opens a device by name: what [`device_names`] lists. `cpu+clif` takes Cranelift where the wide emitter would serve.
+pub fn open(name: &str) -> Result<Arc<dyn Device>> {
+    let refuse = || Error::Unsupported(format!("device `{name}`; accepted: {}", device_names()));
+    let (opener, rest) = split(name).ok_or_else(refuse)?;
+    opener(rest).map_err(|error| match error {
+        Error::Invalid(faults) if faults == [MISSPELLED] => refuse(),
+        Error::Invalid(faults) => {
+            Error::Invalid(faults.iter().map(|fault| format!("device `{name}`: {fault}")).collect())
+        }
+        other => other,
+    })
+}
+
+/// Marks a rest that is not spelled as the backend wants it.
+const MISSPELLED: &str = "misspelled";
+
+/// `:<number>`, or nothing.
+fn number<T: std::str::FromStr>(rest: &str, otherwise: T) -> Result<T> {
+    match rest.strip_prefix(':') {
+        Some(digits) => digits.parse().map_err(|_| Error::invalid(MISSPELLED)),
+        None if rest.is_empty() => Ok(otherwise),
+        None => Err(Error::invalid(MISSPELLED)),
     }
 }
 
-/// A device on a context and a stream of the caller: launches are put into that stream. A CPU has neither, and no GPU backend
-/// takes them yet.
+fn open_cpu(target: fn() -> Result<CpuTarget>, rest: &str) -> Result<Arc<dyn Device>> {
+    let threads = number(rest, cpu::available_threads())?;
+    if !(1..=1024).contains(&threads) {
+        return Err(Error::invalid(format!("{threads} threads; accepted: 1 to 1024")));
+    }
+    Ok(Arc::new(cpu::CpuDevice::with_target(target()?, threads)?))
+}
+
+fn open_machine(rest: &str) -> Result<Arc<dyn Device>> {
+    let target = rest.strip_prefix(':').ok_or_else(|| Error::invalid(MISSPELLED))?;
+    Ok(Arc::new(machine::MachineDevice::new(target)?))
+}
+
+fn open_vulkan(rest: &str) -> Result<Arc<dyn Device>> {
+    let (place, subgroup) = rest.split_once('@').map_or((rest, None), |(place, width)| (place, Some(width)));
+    let subgroup = subgroup.map(|width| width.parse().map_err(|_| Error::invalid(MISSPELLED))).transpose()?;
+    let options = vulkan::Options { index: number(place, 0)?, subgroup, ..vulkan::Options::default() };
+    Ok(Arc::new(vulkan::VulkanDevice::open(options)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        for name in ["cpu", "cpu:2", "cpu+clif:1", "cuda:0", "cuda", "hip:3", "ptx:h200", "vulkan@8", "vulkan:0@4"] {
+            assert!(names_a_device(name), "{name}");
+        }
+        for name in ["h200", "sm_90a", "cpux", "cudax:0", "x86-64-v3", "vulkan-amd", ""] {
+            assert!(!names_a_device(name), "{name}");
+        }
+        assert_eq!(open("cpu:1").unwrap().info().threads, 1);
+        let (devices, faults) = found();
+        assert_eq!(devices[0].name, "cpu");
+        let named = |backend: &str| {
+            devices.iter().any(|device| device.name.starts_with(backend))
+                || faults.iter().any(|fault| fault.starts_with(&format!("{backend}: ")))
+        };
+        assert!(["cuda", "hip", "vulkan"].iter().all(|backend| named(backend)), "{devices:?} {faults:?}");
+        for (name, words) in [
+            ("cpu:0", ["0 threads", "1 to 1024"]),
+            ("cpu:x", ["cpu:x", "cuda:<index>"]),
+            ("cuda:-1", ["cuda:-1", "cuda:<index>"]),
+            ("vulkan:0@x", ["vulkan:0@x", "vulkan:<index>@<subgroup>"]),
+            ("ptx", ["`ptx`", "ptx:<target>"]),
+            ("ptx:z80", ["z80", "sm_90a"]),
+            ("nothing", ["nothing", "hip:<index>"]),
+        ] {
+            let why = open(name).err().unwrap().to_string();
+            assert!(words.iter().all(|word| why.contains(word)) && !why.contains(MISSPELLED), "{why}");
+        }
+    }
+}
+
+/// A device on a context and a stream of the caller: launches are put into that stream. CUDA devices take them (null for the
+/// primary context, null for the default stream); a CPU has neither, and the other backends do not take them yet.
 ///
 /// # Safety
-/// They must stay valid until the device and all that was made of it are gone.
+/// They belong to the device, and stay valid until the device and all that was made of it are gone.
 pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
+    if let Some(rest) = name.strip_prefix("cuda").filter(|rest| rest.is_empty() || rest.starts_with(':')) {
+        let index =
+            number(rest, 0).map_err(|_| Error::Unsupported(format!("device `{name}`; accepted: cuda:<index>")))?;
+        // SAFETY: the caller promises what this asks for.
+        return Ok(Arc::new(unsafe { cuda::CudaDevice::open_on(index, context, stream)? }));
+    }
     let given =
         if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
     Err(Error::Unsupported(format!(
-        "adopting {given} on device `{name}`; accepted: devices that `open` takes, by `open`"
+        "adopting {given} on device `{name}`; accepted: cuda:<index>, or other devices by `open`"
     )))
 }

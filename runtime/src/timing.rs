@@ -1,5 +1,6 @@
 //! Times: medians of interleaved samples, since machines are noisy and drift.
 
+use bitsmith_compiler::Result;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,12 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     start.elapsed().as_secs_f64()
+}
+
+/// Launches that a device repeats and times by its own clock.
+pub trait Recording {
+    /// Runs all of them once and waits; the seconds from the first one's start to the last one's end.
+    fn run(&mut self) -> Result<f64>;
 }
 
 /// Something to be timed: runs itself a number of times.

@@ -1,14 +1,14 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
-pub mod cases;
 pub mod hip;
 pub mod machine;
-pub mod poison;
 pub mod ptxas;
 pub mod random;
 pub mod run;
 pub mod vulkan;
 pub mod x86;
+
+pub use bitsmith_autotune::{cases, poison};
 
 use bitsmith_compiler::target::cpu::CpuTarget;
 use std::io::Write;

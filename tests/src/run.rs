@@ -11,7 +11,7 @@ use bitsmith_compiler::schedule::Schedule;
 pub fn interpret(kernel: &Kernel, caps: &Caps, problem: &Problem, schedule: &Schedule) -> Result<Vec<Vec<u8>>, String> {
     let verified =
         verify(kernel, caps).map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-    let problem = &problem.packed_for(schedule).map_err(|error| error.to_string())?;
+    let problem = &problem.packed_for(schedule, caps).map_err(|error| error.to_string())?;
     let mut args: Vec<ArgValue> =
         problem
             .buffers

@@ -4,10 +4,8 @@
 
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::caps::{self, Caps};
-use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::ir::parse;
 use bitsmith_compiler::lower::{MATRIX_FAMILIES, families, lower};
-use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op, Per};
 use bitsmith_tests::{cases, run};
 use std::collections::BTreeMap;
 
@@ -76,51 +74,13 @@ fn reference_and_interpreter_agree() {
     }
 }
 
-/// A matmul that matrix families are for, mostly: groups of whole tiles, ragged N and M.
-fn matrix_case(seed: u64) -> (Op, usize) {
-    let mut rng = fastrand::Rng::with_seed(seed ^ 0x3a77);
-    let formats = [
-        "int4-g64",
-        "int4-g128",
-        "int4-channel",
-        "uint4-g128-asym",
-        "int4-g64-asym-bf16",
-        "int8-channel",
-        "int8-g64",
-        "int8-g32-asym",
-        "int8-tensor-f32",
-        "int2-g128",
-        "uint2-g128-asym",
-        "ternary-g128",
-        "ternary-channel-bf16",
-    ];
-    let weight = formats[rng.usize(..formats.len())];
-    let k = 128 * (1 + rng.usize(..4));
-    let activations = [
-        Activation::Float(DType::F16),
-        Activation::Float(DType::Bf16),
-        Activation::Int8(Per::Token),
-        Activation::Int8(Per::Group(128)),
-    ];
-    let op = Matmul {
-        n: 1 + rng.usize(..140),
-        k,
-        weight: weight.parse().unwrap(),
-        activation: activations[rng.usize(..activations.len())],
-        out: [DType::F16, DType::Bf16, DType::F32][rng.usize(..3)],
-        epilogue: Epilogue { bias: rng.bool(), silu_mul: rng.u32(..4) == 0, residual: rng.bool() },
-    };
-    let most = if rng.bool() { 8 } else { 40 };
-    (Op::Matmul(op), 1 + rng.usize(..most))
-}
-
 #[test]
 fn reference_and_matrix_families_agree() {
     let device = caps::gpu("a100").unwrap();
     let (mut failures, mut served, mut worst) = (Vec::new(), 0, 0.0f64);
     let total = count() / 4;
     for seed in 0..total {
-        let (op, m) = matrix_case(seed);
+        let (op, m) = cases::matrix(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
         for family in MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, device).is_none()) {
             let space = (family.space)(&op, device, m);

@@ -9,6 +9,7 @@ mod random;
 pub use check::{Report, Sample};
 pub use random::{numbers, quantized};
 
+use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Quantized;
 use bitsmith_compiler::format::n16::N16;
@@ -184,9 +185,9 @@ impl Problem {
         })
     }
 
-    /// The same problem with weights packed as a schedule's kernel takes them.
-    pub fn packed_for(&self, schedule: &Schedule) -> Result<Problem> {
-        let packing = packing(&self.op, schedule);
+    /// The same problem with weights packed as a schedule's kernel takes them on a device of these caps.
+    pub fn packed_for(&self, schedule: &Schedule, caps: &Caps) -> Result<Problem> {
+        let packing = packing(&self.op, schedule, caps);
         let mut problem = self.clone();
         if let (Some(weights), true) = (&self.weights, packing != Packing::N16) {
             for (buffer, signature) in problem.buffers.iter_mut().zip(signature_packed(&self.op, packing)?) {

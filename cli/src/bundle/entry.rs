@@ -11,7 +11,7 @@ use bitsmith_runtime::bundle::{ArgEntry, Details, FileEntry, Grid, KernelEntry, 
 
 /// The entry of a kernel whose file has this name and hash.
 pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
-    let packing = lower::packing(piece.op, piece.schedule);
+    let packing = piece.packing;
     let signatures = lower::signature_packed(piece.op, packing)?;
     let (n, k, format, activation, output) = match piece.op {
         Op::Matmul(op) => (Some(op.n), op.k, Some(op.weight.to_string()), Some(op.activation.to_string()), op.out),
@@ -104,7 +104,7 @@ pub fn packing(piece: &Piece<'_>) -> Result<Option<PackingEntry>, Failure> {
         Op::Dequant(op) => (op.weight, op.k),
         Op::Quantize(_) => return Ok(None),
     };
-    let packing = lower::packing(piece.op, piece.schedule);
+    let packing = piece.packing;
     let planes = packing.planes(&format, k)?.iter().map(ToString::to_string).collect();
     Ok(Some(PackingEntry {
         packing: packing.name().to_string(),

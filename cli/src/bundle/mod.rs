@@ -13,6 +13,7 @@ pub use write::{check, write};
 use crate::failure::Failure;
 use crate::place::Maker;
 use bitsmith_compiler::artifact::Artifact;
+use bitsmith_compiler::lower::Packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_runtime::bundle::{FileEntry, SCHEMA, TargetEntry, ToolVersions};
@@ -23,6 +24,8 @@ pub struct Piece<'a> {
     pub op: &'a Op,
     /// How.
     pub schedule: &'a Schedule,
+    /// How its weights lie.
+    pub packing: Packing,
     /// Its code.
     pub artifact: &'a Artifact,
     /// The layers that use it.

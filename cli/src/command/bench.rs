@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
 use crate::plan::{Phase, quantize_for};
+use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
 use crate::{Io, Outcome, memory};
 use bitsmith_autotune::execute::Prepared;
@@ -11,7 +12,7 @@ use bitsmith_autotune::problem::Problem;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::{compile, lower};
-use bitsmith_runtime::{DeviceInfo, roofs};
+use bitsmith_runtime::DeviceInfo;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -67,7 +68,7 @@ struct Summary {
     op: String,
     activation_quantization: bool,
     device: DeviceInfo,
-    roofs: Vec<roofs::Roofs>,
+    roofs: Vec<Roofs>,
     measurements: Vec<Row>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
@@ -92,6 +93,7 @@ impl Bench {
             )));
         }
         let devices = self.devices()?;
+        io.notes(&devices[0].info())?;
         let mut summary = Summary {
             op: stages::describe(&op),
             activation_quantization: self.activation_quantization,
@@ -103,9 +105,8 @@ impl Bench {
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
         for device in &devices {
-            let threads = device.info().threads;
             let footprint = cycle.max(256 << 20);
-            let (roofs_before, first) = (roofs::measure(threads, footprint), summary.measurements.len());
+            let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
             for &m in &self.m {
                 let schedule = lower::choose(&op, device.caps(), m)?;
                 let made = compile(&op, &schedule, device.target())?;
@@ -132,9 +133,11 @@ impl Bench {
                 let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
                 summary.measurements.push(row);
             }
-            let roofs = roofs_before.higher(&roofs::measure(threads, footprint));
-            measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
-            summary.roofs.push(roofs);
+            if let (Some(before), Some(after)) = (roofs_before, roofs::measure(&**device, footprint)?) {
+                let roofs = before.higher(&after);
+                measure::set_roofs(&mut summary.measurements[first..], |_| Some(op), &roofs);
+                summary.roofs.push(roofs);
+            }
         }
         if self.json {
             io.json(&summary)?
@@ -163,19 +166,10 @@ impl Bench {
     }
 }
 
-/// Roofs in a line; what this processor lacks is left out.
-pub(super) fn describe_roofs(roofs: &roofs::Roofs) -> String {
-    let mut text = format!("roofs with {} threads: read {:.1} GB/s", roofs.threads, roofs.read_gbs);
-    for (name, value) in roofs.arithmetic() {
-        text += &format!(", {name} {value:.0}");
-    }
-    text + " GOP/s"
-}
-
 fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     writeln!(io.out, "{}\n{} ({})", summary.op, summary.device.model, summary.device.target)?;
     for roofs in &summary.roofs {
-        writeln!(io.out, "{}", describe_roofs(roofs))?;
+        writeln!(io.out, "{}", roofs.describe())?;
     }
     for (phase, title) in [(Phase::Prefill, "Prefill"), (Phase::Decode, "Decode")] {
         let table = measure::table(summary.measurements.iter(), phase);

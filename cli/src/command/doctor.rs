@@ -47,11 +47,7 @@ struct Found {
 
 impl Doctor {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
-        let (mut devices, mut faults) = (Vec::new(), Vec::new());
-        match bitsmith_runtime::open("cpu") {
-            Ok(device) => devices.push(device.info()),
-            Err(error) => faults.push(format!("cpu: {error}")),
-        }
+        let (devices, faults) = bitsmith_runtime::found();
         let findings = Findings {
             bitsmith: env!("CARGO_PKG_VERSION"),
             cranelift: bitsmith_compiler::target::cpu::CRANELIFT_VERSION,
@@ -67,7 +63,7 @@ impl Doctor {
         for device in &findings.devices {
             writeln!(
                 io.out,
-                "device {}: {}, {} threads, target {}, features {}",
+                "device {}: {}, {} threads or units, target {}, features {}",
                 device.name,
                 device.model,
                 device.threads,

@@ -5,13 +5,16 @@ use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
 use crate::plan::{Phase, Plan, Planned, Request};
+use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
 use crate::table::bytes;
 use crate::{Io, Outcome, memory, shapes};
 use bitsmith_calibrate::recipe::Recipe;
+use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::lower::packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
-use bitsmith_runtime::{Device, roofs};
+use bitsmith_runtime::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -74,7 +77,7 @@ struct Summary<'a> {
     #[serde(skip_serializing_if = "Map::is_empty")]
     stages: Map<String, Value>,
     device: Option<bitsmith_runtime::DeviceInfo>,
-    roofs: Option<roofs::Roofs>,
+    roofs: Option<&'a Roofs>,
     measurements: &'a [Row],
     seconds: f64,
 }
@@ -89,6 +92,9 @@ impl Generate {
             places[..i].iter().any(|other| other.maker.name() == place.maker.name()).then(|| place.maker.name())
         }) {
             return Err(Failure::invalid(format!("--device names {twice} twice; accepted: each target once")));
+        }
+        for device in places.iter().filter_map(|place| place.device.as_ref()) {
+            io.notes(&device.info())?;
         }
         bundle::check(&self.out)?;
         let mut rows = self.m.clone();
@@ -114,7 +120,7 @@ impl Generate {
                     .kernels
                     .iter()
                     .zip(&side.compiled)
-                    .map(|(kernel, made)| piece(kernel, made))
+                    .map(|(kernel, made)| piece(kernel, made, side.place.target().caps()))
                     .collect(),
             })
             .collect();
@@ -150,7 +156,7 @@ impl Generate {
         };
         bundle::write(&self.out, &files)?;
         let (roofs, rows) = match &measured {
-            Some((roofs, rows)) => (Some(*roofs), rows.as_slice()),
+            Some((roofs, rows)) => (roofs.as_ref(), rows.as_slice()),
             None => (None, [].as_slice()),
         };
         let mut notes: Vec<String> = Vec::new();
@@ -219,10 +225,11 @@ impl Generate {
     }
 }
 
-fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
+fn piece<'a>(kernel: &'a Planned, made: &'a Compiled, caps: &Caps) -> Piece<'a> {
     Piece {
         op: &kernel.op,
         schedule: &kernel.schedule,
+        packing: packing(&kernel.op, &kernel.schedule, caps),
         artifact: &made.artifact,
         layers: &kernel.layers,
         rows: &kernel.rows,
@@ -231,9 +238,8 @@ fn piece<'a>(kernel: &'a Planned, made: &'a Compiled) -> Piece<'a> {
 
 /// Measures every kernel with every number of rows that it was chosen for, kernels of the same operation one after the
 /// other, since they share the weights.
-fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(roofs::Roofs, Vec<Row>), Failure> {
-    let threads = device.info().threads;
-    let before = roofs::measure(threads, CYCLE);
+fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Result<(Option<Roofs>, Vec<Row>), Failure> {
+    let before = roofs::measure(device, CYCLE)?;
     let mut jobs: Vec<(&Planned, &Compiled, usize)> = plan
         .kernels
         .iter()
@@ -265,12 +271,15 @@ fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Resul
     }
     bar.finish_and_clear();
     rows.sort_by_key(|row| row.phase);
-    let roofs = before.higher(&roofs::measure(threads, CYCLE));
+    let after = roofs::measure(device, CYCLE)?;
+    let roofs = before.zip(after).map(|(before, after)| before.higher(&after));
     let op = |row: &Row| {
         let at = compiled.iter().position(|made| made.artifact.entry == row.entry)?;
         plan.kernels.get(at).map(|kernel| kernel.op)
     };
-    measure::set_roofs(&mut rows, op, &roofs);
+    if let Some(roofs) = &roofs {
+        measure::set_roofs(&mut rows, op, roofs);
+    }
     Ok((roofs, rows))
 }
 
@@ -305,8 +314,10 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
             writeln!(io.out, "{title}\n{table}")?;
         }
     }
-    if let (Some(device), Some(roofs)) = (&summary.device, &summary.roofs) {
-        writeln!(io.out, "{}, {} threads; {}", device.model, device.threads, super::bench::describe_roofs(roofs))?;
+    match (&summary.device, &summary.roofs) {
+        (Some(device), Some(roofs)) => writeln!(io.out, "{}; {}", device.model, roofs.describe())?,
+        (Some(device), None) => writeln!(io.out, "{} ({}); its roofs are not measured", device.model, device.target)?,
+        (None, _) => {}
     }
     for note in summary.notes {
         writeln!(io.out, "note: {note}")?;

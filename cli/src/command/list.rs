@@ -117,9 +117,11 @@ impl List {
                 (head, MODELS.iter().map(row).collect())
             }
             What::Devices => {
-                let info = bitsmith_runtime::open("cpu")?.info();
-                let row = vec![info.name, info.model, info.target, info.threads.to_string(), info.features.join(" ")];
-                (vec!["device", "model", "target", "threads", "features"], vec![row])
+                let row = |info: bitsmith_runtime::DeviceInfo| {
+                    vec![info.name, info.model, info.target, info.threads.to_string(), info.features.join(" ")]
+                };
+                let rows = bitsmith_runtime::found().0.into_iter().map(row).collect();
+                (vec!["device", "model", "target", "threads", "features"], rows)
             }
             What::Targets => {
                 let row = |name: &'static str| -> Result<Vec<String>, crate::Failure> {

@@ -17,6 +17,7 @@ mod quantize;
 mod report;
 mod roofline;
 mod run;
+mod selftest;
 mod verify;
 
 use crate::{Io, Outcome};
@@ -28,6 +29,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Run one operation on a tensor of a model file and compare it with the reference
     Run(run::Run),
+    /// Run drawn operations of every family, format and tail on a device and compare them with the reference
+    Selftest(selftest::Selftest),
     /// Pack a tensor of a model file as the kernels of a bundle take it
     Pack(pack::Pack),
     /// Time a matmul against this machine's roofs
@@ -68,6 +71,7 @@ impl Command {
         match self {
             Command::Generate(command) => command.run(io),
             Command::Run(command) => command.run(io),
+            Command::Selftest(command) => command.run(io),
             Command::Pack(command) => command.run(io),
             Command::Bench(command) => command.run(io),
             Command::Pick(command) => command.run(io),

@@ -1,6 +1,5 @@
 //! `roofline`: what this machine reads and computes at most, per number of threads, in a table, JSON or a picture.
 
-use super::bench::describe_roofs;
 use crate::failure::Failure;
 use crate::table::Table;
 use crate::{Io, Outcome, memory};
@@ -108,7 +107,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     }
     write!(io.out, "{table}")?;
     for roofs in &summary.roofs {
-        writeln!(io.out, "{}", describe_roofs(roofs))?;
+        writeln!(io.out, "{}", crate::roofs::Roofs::Cpu(*roofs).describe())?;
     }
     Ok(())
 }

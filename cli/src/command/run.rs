@@ -89,6 +89,7 @@ impl Run {
         let activation: Activation = self.activation.parse()?;
         let format: Option<Format> = self.format.as_deref().map(str::parse).transpose()?;
         let device = Place::running(&self.device)?;
+        io.notes(&device.info())?;
         let file = ModelFile::open(&self.weights)?;
         let tensor = file.tensor(&self.tensor)?;
         let (n, k) = weights::matrix(&tensor)?;

@@ -104,7 +104,7 @@ impl Verify {
 
 /// Runs a kernel of a bundle on a problem and compares every output.
 fn run(kernel: &Kernel<'_>, problem: &Problem, device: &dyn Device) -> Result<Report, Failure> {
-    let packed = problem.packed_for(&kernel.entry().schedule)?;
+    let packed = problem.packed_for(&kernel.entry().schedule, device.caps())?;
     let mut memories: Vec<Buffer> = Vec::new();
     for buffer in &packed.buffers {
         let memory = device.allocate(buffer.bytes.len())?;

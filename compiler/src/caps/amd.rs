@@ -141,6 +141,8 @@ const CDNA4: &[MmaShape] = &[
     shape(32, F16, F16, F32, 64, MFMA_8),
     shape(32, Bf16, Bf16, F32, 64, MFMA_8),
     shape(64, I8, I8, I32, 64, MFMA_16),
+    // For strips of 32 columns, which codes of 8 bits have.
+    shape(32, I8, I8, I32, 64, MFMA_8),
     shape(32, E4m3fn, E4m3fn, F32, 64, MFMA_8),
     shape(32, E4m3fn, E5m2, F32, 64, MFMA_8),
     shape(32, E5m2, E4m3fn, F32, 64, MFMA_8),
@@ -168,7 +170,6 @@ const BASIC: Features = Features::of(&[
     Feature::Subgroups,
     Feature::Atomics,
     Feature::F16Arithmetic,
-    Feature::Bf16Arithmetic,
     Feature::Fma,
     Feature::Dot4SignedSigned,
     Feature::Dot4UnsignedSigned,

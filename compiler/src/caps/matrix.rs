@@ -4,7 +4,7 @@
 //! operand, so that one family over [`MmaShape`] serves every device that has a map.
 
 use crate::dtype::DType;
-use crate::layout::{Dim, Layout};
+use crate::layout::{Bit, Dim, Layout};
 use std::fmt;
 
 /// One matrix instruction of a subgroup: `D[m, n] = A[m, k] · B[k, n] + C[m, n]`.
@@ -57,16 +57,34 @@ impl MmaShape {
         self.k * self.n / self.lanes
     }
 
+    /// Where A lies; empty where the device keeps that to itself.
+    pub fn a_map(&self) -> Layout {
+        self.map.map_or(Layout::EMPTY, |map| map.a)
+    }
+
+    /// Where B lies; empty where the device keeps that to itself.
+    pub fn b_map(&self) -> Layout {
+        self.map.map_or(Layout::EMPTY, |map| map.b)
+    }
+
+    /// Where the sums lie; empty where the device keeps that to itself.
+    pub fn acc_map(&self) -> Layout {
+        self.map.map_or(Layout::EMPTY, |map| map.acc)
+    }
+
     /// Sums that one lane holds.
     pub const fn acc_elements(&self) -> u32 {
         self.m * self.n / self.lanes
     }
 }
 
-/// The name in the text form: `m16n8k16_f16_f16_f32_l32`.
+/// The name in the text form: `m16n8k16_f16_f16_f32_l32`; `_alternate` where a lane's sums belong to every second row.
 impl fmt::Display for MmaShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MmaShape { m, n, k, a, b, acc, lanes, .. } = self;
-        write!(f, "m{m}n{n}k{k}_{}_{}_{}_l{lanes}", a.name(), b.name(), acc.name())
+        write!(f, "m{m}n{n}k{k}_{}_{}_{}_l{lanes}", a.name(), b.name(), acc.name())?;
+        // Two generations of AMD differ in nothing else.
+        let alternate = self.acc_map().bits().first() == Some(&Bit::new(Dim::Row, 1));
+        f.write_str(if alternate { "_alternate" } else { "" })
     }
 }

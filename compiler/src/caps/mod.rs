@@ -195,6 +195,12 @@ impl Caps {
         gpu: None,
     };
 
+    /// Whether the 8-bit floats that its matrix instructions multiply are the `fnuz` types, and not those of the OCP.
+    pub fn has_fnuz(&self) -> bool {
+        let has = |dtype| self.matrix.iter().any(|shape| shape.a == dtype);
+        has(DType::E4m3fnuz) && !has(DType::E4m3fn)
+    }
+
     /// The matrix instruction with operands and sums of these types, if the device has one.
     pub fn mma(&self, a: DType, b: DType, acc: DType) -> Option<&'static MmaShape> {
         self.matrix.iter().find(|shape| (shape.a, shape.b, shape.acc) == (a, b, acc))

@@ -1,5 +1,6 @@
 //! NVIDIA GPUs, by name. Limits per workgroup and unit: CUDA C++ Programming Guide, "Compute Capabilities"; lane maps:
-//! PTX ISA, "Matrix Fragments for mma.m16n8k16" and "… mma.m16n8k32"; peaks: the document that each device names.
+//! PTX ISA, "Matrix Fragments for mma.m16n8k16" and "… mma.m16n8k32"; peaks: the document that each device names. Where a
+//! unit adds 8-bit and 16-bit floats faster into sums of 16 bits, the figure is that of `f32` sums.
 
 use super::{Caps, Feature, Features, Gpu, LaneMap, MmaShape, Peaks};
 use crate::dtype::DType;
@@ -160,7 +161,7 @@ static L4: Gpu = gpu(
         memory_gb: 300.0,
         f32_tera: 30.3,
         matrix_tera: &[(F16, 121.0), (Bf16, 121.0), (I8, 242.5), (E4m3fn, 242.5), (E5m2, 242.5)],
-        source: "NVIDIA L4 Tensor Core GPU data sheet",
+        source: "NVIDIA L4 Tensor Core GPU data sheet, half of its figures with sparsity",
     },
 );
 static L40S: Gpu = gpu(
@@ -197,7 +198,7 @@ static H100: Gpu = gpu(
         memory_gb: 3350.0,
         f32_tera: 67.0,
         matrix_tera: HOPPER_MATRIX,
-        source: "NVIDIA H100 Tensor Core GPU data sheet",
+        source: "NVIDIA H100 Tensor Core GPU data sheet, half of its figures with sparsity",
     },
 );
 static H200: Gpu = gpu(
@@ -209,7 +210,7 @@ static H200: Gpu = gpu(
         memory_gb: 4800.0,
         f32_tera: 67.0,
         matrix_tera: HOPPER_MATRIX,
-        source: "NVIDIA H200 Tensor Core GPU data sheet",
+        source: "NVIDIA H200 Tensor Core GPU data sheet, half of its figures with sparsity",
     },
 );
 static B200: Gpu = gpu(
@@ -221,7 +222,7 @@ static B200: Gpu = gpu(
         memory_gb: 8000.0,
         f32_tera: 80.0,
         matrix_tera: &[(F16, 2250.0), (Bf16, 2250.0), (I8, 4500.0), (E4m3fn, 4500.0), (E5m2, 4500.0), (E2m1, 9000.0)],
-        source: "NVIDIA DGX B200 data sheet, an eighth of its figures",
+        source: "NVIDIA Blackwell Architecture Technical Brief, HGX B200 per GPU at 1,000 W",
     },
 );
 static RTX_5090: Gpu = gpu(

@@ -11,6 +11,7 @@ mod bits;
 pub mod canonical;
 mod ct;
 mod encode;
+pub mod fnuz;
 mod fp4;
 mod gguf;
 pub mod gptq;

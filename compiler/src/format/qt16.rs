@@ -23,7 +23,8 @@
 //!
 //! One-bit planes go on in the same way. Codes of 3, 5 and 6 bits are planes of 2 + 1, 4 + 1 and 4 + 2 bits, low bits
 //! first, each a stream of its own. Lanes are numbered `4g + t` (order GT) or `8t + g` (order TG, which suits memory
-//! systems that serve sixteen lanes at a time). Rows of a section stand in the order of lanes: `[g][tile][half]`. Nothing
+//! systems that serve sixteen lanes at a time). Rows of a section stand as lanes want them: `[g][tile][half]` in order GT,
+//! where a lane has rows g and g + 8, and as they are in order TG, where its sums belong to neighbouring rows. Nothing
 //! depends on the device, on N or on how many units it has.
 
 use super::canonical::{canonical, canonical_format};
@@ -99,6 +100,8 @@ pub struct Section {
     pub entries: usize,
     /// Columns that share an entry.
     pub span: usize,
+    /// How lanes are numbered.
+    pub order: LaneOrder,
 }
 
 impl Section {
@@ -109,12 +112,18 @@ impl Section {
 
     /// Byte offset in the record of the number of a row of the panel.
     pub fn place(&self, entry: usize, row: usize) -> usize {
-        self.offset + (entry * PANEL + ROWS.address(Coords::ORIGIN.with(Dim::N, row as u32))) * self.size()
+        let row = section_rows(self.order).address(Coords::ORIGIN.with(Dim::N, row as u32));
+        self.offset + (entry * PANEL + row) * self.size()
     }
 }
 
-/// The order of a panel's rows in a section: `[g][tile][half]`, so that a lane reads its 8 numbers at once.
-pub const ROWS: Layout = Layout::constant(&[n(3), n(4), n(5), n(0), n(1), n(2)]);
+/// The order of a panel's rows in a section. In order GT, `[g][tile][half]`: a lane reads its 8 numbers at once.
+pub const fn section_rows(order: LaneOrder) -> Layout {
+    match order {
+        LaneOrder::Gt => Layout::constant(&[n(3), n(4), n(5), n(0), n(1), n(2)]),
+        LaneOrder::Tg => Layout::constant(&[n(0), n(1), n(2), n(3), n(4), n(5)]),
+    }
+}
 
 const fn n(index: u8) -> Bit {
     Bit::new(Dim::N, index)
@@ -175,7 +184,7 @@ impl Qt16 {
             start
         };
         let mut section = |dtype: DType, entries: usize, span: usize| {
-            let empty = Section { offset: 0, dtype, entries, span };
+            let empty = Section { offset: 0, dtype, entries, span, order };
             Section { offset: place(entries * PANEL * empty.size()), ..empty }
         };
         let mut second = |scale: &Scale| {

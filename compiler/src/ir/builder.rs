@@ -2,6 +2,7 @@
 //!
 //! The builder asserts only what its callers in `lower` and `pass` promise; the verifier checks the whole kernel later.
 
+use super::asynchronous::{Asynchronous, Factor, Panel};
 use super::kernel::{
     Access, Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, Param,
     ParamKind, Shared, Statement, UnOp,
@@ -232,6 +233,17 @@ impl Builder {
     /// Waits until at most `pending` groups of copies are under way.
     pub fn async_wait(&mut self, pending: u8) {
         self.statement(Statement { results: Vec::new(), inst: Inst::AsyncWait(pending) });
+    }
+
+    /// One of the instructions that run beside the threads, but for `Mma`.
+    pub fn asynchronous(&mut self, inst: Asynchronous) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::Asynchronous(Box::new(inst)) });
+    }
+
+    /// A matrix product of four subgroups, see [`Asynchronous::Mma`].
+    pub fn warpgroup_mma(&mut self, shape: &'static MmaShape, columns: u32, a: Factor, b: Panel, acc: Value) -> Value {
+        let inst = Asynchronous::Mma { shape, columns, a, b, acc };
+        self.push(self.ty(acc), Inst::Asynchronous(Box::new(inst)))
     }
 
     /// A counted loop. `body` gets the counter and the carried values, and returns their next values.

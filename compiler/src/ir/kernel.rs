@@ -3,6 +3,7 @@
 //! A kernel says what one thread of a workgroup does. Values are numbered once over the whole kernel; `types[v]` is
 //! the type of value `v`. Control flow is structured: `for` carries values, `if` yields values, there is no jump.
 
+use super::asynchronous::Asynchronous;
 use super::types::{Memory, Scalar, Type, Value};
 use crate::caps::MmaShape;
 
@@ -400,6 +401,8 @@ pub enum Inst {
     AsyncCommit,
     /// Waits until no more than this many of this thread's groups are under way.
     AsyncWait(u8),
+    /// What runs beside the threads on devices that have it.
+    Asynchronous(Box<Asynchronous>),
 }
 
 /// A counted loop.

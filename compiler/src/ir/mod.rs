@@ -4,6 +4,7 @@
 //! operations, schedules or targets. Always holds: a [`Verified`] kernel can be emitted without further checks, and
 //! the text form is complete (`parse(print(k)) == k`).
 
+mod asynchronous;
 mod builder;
 pub mod interp;
 mod kernel;
@@ -11,14 +12,17 @@ mod lexer;
 mod names;
 mod operands;
 mod parse;
+mod pressure;
 mod print;
 mod types;
 mod uniform;
 mod verify;
 
+pub use asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
 pub use builder::Builder;
 pub use kernel::*;
 pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};
+pub use pressure::{Resources, live_words, resources};
 pub use print::head as statement_head;
 pub use types::{Memory, Scalar, Type, Value};
 pub use uniform::{Uniform, uniformity};

@@ -69,6 +69,7 @@ impl Inst {
                 address(to, &mut visit);
                 address(from, &mut visit);
             }
+            Inst::Asynchronous(inner) => inner.each_operand(&mut visit),
             Inst::For(inner) => {
                 visit(&mut inner.start);
                 visit(&mut inner.end);
@@ -112,7 +113,8 @@ impl Inst {
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
-            | Inst::AsyncWait(_) => false,
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_) => false,
         }
     }
 }

@@ -59,11 +59,13 @@
 //!
 //! White space separates; `//` starts a comment up to the end of the line.
 
+mod asynchronous;
+
 use super::kernel::{Address, Block, Constant, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement};
 use super::lexer::{Lexeme, Lexer, Token};
 use super::names::{self, find};
 use super::types::{Memory, Scalar, Type, Value};
-use crate::caps::matrix_shapes;
+use crate::caps::{MmaShape, matrix_shapes};
 use std::collections::{BTreeMap, HashMap};
 
 /// How deep blocks may nest.
@@ -330,11 +332,7 @@ impl<'t> Parser<'t> {
             "barrier" => Inst::Barrier,
             "atomic_add" => Inst::AtomicAdd { address: self.address()?, value: self.comma_value()? },
             "mma" => {
-                let at = self.next;
-                let name = self.any_word("a matrix instruction such as m16n8k16_f16_f16_f32_l32")?;
-                let Some(shape) = matrix_shapes().find(|shape| shape.to_string() == name) else {
-                    return Err(self.error(at, "a matrix instruction such as m16n8k16_f16_f16_f32_l32"));
-                };
+                let shape = self.shape()?;
                 Inst::Mma { shape, a: self.value()?, b: self.comma_value()?, acc: self.comma_value()? }
             }
             "async_copy" => {
@@ -346,6 +344,7 @@ impl<'t> Parser<'t> {
             }
             "async_commit" => Inst::AsyncCommit,
             "async_wait" => Inst::AsyncWait(self.int()?),
+            word if asynchronous::NAMES.contains(&word) => Inst::Asynchronous(Box::new(self.asynchronous(word)?)),
             "permute_bytes" => Inst::PermuteBytes { table: self.value()?, index: self.comma_value()? },
             "yield" => Inst::Yield(self.yielded()?),
             "for" => self.for_loop()?,
@@ -362,6 +361,15 @@ impl<'t> Parser<'t> {
             }
             _ => return Err(self.error(at, "an instruction")),
         })
+    }
+
+    fn shape(&mut self) -> Parsed<&'static MmaShape> {
+        let at = self.next;
+        let name = self.any_word("a matrix instruction such as m16n8k16_f16_f16_f32_l32")?;
+        match matrix_shapes().find(|shape| shape.to_string() == name) {
+            Some(shape) => Ok(shape),
+            None => Err(self.error(at, "a matrix instruction such as m16n8k16_f16_f16_f32_l32")),
+        }
     }
 
     fn for_loop(&mut self) -> Parsed<Inst> {

@@ -4,6 +4,7 @@
 //! describes. Always holds: `parse(print(k)) == k` for every kernel that verifies. What no text can say (an operand
 //! that names no parameter, a value without a type) prints as `?`.
 
+use super::asynchronous::{Asynchronous, Factor, Panel};
 use super::kernel::{Address, Block, Builtin, Constant, Inst, Kernel, ParamKind, Statement};
 use super::names::{self, name};
 use super::types::{Memory, Scalar, Value};
@@ -205,7 +206,64 @@ impl Printer<'_> {
             }
             Inst::AsyncCommit => self.out.write_str("async_commit"),
             Inst::AsyncWait(pending) => write!(self.out, "async_wait {pending}"),
+            Inst::Asynchronous(inner) => self.asynchronous(inner),
         }
+    }
+
+    fn asynchronous(&mut self, inst: &Asynchronous) -> fmt::Result {
+        self.out.write_str(inst.name())?;
+        let place = |p: &mut Self, before: &str, address: &Address| {
+            p.out.write_str(before)?;
+            p.address(address)
+        };
+        match inst {
+            Asynchronous::BarrierInit { barrier, arrivals } => {
+                place(self, " ", barrier)?;
+                write!(self.out, " arrivals {arrivals}")
+            }
+            Asynchronous::BarrierArrive { barrier } => place(self, " ", barrier),
+            Asynchronous::BarrierExpect { barrier, bytes } => {
+                place(self, " ", barrier)?;
+                write!(self.out, " bytes {bytes}")
+            }
+            Asynchronous::BarrierWait { barrier, parity } => {
+                place(self, " ", barrier)?;
+                write!(self.out, ", {parity}")
+            }
+            Asynchronous::BulkCopy { to, from, bytes, barrier } => {
+                place(self, " ", to)?;
+                place(self, ", ", from)?;
+                write!(self.out, " bytes {bytes}")?;
+                place(self, ", ", barrier)
+            }
+            Asynchronous::Mma { shape, columns, a, b, acc } => {
+                write!(self.out, " {shape} columns {columns} a ")?;
+                match a {
+                    Factor::Fragments(list) => {
+                        self.out.write_str("[")?;
+                        self.values(list)?;
+                        self.out.write_str("]")?;
+                    }
+                    Factor::Panel(panel, steps) => {
+                        self.panel(panel)?;
+                        write!(self.out, " steps {steps}")?;
+                    }
+                }
+                self.out.write_str(" b ")?;
+                self.panel(b)?;
+                write!(self.out, ", {acc}")
+            }
+            Asynchronous::Registers { count, .. } => write!(self.out, " {count}"),
+            Asynchronous::Fence
+            | Asynchronous::SubgroupBarrier
+            | Asynchronous::LaunchDependents
+            | Asynchronous::AwaitDependencies => Ok(()),
+        }
+    }
+
+    fn panel(&mut self, panel: &Panel) -> fmt::Result {
+        self.address(&panel.address)?;
+        write!(self.out, " leading {} stride {}", panel.leading, panel.stride)
     }
 
     fn definition(&mut self, value: Value) -> fmt::Result {

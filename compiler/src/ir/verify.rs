@@ -4,6 +4,7 @@
 //! holds: it never panics, and a value that is at fault in one place is not reported again where it is used rightly.
 //! This file walks the tree and keeps the scopes; `rules` types the instructions, `memory` checks addresses.
 
+mod asynchronous;
 mod matrix;
 mod memory;
 mod rules;

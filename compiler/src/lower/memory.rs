@@ -66,20 +66,28 @@ impl Signature {
 pub enum Packing {
     /// [`N16`]: 16 rows side by side.
     N16,
-    /// [`Qt16`] in lane order GT: fragments of matrix instructions.
-    Qt16(Class),
+    /// [`Qt16`]: fragments of matrix instructions.
+    Qt16(Class, LaneOrder),
 }
 
 impl Packing {
     /// Every packing.
-    pub const ALL: [Packing; 3] = [Packing::N16, Packing::Qt16(Class::F16), Packing::Qt16(Class::B8)];
+    pub const ALL: [Packing; 5] = [
+        Packing::N16,
+        Packing::Qt16(Class::F16, LaneOrder::Gt),
+        Packing::Qt16(Class::B8, LaneOrder::Gt),
+        Packing::Qt16(Class::F16, LaneOrder::Tg),
+        Packing::Qt16(Class::B8, LaneOrder::Tg),
+    ];
 
     /// Stable name: `n16`, `qt16-f16-gt`.
     pub const fn name(self) -> &'static str {
         match self {
             Packing::N16 => "n16",
-            Packing::Qt16(Class::F16) => "qt16-f16-gt",
-            Packing::Qt16(Class::B8) => "qt16-b8-gt",
+            Packing::Qt16(Class::F16, LaneOrder::Gt) => "qt16-f16-gt",
+            Packing::Qt16(Class::B8, LaneOrder::Gt) => "qt16-b8-gt",
+            Packing::Qt16(Class::F16, LaneOrder::Tg) => "qt16-f16-tg",
+            Packing::Qt16(Class::B8, LaneOrder::Tg) => "qt16-b8-tg",
         }
     }
 
@@ -87,7 +95,7 @@ impl Packing {
     pub fn bytes(self, format: &Format, n: usize, k: usize) -> Result<usize> {
         Ok(match self {
             Packing::N16 => N16::of(format, k)?.bytes(n),
-            Packing::Qt16(class) => Qt16::of(format, k, class, LaneOrder::Gt)?.bytes(n),
+            Packing::Qt16(class, order) => Qt16::of(format, k, class, order)?.bytes(n),
         })
     }
 
@@ -95,9 +103,9 @@ impl Packing {
     pub fn planes(self, format: &Format, k: usize) -> Result<Vec<Layout>> {
         Ok(match self {
             Packing::N16 => N16::of(format, k)?.plane_layouts()?,
-            Packing::Qt16(class) => {
-                let layout = Qt16::of(format, k, class, LaneOrder::Gt)?;
-                layout.planes.iter().map(|&(width, _)| strip_layout(width, class, LaneOrder::Gt)).collect()
+            Packing::Qt16(class, order) => {
+                let layout = Qt16::of(format, k, class, order)?;
+                layout.planes.iter().map(|&(width, _)| strip_layout(width, class, order)).collect()
             }
         })
     }
@@ -109,7 +117,7 @@ impl Packing {
                 "records of 16 rows, padded to 64 bytes: second-level scales, scales, zero points, then the planes unit by unit \
                  along k; a group starts at a unit"
             }
-            Packing::Qt16(_) => {
+            Packing::Qt16(..) => {
                 "records of 64 rows, each part padded to 256 bytes: second-level scales, scales, zero points by group, then each \
                  plane, tile by tile along k, in the fragment order of matrix instructions"
             }
@@ -120,7 +128,7 @@ impl Packing {
     pub fn pack(self, weights: &Quantized) -> Result<Vec<u8>> {
         Ok(match self {
             Packing::N16 => N16::pack(weights)?.1,
-            Packing::Qt16(class) => Qt16::pack(weights, class, LaneOrder::Gt)?.1,
+            Packing::Qt16(class, order) => Qt16::pack(weights, class, order)?.1,
         })
     }
 }

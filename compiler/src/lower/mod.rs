@@ -5,12 +5,16 @@
 
 mod activation;
 mod dequant;
+mod lanes;
 mod matmul;
 mod memory;
+mod native;
 mod quantize;
 mod team;
 mod unpack;
 mod walk;
+
+pub use native::{native, pack};
 
 pub use memory::{Packing, Role, Signature, signature, signature_packed};
 
@@ -40,12 +44,12 @@ pub const FAMILIES: &[Implementation] =
     &[matmul::STREAM, matmul::TILE, matmul::SPREAD, matmul::BLOCK, dequant::DECODE, quantize::ROWS];
 
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
-pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::MMA];
+pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::MMA];
 
-/// How a kernel's weights must lie.
-pub fn packing(op: &Op, schedule: &Schedule) -> Packing {
+/// How a kernel's weights must lie on a device of these caps.
+pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
     match (op, schedule.family) {
-        (Op::Matmul(op), Family::Mma) => Packing::Qt16(matmul::class(op)),
+        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => matmul::packing(op, caps),
         _ => Packing::N16,
     }
 }
@@ -70,8 +74,7 @@ pub fn space(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
 
 /// The schedule to take for `m` rows where nothing has been measured.
 pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
-    let matrix = MATRIX_FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none());
-    if let Some(schedule) = matrix.flat_map(|f| (f.space)(op, caps, m)).next() {
+    if let Some(schedule) = matrix_families(op, caps, m).into_iter().flat_map(|f| (f.space)(op, caps, m)).next() {
         return Ok(schedule);
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
@@ -84,6 +87,17 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
         Error::Unsupported(format!("{} on {}: no family has a schedule for {m} rows", op.name(), caps.name))
     })
 }
+
+/// The families of matrix instructions that can serve an operation, that for so many rows first.
+pub fn matrix_families(op: &Op, caps: &Caps, m: usize) -> Vec<&'static Implementation> {
+    let mut able: Vec<_> = MATRIX_FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none()).collect();
+    let first = if m > FEW_ROWS { Family::Panel } else { Family::Ring };
+    able.sort_by_key(|f| f.family != first);
+    able
+}
+
+/// Up to here, a kernel is bound by reading weights, and stages for activations do not pay.
+const FEW_ROWS: usize = 16;
 
 /// Turns an operation and a schedule into a kernel for devices of these caps.
 pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
@@ -104,7 +118,10 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
-        (Op::Matmul(op), Family::Stream | Family::Spread | Family::Block | Family::Mma) => {
+        (
+            Op::Matmul(op),
+            Family::Stream | Family::Spread | Family::Block | Family::Mma | Family::Panel | Family::Ring,
+        ) => {
             let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
             [m.div_ceil(rows as usize) as u32, op.n.div_ceil(schedule.tile_n as usize) as u32, 1]
         }

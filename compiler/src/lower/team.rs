@@ -7,13 +7,15 @@ use super::memory::{at, times};
 use super::walk::Split;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar, Value};
 
-/// Values that meet at a time; it bounds the shared memory.
+/// Most values that meet at a time; it bounds the shared memory.
 const BATCH: usize = 4;
 
 /// The threads of a workgroup as rows times slices.
 pub(super) struct Team {
     /// Where partial results meet, if they do.
     memory: Option<Memory>,
+    /// Values that meet at a time.
+    batch: usize,
     rows: usize,
     slices: usize,
     /// Bytes of a value's place.
@@ -29,10 +31,11 @@ pub(super) struct Team {
 }
 
 impl Team {
-    /// Makes the workgroup of `slices` subgroups: a lane is a row, and values have up to `size` bytes.
-    pub fn of_subgroups(b: &mut Builder, lanes: u32, slices: u32, size: u32) -> Team {
+    /// Makes the workgroup of `slices` subgroups: a lane is a row, and holds `values` values of up to `size` bytes.
+    pub fn of_subgroups(b: &mut Builder, lanes: u32, slices: u32, size: u32, values: usize) -> Team {
         b.workgroup(lanes * slices, 1, 1);
-        let memory = (slices > 1).then(|| b.shared("partial", BATCH as u32 * lanes * slices * size, 16));
+        let batch = BATCH.min(values).max(1);
+        let memory = (slices > 1).then(|| b.shared("partial", batch as u32 * lanes * slices * size, size.max(16)));
         // These two are known to be the same over a subgroup, which a number made of the thread's index is not.
         let (lane, slice) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
         let row = b.cast(CastOp::ExtendS, lane, Scalar::I64);
@@ -41,7 +44,17 @@ impl Team {
         let before = times(b, slice, lanes as usize);
         let id = b.add(before, lane);
         let place = times(b, id, size as usize);
-        Team { memory, rows: lanes as usize, slices: slices as usize, size: size as usize, row, slice, leader, place }
+        Team {
+            memory,
+            batch,
+            rows: lanes as usize,
+            slices: slices as usize,
+            size: size as usize,
+            row,
+            slice,
+            leader,
+            place,
+        }
     }
 
     /// Makes the workgroup: `rows` times `slices` threads, both powers of two.
@@ -60,7 +73,17 @@ impl Team {
         let zero = b.int(Scalar::I32, 0);
         let leader = b.cmp(CmpOp::Eq, slice, zero);
         let place = times(b, id, 4);
-        Team { memory: None, rows: rows as usize, slices: slices as usize, size: 4, row, slice, leader, place }
+        Team {
+            memory: None,
+            batch: BATCH,
+            rows: rows as usize,
+            slices: slices as usize,
+            size: 4,
+            row,
+            slice,
+            leader,
+            place,
+        }
     }
 
     /// Does something on the slice of a number, counted around.
@@ -80,7 +103,7 @@ impl Team {
         let Some(memory) = self.memory.filter(|_| self.slices > 1) else { return values.to_vec() };
         let stride = self.rows * self.slices * self.size;
         let mut combined = Vec::with_capacity(values.len());
-        for batch in values.chunks(BATCH) {
+        for batch in values.chunks(self.batch) {
             for (i, &value) in batch.iter().enumerate() {
                 b.store(at(memory, Some(self.place), i * stride), b.ty(value).bytes(), value);
             }

@@ -107,6 +107,7 @@ impl Folder {
                 self.address(to);
                 self.address(from);
             }
+            Inst::Asynchronous(inner) => inner.each_address(&mut |address| self.address(address)),
             _ => {}
         }
     }

@@ -51,6 +51,10 @@ pub enum Family {
     Block,
     /// Matmul by matrix instructions of a subgroup, with weights in QT16.
     Mma,
+    /// Matmul of many rows by matrix instructions: rows of X go through stages of shared memory.
+    Panel,
+    /// Matmul of few rows by matrix instructions: weights go through rings of stages in shared memory.
+    Ring,
     /// Element-wise decoding of weights.
     Decode,
     /// Row-wise quantization of activations.
@@ -59,8 +63,17 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 7] =
-        [Family::Stream, Family::Tile, Family::Spread, Family::Block, Family::Mma, Family::Decode, Family::Rows];
+    pub const ALL: [Family; 9] = [
+        Family::Stream,
+        Family::Tile,
+        Family::Spread,
+        Family::Block,
+        Family::Mma,
+        Family::Panel,
+        Family::Ring,
+        Family::Decode,
+        Family::Rows,
+    ];
 
     /// Stable name.
     pub const fn name(self) -> &'static str {
@@ -70,6 +83,8 @@ impl Family {
             Family::Spread => "spread",
             Family::Block => "block",
             Family::Mma => "mma",
+            Family::Panel => "panel",
+            Family::Ring => "ring",
             Family::Decode => "decode",
             Family::Rows => "rows",
         }

@@ -83,6 +83,7 @@ impl Device for CpuDevice {
             target: self.target.caps().name.into(),
             threads: self.pool.threads(),
             features: self.target.caps().features.iter().map(|f| f.name().to_string()).collect(),
+            notes: Vec::new(),
         }
     }
 

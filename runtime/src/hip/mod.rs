@@ -129,6 +129,7 @@ impl Device for HipDevice {
             target: self.target.caps().name.into(),
             threads: self.target.gpu().caps.gpu.map_or(0, |gpu| gpu.units as usize),
             features: self.target.caps().features.iter().map(|f| f.name().to_string()).collect(),
+            notes: Vec::new(),
         }
     }
 

@@ -121,6 +121,7 @@ impl Device for VulkanDevice {
             target: self.target.name().to_string(),
             threads: 1,
             features: self.target.caps().features.iter().map(|f| f.name().to_string()).collect(),
+            notes: Vec::new(),
         }
     }
 

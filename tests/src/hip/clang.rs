@@ -22,6 +22,20 @@ pub fn find(test: &str) -> Option<PathBuf> {
     }
 }
 
+/// A clang for an instruction set: the given one, or `BITSMITH_CLANG_NEW` or `clang-22` of the path where that is too old.
+/// Says by name that the test was skipped if neither knows it.
+pub fn that_knows(clang: &Path, gfx: &str, test: &str) -> Option<PathBuf> {
+    if knows(clang, gfx) {
+        return Some(clang.to_path_buf());
+    }
+    let newer = std::env::var_os("BITSMITH_CLANG_NEW").map_or_else(|| PathBuf::from("clang-22"), PathBuf::from);
+    if knows(&newer, gfx) {
+        return Some(newer);
+    }
+    crate::skip("clang-new", test, &format!("neither {} nor {} knows {gfx}", clang.display(), newer.display()));
+    None
+}
+
 /// Whether this clang compiles for an instruction set: clang 19 is older than gfx950.
 pub fn knows(clang: &Path, gfx: &str) -> bool {
     let mut command = Command::new(clang);
@@ -115,6 +129,92 @@ fn resources(messages: &str) -> Vec<Resources> {
             "VGPRs Spill" => last.vgpr_spills = number,
             "LDS Size [bytes/block]" => last.shared = number,
             _ => {}
+        }
+    }
+    all
+}
+
+/// A kernel as assembly, and what it needs.
+#[derive(Clone, Debug, Default)]
+pub struct Assembly {
+    /// What it needs of the device.
+    pub resources: Resources,
+    /// Its instructions.
+    pub text: String,
+}
+
+/// Compiles sources of one device to assembly in one go: the back end runs as it does for code, and nothing is linked.
+pub fn assemble(clang: &Path, gfx: &str, text: &str, folder: &Path) -> Result<Vec<Assembly>, String> {
+    let (source, out) = (folder.join("kernels.hip"), folder.join("kernels.s"));
+    std::fs::write(&source, text).map_err(|e| e.to_string())?;
+    let output = Command::new(clang)
+        .args(["-x", "hip", "--offload-device-only", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc"])
+        .args(["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-S"])
+        .arg(format!("--offload-arch={gfx}"))
+        .arg(&source)
+        .arg("-o")
+        .arg(&out)
+        .output()
+        .map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        let messages = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{gfx}: {}", messages.chars().take(4000).collect::<String>()));
+    }
+    let text = std::fs::read_to_string(&out).map_err(|e| e.to_string())?;
+    Ok(assemblies(&text))
+}
+
+/// Cuts assembly into kernels: instructions from a label on, then comments with what the kernel needs.
+fn assemblies(text: &str) -> Vec<Assembly> {
+    let (mut all, mut code): (Vec<Assembly>, String) = (Vec::new(), String::new());
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix(".amdhsa_kernel ") {
+            let resources = Resources { name: name.to_string(), ..Resources::default() };
+            all.push(Assembly { resources, text: std::mem::take(&mut code) });
+        } else if let Some((key, value)) = line.strip_prefix("; ").and_then(|rest| rest.split_once(": ")) {
+            let number = value.split_whitespace().next().and_then(|word| word.parse().ok());
+            let (Some(last), Some(number)) = (all.last_mut(), number) else { continue };
+            match key {
+                "TotalNumSgprs" | "NumSgprs" => last.resources.sgprs = number,
+                "NumVgprs" => last.resources.vgprs = number,
+                "NumAgprs" => last.resources.agprs = number,
+                "ScratchSize" => last.resources.scratch = number,
+                "LDSByteSize" => last.resources.shared = number,
+                "Occupancy" => last.resources.occupancy = number,
+                _ => {}
+            }
+        } else if line.starts_with(".type") && line.ends_with("@function") {
+            code.clear();
+        } else if !line.starts_with([';', '.', '#']) {
+            code.push_str(line.split(';').next().unwrap_or_default().trim_end());
+            code.push('\n');
+        }
+    }
+    // The notes at the end say of each kernel what was spilled.
+    let mut name = "";
+    let mut spills: Vec<(&str, &str, u32)> = Vec::new();
+    let mut pending: Vec<(&str, u32)> = Vec::new();
+    for line in text.lines().map(|line| line.trim().trim_start_matches("- ")) {
+        if let Some(found) = line.strip_prefix(".name:").map(str::trim)
+            && all.iter().any(|one| one.resources.name == found)
+        {
+            name = found;
+        }
+        for key in [".sgpr_spill_count:", ".vgpr_spill_count:"] {
+            if let Some(number) = line.strip_prefix(key).and_then(|rest| rest.trim().parse().ok()) {
+                pending.push((key, number));
+            }
+        }
+        // The keys of a kernel come in alphabetical order: the last one closes it.
+        if line.starts_with(".vgpr_spill_count:") {
+            spills.extend(pending.drain(..).map(|(key, number)| (name, key, number)));
+        }
+    }
+    for (name, key, number) in spills {
+        if let Some(one) = all.iter_mut().find(|one| one.resources.name == name) {
+            let of = &mut one.resources;
+            *(if key.starts_with(".sgpr") { &mut of.sgpr_spills } else { &mut of.vgpr_spills }) = number;
         }
     }
     all

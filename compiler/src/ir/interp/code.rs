@@ -4,7 +4,9 @@
 //! lane-wise operations work on chunks and never see a neighbour), constants lie in the first image of the register
 //! file and cost nothing, and no operation's result overlaps its operands.
 
+use super::asynchronous::{Beside, Product};
 use crate::caps::MmaShape;
+use crate::ir::asynchronous::{Asynchronous, Factor};
 use crate::ir::kernel::{
     Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, ReduceOp, ShuffleMode,
     Statement, UnOp,
@@ -165,6 +167,8 @@ pub enum Op {
     AsyncWait {
         pending: u8,
     },
+    /// Its number in [`Program::beside`].
+    Asynchronous(u32),
     /// Starts counting the turns of a loop in its hidden slot.
     Enter {
         turn: Slot,
@@ -212,6 +216,8 @@ pub struct Program {
     pub turns: Vec<Vec<Slot>>,
     /// Source slots of `Gather`.
     pub tables: Vec<Slot>,
+    /// What runs beside the threads.
+    pub beside: Vec<Beside>,
     /// The register file at the start of a thread.
     pub image: Vec<u8>,
     /// Scalar parameters: number and slots that hold it.
@@ -236,6 +242,7 @@ pub fn compile(kernel: &Kernel) -> Program {
             origins: Vec::new(),
             turns: Vec::new(),
             tables: Vec::new(),
+            beside: Vec::new(),
             image: vec![0; image],
             args: Vec::new(),
         },
@@ -322,7 +329,8 @@ pub fn pure_op(
         | Inst::Mma { .. }
         | Inst::AsyncCopy { .. }
         | Inst::AsyncCommit
-        | Inst::AsyncWait(_) => return None,
+        | Inst::AsyncWait(_)
+        | Inst::Asynchronous(_) => return None,
     })
 }
 
@@ -355,6 +363,7 @@ impl Flattener<'_> {
     fn push(&mut self, op: Op) -> usize {
         let turns = match op {
             Op::Barrier | Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => self.loops.clone(),
+            Op::Asynchronous(_) => self.loops.clone(),
             _ => Vec::new(),
         };
         self.program.ops.push(op);
@@ -452,6 +461,11 @@ impl Flattener<'_> {
             },
             Inst::AsyncCommit => Op::AsyncCommit,
             Inst::AsyncWait(pending) => Op::AsyncWait { pending: *pending },
+            Inst::Asynchronous(inner) => {
+                let beside = self.beside(inner, d);
+                self.program.beside.push(beside);
+                Op::Asynchronous(self.program.beside.len() as u32 - 1)
+            }
             Inst::For(inner) => return self.for_loop(inner, &statement.results),
             Inst::If(inner) => return self.branch(inner, &statement.results),
             pure => {
@@ -465,6 +479,49 @@ impl Flattener<'_> {
             }
         };
         self.push(op);
+    }
+
+    fn beside(&self, inst: &Asynchronous, d: Slot) -> Beside {
+        match inst {
+            Asynchronous::BarrierInit { barrier, arrivals } => {
+                Beside::Init { barrier: self.place(barrier, 8), arrivals: *arrivals }
+            }
+            Asynchronous::BarrierArrive { barrier } => Beside::Arrive { barrier: self.place(barrier, 8), bytes: 0 },
+            Asynchronous::BarrierExpect { barrier, bytes } => {
+                Beside::Arrive { barrier: self.place(barrier, 8), bytes: *bytes }
+            }
+            Asynchronous::BarrierWait { barrier, parity } => {
+                Beside::Wait { barrier: self.place(barrier, 8), parity: self.slot(*parity) }
+            }
+            Asynchronous::BulkCopy { to, from, bytes, barrier } => Beside::Copy {
+                to: self.place(to, 16),
+                from: self.place(from, 16),
+                bytes: *bytes,
+                barrier: self.place(barrier, 8),
+            },
+            Asynchronous::SubgroupBarrier => Beside::Meet,
+            Asynchronous::Mma { shape, columns, a, b, acc } => {
+                let (fragments, a_panel) = match a {
+                    Factor::Fragments(list) => (list.iter().map(|&value| self.slot(value)).collect(), None),
+                    Factor::Panel(panel, _) => (Vec::new(), Some((self.place(&panel.address, 16), *panel))),
+                };
+                Beside::Mma(Product {
+                    shape,
+                    columns: *columns,
+                    steps: a.steps(),
+                    fragments,
+                    a: a_panel,
+                    b: (self.place(&b.address, 16), *b),
+                    acc: self.slot(*acc),
+                    d,
+                })
+            }
+            // One launch at a time runs here, registers do not run out, and writes are seen at once.
+            Asynchronous::Fence
+            | Asynchronous::Registers { .. }
+            | Asynchronous::LaunchDependents
+            | Asynchronous::AwaitDependencies => Beside::Nothing,
+        }
     }
 
     fn for_loop(&mut self, inner: &For, results: &[Value]) {

@@ -29,6 +29,8 @@ pub enum Use {
 pub struct Space {
     params: Vec<Region>,
     shared: Vec<Region>,
+    /// How often each thread has arrived at a barrier object or met its subgroup.
+    stamps: Vec<u32>,
 }
 
 impl Space {
@@ -43,6 +45,8 @@ impl Space {
                 access,
                 align,
                 shadow: (track && access != Access::Read).then(Shadow::default),
+                readers: None,
+                under_way: None,
             },
             _ => Region::scalar(),
         });
@@ -53,8 +57,10 @@ impl Space {
             access: Access::ReadWrite,
             align: shared.align,
             shadow: (kernel.threads() > 1).then(Shadow::default),
+            readers: None,
+            under_way: None,
         });
-        Space { params: params.collect(), shared: shared.collect() }
+        Space { params: params.collect(), shared: shared.collect(), stamps: Vec::new() }
     }
 
     /// Gives the buffers back.
@@ -75,6 +81,12 @@ impl Space {
             }
             if let Some(shadow) = &mut region.shadow {
                 shadow.clear();
+            }
+            if let Some(readers) = &mut region.readers {
+                readers.fill(None);
+            }
+            if let Some(under_way) = &mut region.under_way {
+                under_way.fill(false);
             }
         }
     }
@@ -109,6 +121,13 @@ impl Space {
             return Err(region.complain(at, len, align, what, inside));
         }
         let range = at as usize..at as usize + len;
+        if let Some(readers) = &mut region.readers {
+            if what != Use::Load {
+                return Err(format!("writes to {}, which bulk copies write", region.name));
+            }
+            let stamp = self.stamps.get(who.thread as usize).copied().unwrap_or(0);
+            readers[range.start / 16..range.end.div_ceil(16)].fill(Some((who.thread, who.interval, stamp)));
+        }
         if let Some(written) = &mut region.written {
             if what == Use::Store {
                 written[range.clone()].fill(true);
@@ -127,6 +146,73 @@ impl Space {
 }
 
 impl Space {
+    /// Starts a bulk copy to a shared array. From then on such copies alone write it, and in place of barriers of the
+    /// workgroup its barrier objects order them: the bytes count as never written until the copy ends, and whoever has read
+    /// them last must have arrived or met others since.
+    pub fn begin_bulk(&mut self, memory: Memory, at: i64, len: usize, who: Who) -> Result<(), String> {
+        let Memory::Shared(number) = memory else { return Err("a bulk copy to a buffer".into()) };
+        let region = &mut self.shared[number as usize];
+        if region.readers.is_none() {
+            if region.written.as_ref().is_some_and(|written| written.contains(&true)) {
+                return Err(format!("copies to {}, which other instructions have written", region.name));
+            }
+            region.shadow = None;
+            region.readers = Some(vec![None; region.bytes.len().div_ceil(16)]);
+        }
+        let inside = at >= 0 && at as u64 % 16 == 0 && at as usize + len <= region.bytes.len() && region.align >= 16;
+        if !inside {
+            return Err(region.complain(at, len, 16, Use::Store, at >= 0 && at as usize + len <= region.bytes.len()));
+        }
+        let range = at as usize..at as usize + len;
+        for chunk in &region.readers.as_ref().expect("made above")[range.start / 16..range.end.div_ceil(16)] {
+            let Some((thread, interval, stamp)) = *chunk else { continue };
+            let now = self.stamps.get(thread as usize).copied().unwrap_or(0);
+            if thread != who.thread && interval == who.interval && stamp == now {
+                return Err(format!(
+                    "race: this copy writes bytes of {} that thread {thread} has read and not arrived anywhere since",
+                    region.name
+                ));
+            }
+        }
+        if let Some(under_way) = &mut region.under_way {
+            if let Some(byte) = under_way[range.clone()].iter().position(|&under_way| under_way) {
+                return Err(format!("byte {} of {} is under way already", range.start + byte, region.name));
+            }
+            under_way[range.clone()].fill(true);
+        } else {
+            let mut under_way = vec![false; region.bytes.len()];
+            under_way[range.clone()].fill(true);
+            region.under_way = Some(under_way);
+        }
+        if let Some(written) = &mut region.written {
+            written[range].fill(false);
+        }
+        Ok(())
+    }
+
+    /// Ends a bulk copy.
+    pub fn end_bulk(&mut self, memory: Memory, at: i64, bytes: &[u8]) {
+        let Memory::Shared(number) = memory else { return };
+        let region = &mut self.shared[number as usize];
+        let range = at as usize..at as usize + bytes.len();
+        region.bytes[range.clone()].copy_from_slice(bytes);
+        if let Some(under_way) = &mut region.under_way {
+            under_way[range.clone()].fill(false);
+        }
+        if let Some(written) = &mut region.written {
+            written[range].fill(true);
+        }
+    }
+
+    /// Notes that a thread has arrived at a barrier object, or met its subgroup.
+    pub fn synchronized(&mut self, thread: u32) {
+        let at = thread as usize;
+        if self.stamps.len() <= at {
+            self.stamps.resize(at + 1, 0);
+        }
+        self.stamps[at] += 1;
+    }
+
     /// Starts an asynchronous store: it is checked like any other, and until it ends the bytes count as never written.
     pub fn begin_store(&mut self, memory: Memory, at: i64, len: usize, align: u32, who: Who) -> Result<(), String> {
         self.access(memory, at, len, align, Use::Store, who)?.fill(0xa5);
@@ -150,12 +236,25 @@ struct Region {
     access: Access,
     align: u32,
     shadow: Option<Shadow>,
+    /// Where bulk copies write it: who has read each 16 bytes last (thread, interval, stamp).
+    readers: Option<Vec<Option<(u32, u32, u32)>>>,
+    /// Which bytes a bulk copy is about to write.
+    under_way: Option<Vec<bool>>,
 }
 
 impl Region {
     /// The place of a scalar parameter, which no address names.
     fn scalar() -> Region {
-        Region { name: String::new(), bytes: Vec::new(), written: None, access: Access::Read, align: 1, shadow: None }
+        Region {
+            name: String::new(),
+            bytes: Vec::new(),
+            written: None,
+            access: Access::Read,
+            align: 1,
+            shadow: None,
+            readers: None,
+            under_way: None,
+        }
     }
 
     #[cold]

@@ -6,6 +6,7 @@
 //! Always holds: a launch that ends without a trap has one result on every correct target, but for `exp2`'s and
 //! NaN payloads' freedom.
 
+mod asynchronous;
 mod code;
 pub(crate) mod evaluate;
 mod float8;
@@ -16,6 +17,8 @@ mod pure;
 mod trap;
 mod workgroup;
 
+#[cfg(test)]
+mod asynchronous_tests;
 #[cfg(test)]
 mod gpu_tests;
 #[cfg(test)]

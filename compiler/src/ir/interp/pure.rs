@@ -52,6 +52,7 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         | Op::AsyncCopy { .. }
         | Op::AsyncCommit
         | Op::AsyncWait { .. }
+        | Op::Asynchronous(_)
         | Op::Enter { .. }
         | Op::Head { .. }
         | Op::Next { .. }

@@ -2,6 +2,7 @@
 //!
 //! Always holds: threads meet only at the same operation in the same turns of the same loops; anything else traps.
 
+use super::asynchronous::{Beside, Objects};
 use super::code::{Op, Place, Program, Slot};
 use super::matrix;
 use super::memory::{MAX_INTERVALS, Space, Use, Who};
@@ -21,6 +22,8 @@ pub struct Machine<'k> {
     space: Space,
     steps_left: u64,
     threads: Vec<Thread>,
+    /// Barrier objects and bulk copies of the workgroup.
+    objects: Objects,
 }
 
 /// One thread: its registers, and the operation that it stands at.
@@ -58,6 +61,10 @@ enum Stop {
     Barrier,
     /// It waits for its subgroup.
     Exchange,
+    /// It waits for its four subgroups.
+    Product,
+    /// It waits for a phase of a barrier object.
+    Phase,
     /// It is done.
     End,
 }
@@ -73,7 +80,8 @@ impl<'k> Machine<'k> {
     pub fn new(kernel: &'k Kernel, program: Program, subgroup: u32, grid: [u32; 3], space: Space, steps: u64) -> Self {
         let thread = || Thread { regs: program.image.clone(), at: 0, stop: Stop::Running, copies: Copies::default() };
         let threads = (0..kernel.threads()).map(|_| thread()).collect();
-        Machine { kernel, program, subgroup, grid, group: [0; 3], space, steps_left: steps, threads }
+        let objects = Objects::default();
+        Machine { kernel, program, subgroup, grid, group: [0; 3], space, steps_left: steps, threads, objects }
     }
 
     /// The memory, for its owner.
@@ -106,32 +114,83 @@ impl<'k> Machine<'k> {
             (thread.at, thread.stop) = (0, Stop::Running);
             thread.copies = Copies::default();
         }
+        self.objects = Objects::default();
         let count = self.threads.len();
-        let width = self.subgroup as usize;
         for interval in 0..MAX_INTERVALS {
-            for first in (0..count).step_by(width) {
-                let lanes = first..(first + width).min(count);
-                loop {
-                    for lane in lanes.clone() {
-                        if self.threads[lane].stop == Stop::Running {
-                            self.advance(Who { workgroup: number, thread: lane as u32, interval })?;
-                        }
-                    }
-                    if self.threads[lanes.clone()].iter().all(|thread| thread.stop != Stop::Exchange) {
-                        break;
-                    }
-                    self.meet(lanes.clone(), Stop::Exchange, "its subgroup")?;
-                    self.exchange(lanes.clone())?;
-                    self.release(lanes.clone());
-                }
+            while self.turn(number, interval)? {}
+            if let Some(thread) = self.threads.iter().position(|thread| thread.stop == Stop::Phase) {
+                let message = "waits for a phase of a barrier object that nobody is going to end: deadlock".into();
+                return Err(Fault { op: self.threads[thread].at, thread: thread as u32, message });
             }
+            self.products(true, number, interval)?;
             if self.threads.iter().all(|thread| thread.stop == Stop::End) {
-                return Ok(());
+                return match self.objects.under_way() {
+                    None => Ok(()),
+                    Some(op) => Err(Fault { op, thread: 0, message: "a copy that nobody has waited for".into() }),
+                };
             }
             self.meet(0..count, Stop::Barrier, "the workgroup")?;
             self.release(0..count);
         }
         Err(Fault { op: self.threads[0].at, thread: 0, message: format!("more than {MAX_INTERVALS} barriers") })
+    }
+
+    /// Lets every thread go as far as it gets before it needs others; whether one has moved.
+    fn turn(&mut self, number: u32, interval: u32) -> Result<bool, Fault> {
+        let (count, width) = (self.threads.len(), self.subgroup as usize);
+        let mut moved = false;
+        for first in (0..count).step_by(width) {
+            let lanes = first..(first + width).min(count);
+            loop {
+                for lane in lanes.clone() {
+                    if self.threads[lane].stop == Stop::Phase {
+                        self.threads[lane].stop = Stop::Running;
+                        let before = self.threads[lane].at;
+                        self.advance(Who { workgroup: number, thread: lane as u32, interval })?;
+                        moved |= self.threads[lane].at != before || self.threads[lane].stop != Stop::Phase;
+                    } else if self.threads[lane].stop == Stop::Running {
+                        moved = true;
+                        self.advance(Who { workgroup: number, thread: lane as u32, interval })?;
+                    }
+                }
+                let stops = |stop| self.threads[lanes.clone()].iter().any(|thread| thread.stop == stop);
+                if stops(Stop::Phase) || !stops(Stop::Exchange) {
+                    break;
+                }
+                self.meet(lanes.clone(), Stop::Exchange, "its subgroup")?;
+                self.exchange(lanes.clone())?;
+                self.release(lanes.clone());
+                moved = true;
+            }
+        }
+        Ok(self.products(false, number, interval)? || moved)
+    }
+
+    /// The products whose four subgroups have come; whether there was one. `last`: nobody comes any more.
+    fn products(&mut self, last: bool, number: u32, interval: u32) -> Result<bool, Fault> {
+        let (count, width) = (self.threads.len(), 4 * self.subgroup as usize);
+        let mut done = false;
+        for first in (0..count).step_by(width) {
+            let who = first..(first + width).min(count);
+            let waiting = self.threads[who.clone()].iter().filter(|thread| thread.stop == Stop::Product).count();
+            if waiting == 0 || (waiting < who.len() && !last) {
+                continue;
+            }
+            self.meet(who.clone(), Stop::Product, "its four subgroups")?;
+            let at = self.threads[first].at;
+            let Op::Asynchronous(op) = self.program.ops[at] else { continue };
+            let Beside::Mma(product) = &self.program.beside[op as usize] else { continue };
+            let regs: Vec<&[u8]> = self.threads[who.clone()].iter().map(|thread| &thread.regs[..]).collect();
+            let who_reads = |thread: usize| Who { workgroup: number, thread: (first + thread) as u32, interval };
+            let results = product.compute(&regs, &mut self.space, &who_reads);
+            let results = results.map_err(|message| Fault { op: at, thread: first as u32, message })?;
+            for (thread, result) in self.threads[who.clone()].iter_mut().zip(&results) {
+                thread.regs[product.d as usize..][..result.len()].copy_from_slice(result);
+            }
+            self.release(who);
+            done = true;
+        }
+        Ok(done)
     }
 
     /// Checks that all these threads wait for each other at one place of one turn.
@@ -223,6 +282,7 @@ impl<'k> Machine<'k> {
                     thread.regs[d as usize..][..result.len()].copy_from_slice(result);
                 }
             }
+            Op::Asynchronous(_) => lanes.for_each(|thread| self.space.synchronized(thread as u32)),
             _ => {}
         }
         Ok(())
@@ -343,6 +403,15 @@ impl<'k> Machine<'k> {
                     }
                 }
                 Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => break Stop::Exchange,
+                Op::Asynchronous(op) => match &self.program.beside[*op as usize] {
+                    Beside::Meet => break Stop::Exchange,
+                    Beside::Mma(_) => break Stop::Product,
+                    op => {
+                        if !self.objects.step(op, regs, &mut self.space, who, at).map_err(fault)? {
+                            break Stop::Phase;
+                        }
+                    }
+                },
                 Op::End => break Stop::End,
                 op => pure::step(op, tables, regs).map_err(fault)?,
             }
@@ -377,7 +446,7 @@ fn chunk(regs: &[u8], slot: Slot) -> [u8; 16] {
 
 /// A scalar `i32` (or `i64` if wide) as a number.
 #[inline(always)]
-fn counter(regs: &[u8], slot: Slot, wide: bool) -> i64 {
+pub(super) fn counter(regs: &[u8], slot: Slot, wide: bool) -> i64 {
     let mut bits = [0; 8];
     bits.copy_from_slice(&regs[slot as usize..][..8]);
     let bits = i64::from_le_bytes(bits);
@@ -385,7 +454,7 @@ fn counter(regs: &[u8], slot: Slot, wide: bool) -> i64 {
 }
 
 #[inline(always)]
-fn address(place: &Place, regs: &[u8]) -> i64 {
+pub(super) fn address(place: &Place, regs: &[u8]) -> i64 {
     let index = place.index.map_or(0, |index| counter(regs, index, place.wide));
     // Saturation keeps an absurd sum out of bounds.
     index.saturating_add(place.offset)

@@ -7,7 +7,7 @@ use crate::ir::types::{Scalar, Type, Value};
 use crate::ir::uniform::Uniform;
 
 /// The scalar of a fragment's elements; `None` where the IR has none.
-fn element(dtype: DType) -> Option<Scalar> {
+pub(super) fn element(dtype: DType) -> Option<Scalar> {
     Some(match dtype {
         DType::F32 => Scalar::F32,
         DType::F16 => Scalar::F16,

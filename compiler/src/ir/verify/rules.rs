@@ -162,18 +162,20 @@ impl<'k> Check<'k> {
             Inst::Mma { shape, a, b, acc } => self.mma(shape, [*a, *b, *acc], ty),
             Inst::AsyncCopy { to, from, bytes } => self.async_copy(to, from, *bytes),
             Inst::AsyncCommit | Inst::AsyncWait(_) => self.needs(Feature::AsyncCopy, "a group of copies"),
+            Inst::Asynchronous(inner) => self.asynchronous(inner, ty),
         }
     }
 
     /// The type of the one result, or a fault where the number of results is wrong.
     fn result(&mut self, statement: &Statement) -> Option<Type> {
-        let wanted = match statement.inst {
+        let wanted = match &statement.inst {
             Inst::Store { .. }
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_) => 0,
+            Inst::Asynchronous(inner) => inner.results(),
             Inst::For(_) | Inst::If(_) => return None,
             _ => 1,
         };

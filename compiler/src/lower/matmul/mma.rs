@@ -9,20 +9,24 @@
 //! integer sums stay exact. Partial results meet in shared memory in a fixed order: no atomics, the same bits every time.
 //! What it does not take (odd groups, float zero points, codes of several planes), families `spread` and `block` take.
 //! Grid: x over tiles of rows, y over tiles of columns.
+//!
+//! Which instruction, and which lane holds what, is data of the device: [`Lanes`] reads it, and nothing here knows a vendor.
 
 use super::epilogue::Line;
 use super::{Plan, as_matmul, entry};
-use crate::caps::{Caps, MmaShape};
+use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::Code;
 use crate::format::qt16::{Class, LaneOrder, Qt16, tile_columns};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Kernel, Memory, Scalar, Type, Value};
+use crate::lower::Implementation;
 use crate::lower::activation::Rows;
-use crate::lower::memory::{Packing, Params, Role, at, byte_index, scalar_of, times};
+use crate::lower::lanes::{Lanes, gather, higher};
+use crate::lower::memory::{Packing, Params, Role, at, byte_index, scalar_of};
 use crate::lower::team::Team;
 use crate::lower::unpack::fragments::{Fragments, Group, refuses as refuses_codes};
 use crate::lower::walk::{Pos, repeat, share};
-use crate::lower::{Implementation, packing};
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::{Family, Schedule};
 
@@ -34,33 +38,71 @@ pub(in crate::lower) const MMA: Implementation = Implementation {
     build,
 };
 
-/// What a matmul's activations ask for: the class of the packing, the instruction.
-fn instruction(op: &Matmul, caps: &Caps) -> Option<(Class, &'static MmaShape)> {
-    let (class, shape) = match op.activation {
-        Activation::Float(dtype @ (DType::F16 | DType::Bf16)) => (Class::F16, caps.mma(dtype, dtype, DType::F32)?),
-        Activation::Int8(_) => (Class::B8, caps.mma(DType::U8, DType::I8, DType::I32)?),
-        _ => return None,
-    };
-    // The fragments of QT16 are those of this instruction.
-    ((shape.m, shape.n, shape.lanes) == (16, 8, caps.subgroup)).then_some((class, shape))
+/// The class of the packing for an operation, and the types of operands and sums; those tried first come first.
+fn types(op: &Matmul) -> Vec<(Class, [DType; 3])> {
+    match (op.activation, op.weight.code) {
+        (Activation::Float(dtype @ (DType::F16 | DType::Bf16)), _) => vec![(Class::F16, [dtype, dtype, DType::F32])],
+        // Bytes as they are stored, where the device takes them.
+        (Activation::Int8(_), _) => {
+            [DType::U8, DType::I8].map(|weight| (Class::B8, [weight, DType::I8, DType::I32])).to_vec()
+        }
+        (Activation::Fp8(x, _), Code::Float(weight)) => vec![(Class::B8, [weight, x, DType::F32])],
+        // Small integers are numbers of this type.
+        (Activation::Fp8(x, _), _) => vec![(Class::B8, [DType::E4m3fn, x, DType::F32])],
+        _ => Vec::new(),
+    }
 }
 
-/// The class of the packing that this family reads for an operation.
-pub(in crate::lower) fn class(op: &Matmul) -> Class {
-    if matches!(op.activation, Activation::Int8(_)) { Class::B8 } else { Class::F16 }
+/// The instruction to take, and how weights lie for it; `None` if the device has none for these types.
+fn instruction(op: &Matmul, caps: &Caps) -> Result<Option<(Lanes, Qt16)>> {
+    for (class, [a, b, sums]) in types(op) {
+        for shape in caps.matrix.iter().filter(|shape| (shape.a, shape.b, shape.acc) == (a, b, sums)) {
+            let Some(lanes) = Lanes::of(shape).filter(|_| shape.lanes == caps.subgroup) else { continue };
+            let layout = Qt16::of(&op.weight, op.k, class, lanes.order)?;
+            // A strip must be whole instructions: of each 256 bits of K, a lane has two words for each `t`.
+            let words = tile_columns(layout.planes[0].0) * shape.b.bits() as usize / 256 * 2 * lanes.own;
+            if words.is_multiple_of(lanes.registers()) {
+                return Ok(Some((lanes, layout)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether codes become numbers by additions alone.
+fn adds_up(code: &Code) -> bool {
+    matches!(code, Code::Int { .. } | Code::Ternary)
+}
+
+/// How the weights of matrix families lie on a device.
+pub(in crate::lower) fn packing(op: &Matmul, caps: &Caps) -> Packing {
+    match instruction(op, caps) {
+        Ok(Some((_, layout))) => Packing::Qt16(layout.class, layout.order),
+        // The family refuses; nobody will pack for it.
+        Ok(None) | Err(_) => Packing::Qt16(Class::F16, LaneOrder::Gt),
+    }
 }
 
 fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
-    let Some((class, shape)) = instruction(op, caps) else {
-        return Some(format!("has no matrix instruction of {} for {} activations", caps.name, op.activation));
-    };
-    let layout = match Qt16::of(&op.weight, op.k, class, LaneOrder::Gt) {
-        Ok(layout) => layout,
+    let (lanes, layout) = match instruction(op, caps) {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            return Some(format!("has no matrix instruction of {} for {} activations", caps.name, op.activation));
+        }
         Err(error) => return Some(error.to_string()),
     };
-    if let Some(why) = refuses_codes(&layout, shape.a) {
+    if let Some(why) = refuses_codes(&layout, lanes.shape.a) {
         return Some(why);
+    }
+    if lanes.shape.a == DType::Bf16 && !caps.features.has(Feature::Bf16Arithmetic) && !adds_up(&op.weight.code) {
+        return Some(format!("makes bf16 of the codes of {} by products, which {} lacks", op.weight, caps.name));
+    }
+    if lanes.shape.a.bits() == 8 && lanes.shape.acc == DType::F32 && lanes.order == LaneOrder::Gt {
+        return Some("leaves 8-bit floats to families that take their sums over to f32 block by block".into());
+    }
+    if layout.planes.len() != 1 {
+        return Some(format!("decodes codes of one plane, not the {} planes of {}", layout.planes.len(), op.weight));
     }
     let (columns, segment) = (tile_columns(layout.planes[0].0), op.segment());
     if !op.k.is_multiple_of(segment) || !segment.is_multiple_of(columns) {
@@ -72,23 +114,27 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     if layout.groups > 1 && !layout.group.is_multiple_of(segment) {
         return Some(format!("takes activation groups that divide weight groups, not {segment} and {}", layout.group));
     }
-    (class == Class::B8 && segment > 1 << 16).then(|| format!("sums at most 65536 columns in 32 bits, not {segment}"))
+    (layout.class == Class::B8 && segment > 1 << 16)
+        .then(|| format!("sums at most 65536 columns in 32 bits, not {segment}"))
 }
 
 /// Few rows: many small workgroups whose subgroups split K. Many rows: as many sums as registers hold.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(matmul) = as_matmul(op) else { return Vec::new() };
+    let Ok(Some((lanes, _))) = instruction(matmul, caps) else { return Vec::new() };
     let segments = matmul.k / matmul.segment().max(1);
     let mut list = Vec::new();
-    let tokens = m.min(32).next_multiple_of(8).next_power_of_two() as u32;
-    for tile_m in [tokens, 8].into_iter().take(if tokens == 8 { 1 } else { 2 }) {
+    let least = lanes.shape.n;
+    let tokens = m.min(32).next_multiple_of(least as usize).next_power_of_two() as u32;
+    for tile_m in [tokens, least].into_iter().take(if tokens == least { 1 } else { 2 }) {
         for tile_n in if m > 32 { [64, 32, 16] } else { [32, 16, 64] } {
             for split in if m > 32 { [4, 2, 8, 1] } else { [8, 4, 2, 1] } {
                 let schedule =
                     Schedule::single(Family::Mma, tile_m, tile_n, 1).with_threads(caps.subgroup * split, split);
                 let shared = schedule.threads <= caps.max_workgroup && (segments == 1 || segments >= split as usize);
+                let whole = tile_n.is_multiple_of(lanes.block_rows() as u32);
                 // Sums and results of a lane, two registers each.
-                if shared && tile_m * tile_n / caps.subgroup <= 64 {
+                if shared && whole && tile_m * tile_n / caps.subgroup <= 64 {
                     list.push(schedule);
                     list.push(Schedule { unroll: 2, ..schedule });
                 }
@@ -98,14 +144,19 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     list
 }
 
-fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
+fn faults(schedule: &Schedule, lanes: &Lanes, caps: &Caps) -> Vec<String> {
     let mut faults = Vec::new();
     let Schedule { tile_m, tile_n, unroll, threads, split, .. } = *schedule;
-    if !tile_m.is_multiple_of(8) || !(8..=64).contains(&tile_m) {
-        faults.push(format!("tile_m is {tile_m}; accepted: multiples of 8 up to 64"));
+    let least = lanes.shape.n;
+    if !tile_m.is_multiple_of(least) || !(least..=64).contains(&tile_m) {
+        faults.push(format!("tile_m is {tile_m}; accepted: multiples of {least} up to 64"));
     }
-    if ![16, 32, 64].contains(&tile_n) {
-        faults.push(format!("tile_n is {tile_n}; accepted: 16, 32, 64"));
+    let blocks = [16, 32, 64]
+        .into_iter()
+        .filter(|rows: &u32| rows.is_multiple_of(lanes.block_rows() as u32))
+        .collect::<Vec<_>>();
+    if !blocks.contains(&tile_n) {
+        faults.push(format!("tile_n is {tile_n}; accepted: one of {blocks:?}"));
     }
     if !split.is_power_of_two() || u64::from(threads) != u64::from(split) * u64::from(caps.subgroup) {
         faults.push(format!("threads is {threads}, split {split}; accepted: a power of two of subgroups"));
@@ -121,69 +172,78 @@ fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
-    let faults = faults(schedule, caps);
+    let Some((lanes, layout)) = instruction(matmul, caps)? else {
+        return Err(Error::Unsupported(format!("{} activations in family mma on {}", matmul.activation, caps.name)));
+    };
+    let faults = faults(schedule, &lanes, caps);
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
-    let Some((class, shape)) = instruction(matmul, caps) else {
-        return Err(Error::Unsupported(format!("{} activations in family mma on {}", matmul.activation, caps.name)));
-    };
-    let layout = Qt16::of(&matmul.weight, matmul.k, class, LaneOrder::Gt)?;
-    debug_assert_eq!(packing(op, schedule), Packing::Qt16(class));
+    let shape = lanes.shape;
     let mut b = Builder::new(&entry(matmul, schedule));
-    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class), caps)?;
-    let team = Team::of_subgroups(&mut b, caps.subgroup, schedule.split, 16);
+    let params = Params::declare_packed(&mut b, op, Packing::Qt16(layout.class, layout.order), caps)?;
+    let blocks = schedule.tile_n as usize / lanes.block_rows();
+    let sums = blocks * lanes.fragments * (schedule.tile_m / shape.n) as usize;
+    let team = Team::of_subgroups(&mut b, caps.subgroup, schedule.split, 4 * shape.acc_elements(), sums);
     let lane = b.builtin(Builtin::Lane);
+    let bits = caps.subgroup.trailing_zeros() as u8;
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
     let start = b.bin_imm(BinOp::Mul, tile_y, schedule.tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
     let tile_x = b.builtin(Builtin::WorkgroupId(0));
     let first = b.bin_imm(BinOp::Mul, tile_x, schedule.tile_m as i64);
-    let tiles = schedule.tile_n as usize / 16;
-    let fragments = Fragments::new(&mut b, &layout, params.get(Role::Weights), start, tiles, lane, caps);
-    let g = b.bin_imm(BinOp::ShrU, lane, 2);
-    let t = b.bin_imm(BinOp::And, lane, 3);
+    let weights = params.get(Role::Weights);
+    let fragments = Fragments::new(&mut b, (&layout, &lanes), weights, start, blocks, lane, caps);
+    let column_of_b = gather(&mut b, lane, bits, lanes.column_of_b());
+    let word_of_b = gather(&mut b, lane, bits, higher(lanes.t(), 2));
+    let column_of_sums = gather(&mut b, lane, bits, lanes.column_of_sums());
     let last = b.bin_imm(BinOp::Sub, params.m, 1);
     let (mut columns, mut rows) = (Vec::new(), Vec::new());
-    for token in (0..schedule.tile_m as i64).step_by(8) {
+    for token in (0..schedule.tile_m).step_by(shape.n as usize) {
         // Columns of the result past M repeat its last row; nobody stores them.
-        let tile = b.bin_imm(BinOp::Add, first, token);
-        let row = b.add(tile, g);
+        let tile = b.bin_imm(BinOp::Add, first, token as i64);
+        let row = b.add(tile, column_of_b);
         let row = b.bin(BinOp::MinS, row, last);
         let place = byte_index(&mut b, row, matmul.k * shape.b.bits() as usize / 8);
-        let mine = byte_index(&mut b, t, 4);
+        let mine = byte_index(&mut b, word_of_b, 1);
         columns.push(b.add(place, mine));
-        let pair = times(&mut b, t, 2);
-        let pair = b.add(tile, pair);
-        let below = b.bin(BinOp::MinS, pair, last);
-        rows.push((pair, Rows::new(&mut b, matmul, &params, below, 2, 1)));
+        let own = b.add(tile, column_of_sums);
+        let below = b.bin(BinOp::MinS, own, last);
+        rows.push((own, Rows::new(&mut b, matmul, &params, below, lanes.columns(), 1)));
     }
     let x = params.get(Role::Activations);
-    let product = Product { op: matmul, shape, fragments: &fragments, x, columns, rows: &rows };
+    let product = Product { op: matmul, lanes: &lanes, fragments: &fragments, x, columns, rows: &rows };
     let results = product.results(&mut b, &team, schedule.unroll as usize);
-    let plan = Plan::with_lanes(matmul, &Schedule { unroll: 1, ..*schedule }, caps, 1, 1)?;
+    let plan = Plan::with_lanes(matmul, &Schedule { unroll: 1, ..*schedule }, caps, lanes.run as u8, 1)?;
+    let row_of_sums = gather(&mut b, lane, bits, lanes.row_of_sums());
+    let row_of_sums = b.cast(CastOp::ExtendS, row_of_sums, Scalar::I64);
+    let start = b.add(start, row_of_sums);
     for (i, &result) in results.iter().enumerate() {
-        let (tile, token) = (i / rows.len(), i % rows.len());
-        let (pair, rows) = &rows[token];
+        let (block, fragment, token) = product.of_sum(i);
+        let (own, rows) = &rows[token];
         team.on_slice(&mut b, i, |b| {
-            for element in 0..4u8 {
-                let (half, parity) = ((element / 2) as usize, (element % 2) as usize);
-                let n = b.cast(CastOp::ExtendS, g, Scalar::I64);
-                let n = b.add(start, n);
-                let n = b.bin_imm(BinOp::Add, n, (16 * tile + 8 * half) as i64);
-                let end = b.int(Scalar::I64, matmul.n as i64);
-                let inside = b.cmp(CmpOp::LtS, n, end);
-                let m = b.bin_imm(BinOp::Add, *pair, parity as i64);
+            for element in (0..shape.acc_elements() as usize).step_by(lanes.run) {
+                let (row, column) = lanes.place(fragment, element);
+                let n = b.bin_imm(BinOp::Add, start, (block * lanes.block_rows() + row) as i64);
+                let m = b.bin_imm(BinOp::Add, *own, column as i64);
                 let below = b.cmp(CmpOp::LtS, m, params.m);
-                let stores = b.bin(BinOp::And, inside, below);
-                b.if_then(stores, |b| {
-                    let sum = b.extract(result, element);
-                    let sum = match rows.row_scale(b, parity) {
-                        Some(scale) => b.mul(sum, scale),
-                        None => sum,
-                    };
-                    Line::new(b, &plan, &params, m, n).finish(b, sum, 0);
-                });
+                let mut sum = product.run_of(b, result, element);
+                if let Some(scale) = rows.row_scale(b, column) {
+                    let scale = b.splat(scale, lanes.run as u8);
+                    sum = b.mul(sum, scale);
+                }
+                // A run of neighbours is stored as one where N leaves none of them out.
+                let apart = if matmul.n.is_multiple_of(lanes.run) { 1 } else { lanes.run };
+                for part in 0..apart {
+                    let n = b.bin_imm(BinOp::Add, n, part as i64);
+                    let end = b.int(Scalar::I64, matmul.n as i64);
+                    let inside = b.cmp(CmpOp::LtS, n, end);
+                    let stores = b.bin(BinOp::And, inside, below);
+                    b.if_then(stores, |b| {
+                        let sum = if apart == 1 { sum } else { b.extract(sum, part as u8) };
+                        Line::new(b, &plan, &params, m, n).finish(b, sum, 0);
+                    });
+                }
             }
         });
     }
@@ -193,22 +253,29 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
 /// One subgroup's part of a product.
 struct Product<'a> {
     op: &'a Matmul,
-    shape: &'static MmaShape,
+    lanes: &'a Lanes,
     fragments: &'a Fragments<'a>,
     x: Memory,
-    /// For each tile of 8 rows of X: the byte of this lane's first number, `i64`.
+    /// For each tile of rows of X: the byte of this lane's first number, `i64`.
     columns: Vec<Value>,
-    /// For each tile of 8 rows of X: the first of this lane's two rows of the result, and both.
+    /// For each tile of rows of X: the first of this lane's rows of the result, and all of them.
     rows: &'a [(Value, Rows)],
 }
 
 impl Product<'_> {
     fn sums(&self) -> usize {
-        self.fragments.tiles * self.rows.len()
+        self.fragments.blocks * self.lanes.fragments * self.rows.len()
+    }
+
+    /// Block, fragment and tile of rows of X of a sum.
+    fn of_sum(&self, number: usize) -> (usize, usize, usize) {
+        let (fragment, token) = (number / self.rows.len(), number % self.rows.len());
+        (fragment / self.lanes.fragments, fragment % self.lanes.fragments, token)
     }
 
     fn sum_type(&self) -> Type {
-        Type::vector(if self.shape.acc == DType::I32 { Scalar::I32 } else { Scalar::F32 }, 4)
+        let integers = self.lanes.shape.acc == DType::I32;
+        Type::vector(if integers { Scalar::I32 } else { Scalar::F32 }, self.lanes.shape.acc_elements() as u8)
     }
 
     fn nothing(&self, b: &mut Builder, ty: Type) -> Vec<Value> {
@@ -216,12 +283,17 @@ impl Product<'_> {
         vec![zero; self.sums()]
     }
 
-    /// Results `[tile][rows of X]`, `f32x4` each, the same in every subgroup.
+    /// The sums from an element on that stand side by side.
+    fn run_of(&self, b: &mut Builder, sums: Value, element: usize) -> Value {
+        if self.lanes.run == 1 { b.extract(sums, element as u8) } else { sums }
+    }
+
+    /// Results `[block][fragment][tile of rows of X]`, the same in every subgroup.
     fn results(&self, b: &mut Builder, team: &Team, unroll: usize) -> Vec<Value> {
         let segment = self.op.segment();
         let (segments, strips) = (self.op.k / segment, segment / self.fragments.columns());
         let split = team.split(b);
-        let results = self.nothing(b, Type::vector(Scalar::F32, 4));
+        let results = self.nothing(b, self.sum_type().with_scalar(Scalar::F32));
         if segments == 1 {
             let group = self.fragments.group(b, Pos::fixed(0));
             let sums = self.nothing(b, self.sum_type());
@@ -233,8 +305,7 @@ impl Product<'_> {
         }
         let unroll = (1..=unroll).rev().find(|&u| strips.is_multiple_of(u)).unwrap_or(1);
         let results = share(b, Some(&split), segments, 1, results, &mut |b, index, results| {
-            let column = index.times(b, segment);
-            let group = column.divide(b, self.fragments.layout.group);
+            let group = index.divide(b, self.fragments.layout.group / segment);
             let group = self.fragments.group(b, group);
             let biases = self.biases(b, &group);
             let first = index.times(b, strips);
@@ -249,7 +320,7 @@ impl Product<'_> {
     }
 
     fn biases(&self, b: &mut Builder, group: &Group) -> Vec<Vec<[Value; 2]>> {
-        (0..self.fragments.tiles).map(|tile| self.fragments.biases(b, self.shape.a, group, tile)).collect()
+        (0..self.fragments.blocks).map(|block| self.fragments.biases(b, self.lanes.shape.a, group, block)).collect()
     }
 
     /// The sums after `count` strips. All loads come first, so that they are under way together.
@@ -261,19 +332,20 @@ impl Product<'_> {
         biases: &[Vec<[Value; 2]>],
         mut sums: Vec<Value>,
     ) -> Vec<Value> {
-        let width = self.fragments.columns();
+        let (shape, tokens) = (self.lanes.shape, self.rows.len());
         let words: Vec<_> = (0..count).map(|i| self.fragments.words(b, strip.plus(i))).collect();
-        let steps = width / self.shape.k as usize;
-        let column = strip.times(b, width);
-        let x: Vec<Vec<Value>> = (0..count * steps).map(|step| self.fragments_of_x(b, column, step)).collect();
-        for (i, words) in words.iter().enumerate() {
-            for (tile, &words) in words.iter().enumerate() {
-                let decoded = self.fragments.decode(b, words, self.shape.a, &biases[tile]);
-                for (step, registers) in decoded.iter().enumerate() {
-                    let a = self.fragment(b, registers, self.shape.a, self.shape.a_elements());
-                    for (token, &x) in x[i * steps + step].iter().enumerate() {
-                        let sum = &mut sums[tile * self.rows.len() + token];
-                        *sum = b.mma(self.shape, a, x, *sum);
+        let column = strip.times(b, self.fragments.columns());
+        let x: Vec<_> = (0..count).map(|i| self.strip_of_x(b, column.plus(i * self.fragments.columns()))).collect();
+        for (words, x) in words.iter().zip(&x) {
+            for (block, words) in words.iter().enumerate() {
+                let decoded = self.fragments.decode(b, words, shape.a, &biases[block]);
+                for (fragment, instructions) in decoded.iter().enumerate() {
+                    for (number, registers) in instructions.iter().enumerate() {
+                        let a = self.fragment(b, registers, shape.a, shape.a_elements());
+                        for (token, x) in x.iter().enumerate() {
+                            let sum = &mut sums[(block * self.lanes.fragments + fragment) * tokens + token];
+                            *sum = b.mma(shape, a, x[number], *sum);
+                        }
                     }
                 }
             }
@@ -281,54 +353,63 @@ impl Product<'_> {
         sums
     }
 
-    /// Operand B for one step, for each tile of 8 rows: numbers from `k / 8` on in two places half a step apart.
-    fn fragments_of_x(&self, b: &mut Builder, column: Pos, step: usize) -> Vec<Value> {
-        let size = self.shape.b.bits() as usize / 8;
-        let k = self.shape.k as usize;
-        let mut list = Vec::new();
+    /// Operand B of every instruction of a strip, for each tile of rows of X: of each 256 bits of K, a lane takes two words
+    /// half of them apart, for each `t` that it holds.
+    fn strip_of_x(&self, b: &mut Builder, column: Pos) -> Vec<Vec<Value>> {
+        let (shape, own) = (self.lanes.shape, self.lanes.own as u8);
+        let size = shape.b.bits() as usize / 8;
+        let start = column.times(b, size);
+        let mut tiles = Vec::new();
         for &base in &self.columns {
-            let start = column.plus(step * k).times(b, size).add(b, Pos { index: Some(base), fixed: 0 });
-            let registers =
-                [0, k / 2].map(|half| b.load(Scalar::I32, at(self.x, start.index, start.fixed + half * size), 4));
-            list.push(self.fragment(b, &registers, self.shape.b, self.shape.b_elements()));
+            let start = start.add(b, Pos { index: Some(base), fixed: 0 });
+            let mut words = Vec::new();
+            for place in (0..self.fragments.columns() * size).step_by(16) {
+                let ty = Type::vector(Scalar::I32, own);
+                let both = b.load(ty, at(self.x, start.index, start.fixed + place), 4 * own as u32);
+                words.extend((0..own).map(|i| b.extract(both, i)));
+            }
+            let instructions = words.chunks(self.lanes.registers());
+            tiles.push(instructions.map(|words| self.fragment(b, words, shape.b, shape.b_elements())).collect());
         }
-        list
+        tiles
     }
 
     fn fragment(&self, b: &mut Builder, registers: &[Value], dtype: DType, elements: u32) -> Value {
-        let words = b.push(Type::vector(Scalar::I32, registers.len() as u8), Inst::Vector(registers.to_vec()));
+        let words = match registers {
+            [word] => *word,
+            _ => b.push(Type::vector(Scalar::I32, registers.len() as u8), Inst::Vector(registers.to_vec())),
+        };
         b.bitcast(words, Type::vector(scalar_of(dtype), elements as u8))
     }
 
     /// The results with the sums of a segment, scaled, its zeros taken off where decoding has not.
     fn scaled(&self, b: &mut Builder, group: &Group, segment: Pos, sums: &[Value], results: Vec<Value>) -> Vec<Value> {
-        let integers = self.shape.acc == DType::I32;
-        let offset = self.fragments.offset();
+        let (lanes, run) = (self.lanes, self.lanes.run as u8);
+        let integers = lanes.shape.acc == DType::I32;
+        let offset = self.fragments.offset(lanes.shape.a);
         let corrects = integers && (offset != 0 || group.zeros.is_some());
         let column = segment.times(b, self.op.segment());
-        let factors: Vec<_> = self
-            .rows
-            .iter()
-            .map(|(_, rows)| {
-                [0, 1].map(|row| {
-                    let sum = corrects.then(|| rows.sum(b, row, segment));
-                    (rows.group_scale(b, row, column), sum)
-                })
-            })
-            .collect();
+        let mut factors = Vec::new();
+        for (_, rows) in self.rows {
+            let of_row = |row| {
+                let sum = corrects.then(|| rows.sum(b, row, segment)).map(|sum| b.splat(sum, run));
+                (rows.group_scale(b, row, column).map(|scale| b.splat(scale, run)), sum)
+            };
+            factors.push((0..lanes.columns()).map(of_row).collect::<Vec<_>>());
+        }
         let mut list = Vec::with_capacity(results.len());
         for (i, (&sum, &result)) in sums.iter().zip(&results).enumerate() {
-            let (tile, token) = (i / self.rows.len(), i % self.rows.len());
-            let parts: Vec<Value> = (0..4u8)
+            let (block, fragment, token) = self.of_sum(i);
+            let parts: Vec<Value> = (0..lanes.shape.acc_elements() as usize)
+                .step_by(lanes.run)
                 .map(|element| {
-                    let (half, parity) = (element / 2, (element % 2) as usize);
-                    let (scale_x, sum_x) = factors[token][parity];
-                    let mut number = b.extract(sum, element);
+                    let (scale_x, sum_x) = factors[token][lanes.place(fragment, element).1];
+                    let mut number = self.run_of(b, sum, element);
                     if let Some(sum_x) = sum_x {
-                        let fixed = b.int(Scalar::I32, offset as i64);
+                        let fixed = b.int(Type::vector(Scalar::I32, run), offset as i64);
                         let taken = match &group.zeros {
                             Some(zeros) => {
-                                let zero = b.extract(zeros[tile], half);
+                                let zero = self.fragments.of_sums(b, zeros, block, fragment, element);
                                 b.add(zero, fixed)
                             }
                             None => fixed,
@@ -339,13 +420,13 @@ impl Product<'_> {
                     if integers {
                         number = b.cast(CastOp::IntToFloatS, number, Scalar::F32);
                     }
-                    let scale = b.extract(group.scales[tile], half);
+                    let scale = self.fragments.of_sums(b, &group.scales, block, fragment, element);
                     let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                    let old = b.extract(result, element);
+                    let old = self.run_of(b, result, element);
                     b.fma(number, factor, old)
                 })
                 .collect();
-            list.push(b.vector(&parts));
+            list.push(if parts.len() == 1 { parts[0] } else { b.vector(&parts) });
         }
         list
     }

@@ -5,12 +5,17 @@ mod epilogue;
 mod float;
 mod integer;
 mod mma;
+mod panel;
+mod products;
+mod ring;
 mod spread;
 mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
-pub(super) use mma::{MMA, class};
+pub(super) use mma::{MMA, packing};
+pub(super) use panel::PANEL_FAMILY;
+pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;

@@ -3,51 +3,78 @@
 //! Always holds: an element of a fragment is exactly `code - zero` (class F16), or the stored byte, of which
 //! [`Fragments::offset`] is to be taken off (class B8).
 
-use super::{integer_meaning, load_number};
+mod decode;
+mod direct;
+
+use self::decode::float;
+use self::direct::Direct;
+use super::load_number;
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
-use crate::format::qt16::{Class, PANEL, Qt16, STRIP, Section, tile_columns};
+use crate::format::qt16::{Class, LaneOrder, PANEL, Qt16, STRIP, Section, section_rows, tile_columns};
 use crate::format::{Code, Zero};
-use crate::ir::{BinOp, Builder, Memory, Scalar, Type, Value};
+use crate::ir::{Address, BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
+use crate::lower::lanes::{Lanes, gather, higher, through};
 use crate::lower::memory::at;
 use crate::lower::walk::Pos;
 
-/// Reads some tiles of 16 rows of one panel.
+/// Reads some blocks of rows of one panel, each as large as the instruction's [`Lanes`] say.
 pub(in crate::lower) struct Fragments<'a> {
     /// Where things lie.
     pub layout: &'a Qt16,
-    /// Tiles of 16 rows.
-    pub tiles: usize,
+    /// Who holds what.
+    pub lanes: &'a Lanes,
+    /// Blocks of rows.
+    pub blocks: usize,
     memory: Memory,
-    /// Byte of the first tile's codes for this lane, in the first strip; `i64`.
+    /// Byte of the first block's codes for this lane, in the first strip; `i64`.
     codes: Value,
-    /// Byte of the first tile's entries in a section of 1-byte numbers for this lane; `i64`.
-    numbers: Value,
+    /// Entry, in a section's 64, of the first row of A that this lane holds; `i64`.
+    held: Value,
+    /// Entry of the first row whose sums this lane holds; `i64`.
+    summed: Value,
     /// Start of the panel's record, `i64`.
     record: Value,
+    /// Bits of a code, over all planes.
     width: u8,
-    f16_convert: bool,
+    features: crate::caps::Features,
 }
 
-/// What a row needs at the end of a group, for the two rows of each tile that a lane holds.
+/// What rows need at the end of a group.
 pub(in crate::lower) struct Group {
-    /// `f32x2` per tile.
+    /// For the rows whose sums a lane holds: `f32` vectors, see [`Fragments::of_sums`].
     pub scales: Vec<Value>,
-    /// Integer zero points, `i32x2` per tile, if the format has them.
+    /// Integer zero points of the same rows, `i32`, if the format has them.
     pub zeros: Option<Vec<Value>>,
+    /// Integer zero points of the rows of A that a lane holds, g and g + 8 of each block, `i32`.
+    held_zeros: Option<Vec<[Value; 2]>>,
+}
+
+/// Columns of a strip: whole tiles of every plane.
+pub(in crate::lower) fn strip_columns(layout: &Qt16) -> usize {
+    layout.planes.iter().map(|&(width, _)| tile_columns(width)).max().unwrap_or(1)
 }
 
 /// Why the fragments of a format cannot be decoded here; `None` if they can.
 pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String> {
     let format = &layout.format;
     let name = format.to_string();
-    let [(width, _)] = *layout.planes else {
-        return Some(format!("decodes codes of one plane, not the {} planes of {name}", layout.planes.len()));
-    };
+    let width: u8 = layout.planes.iter().map(|&(width, _)| width).sum();
     match (format.code, layout.class) {
-        (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::U8 => {}
+        (Code::Int { .. } | Code::Ternary, Class::B8) if matches!(element, DType::U8 | DType::I8) => {}
         (Code::Int { .. } | Code::Ternary, Class::F16) if width >= 2 && (width < 8 || element == DType::F16) => {}
+        (code, Class::F16) if Direct::of(code, element).is_some() => {
+            if format.zero != Zero::None {
+                return Some(format!("takes no zero points with the codes of {name}"));
+            }
+        }
         (Code::Float(dtype), Class::B8) if dtype == element => {}
+        // Numbers up to 16 are exact in this type, so a look-up makes them of codes without zero points of their own.
+        (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::E4m3fn && matches!(width, 2 | 4) => {
+            if !matches!(format.zero, Zero::None | Zero::Bias(-1..=16)) {
+                return Some(format!("makes 8-bit floats of codes with one zero for all, not of {name}"));
+            }
+        }
         _ => return Some(format!("has no fragments of {} from {name}", element.name())),
     }
     match format.zero {
@@ -58,236 +85,187 @@ pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String>
     }
 }
 
+/// Bytes of a lane in a tile.
+const CHUNK: usize = 16;
+
 impl<'a> Fragments<'a> {
-    /// Reads `tiles` tiles from row `row` (`i64`, a multiple of 16) on, which lie in one panel.
+    /// Reads `blocks` blocks from row `row` (`i64`, a multiple of a block) on, which lie in one panel.
     pub fn new(
         b: &mut Builder,
-        layout: &'a Qt16,
+        (layout, lanes): (&'a Qt16, &'a Lanes),
         memory: Memory,
         row: Value,
-        tiles: usize,
+        blocks: usize,
         lane: Value,
         caps: &Caps,
     ) -> Fragments<'a> {
+        let bits = caps.subgroup.trailing_zeros() as u8;
         let panel = b.bin_imm(BinOp::ShrU, row, PANEL.trailing_zeros() as i64);
         let record = b.bin_imm(BinOp::Mul, panel, layout.record as i64);
-        let tile = b.bin_imm(BinOp::And, row, PANEL as i64 - 1);
-        let tile = b.bin_imm(BinOp::ShrU, tile, 4);
-        let (width, start) = layout.planes[0];
-        let lane = b.cast(crate::ir::CastOp::ExtendS, lane, Scalar::I64);
-        let codes = b.bin_imm(BinOp::Shl, tile, 9);
-        let mine = b.bin_imm(BinOp::Shl, lane, 4);
-        let codes = b.add(codes, mine);
+        let in_panel = b.bin_imm(BinOp::And, row, PANEL as i64 - 1);
+        let start = layout.planes[0].1;
+        let width = layout.planes.iter().map(|&(width, _)| width).sum();
+        // Chunks of a tile are numbered [g][t] or [t][g]; rows from 16 on lie in the next tile of 512 bytes.
+        let (g, t) = if layout.order == LaneOrder::Gt { (2, 0) } else { (0, 3) };
+        let places = lanes.row_of_a().into_iter().map(|(from, to)| (from, if to < 3 { to + g + 4 } else { to + 5 }));
+        let mine: Vec<_> = places.chain(higher(lanes.t(), t + 4)).collect();
+        let mine = gather(b, lane, bits, mine);
+        let mine = b.cast(CastOp::ExtendS, mine, Scalar::I64);
+        let tile = b.bin_imm(BinOp::Shl, in_panel, 5);
+        let codes = b.add(tile, mine);
         let codes = b.add(codes, record);
         let codes = b.bin_imm(BinOp::Add, codes, start as i64);
-        // Rows of a section stand as [g][tile][half].
-        let g = b.bin_imm(BinOp::ShrU, lane, 2);
-        let g = b.bin_imm(BinOp::Shl, g, 3);
-        let pair = b.bin_imm(BinOp::Shl, tile, 1);
-        let numbers = b.add(g, pair);
-        let f16_convert = caps.features.has(Feature::F16Convert);
-        Fragments { layout, tiles, memory, codes, numbers, record, width, f16_convert }
+        let rows = section_rows(layout.order);
+        let first = gather(b, in_panel, 6, through(vec![(4, 4), (5, 5)], &rows));
+        let mut entry = |moves| {
+            let own = gather(b, lane, bits, through(moves, &rows));
+            let own = b.cast(CastOp::ExtendS, own, Scalar::I64);
+            b.add(first, own)
+        };
+        let (held, summed) = (entry(lanes.row_of_a()), entry(lanes.row_of_sums()));
+        Fragments { layout, lanes, blocks, memory, codes, held, summed, record, width, features: caps.features }
     }
 
-    /// Columns of a strip.
+    /// Columns of a strip: whole tiles of every plane.
     pub fn columns(&self) -> usize {
-        tile_columns(self.width)
+        strip_columns(self.layout)
     }
 
-    /// A lane's 16 bytes of each tile of a strip, `i32x4`: two words of row g, two of row g + 8.
-    pub fn words(&self, b: &mut Builder, strip: Pos) -> Vec<Value> {
+    /// Where the 16 bytes of a strip start that a lane has of each tile, plane by plane: its number among the planes, and
+    /// which of the plane's tiles along K.
+    pub fn chunks(&self) -> Vec<(usize, usize)> {
+        let of = |(plane, &(width, _)): (usize, &(u8, usize))| {
+            (0..self.columns() / tile_columns(width)).map(move |tile| (plane, tile))
+        };
+        self.layout.planes.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Where a lane's 16 bytes of a tile of a strip are, of one of [`Fragments::chunks`].
+    pub fn chunk(&self, b: &mut Builder, strip: Pos, (plane, along): (usize, usize), tile: usize) -> Address {
+        let (width, start) = self.layout.planes[plane];
+        let strip = strip.times(b, self.columns() / tile_columns(width)).plus(along);
+        let place =
+            strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: start - self.layout.planes[0].1 });
+        at(self.memory, place.index, place.fixed + 512 * tile)
+    }
+
+    /// A lane's 16 bytes of each tile of a strip of a lone plane, `i32x4`, for each `t` that it holds of each block: two words of row g, two
+    /// of row g + 8.
+    pub fn words(&self, b: &mut Builder, strip: Pos) -> Vec<Vec<Value>> {
         let start = strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: 0 });
-        (0..self.tiles)
-            .map(|tile| {
-                b.load(Type::vector(Scalar::I32, 4), at(self.memory, start.index, start.fixed + 512 * tile), 16)
+        let next = CHUNK * if self.layout.order == LaneOrder::Gt { 1 } else { 8 };
+        let ty = Type::vector(Scalar::I32, 4);
+        (0..self.blocks)
+            .map(|block| {
+                let first = start.fixed + 512 * self.lanes.fragments * block;
+                let own = 0..self.lanes.own;
+                own.map(|t| b.load(ty, at(self.memory, start.index, first + next * t), CHUNK as u32)).collect()
             })
             .collect()
     }
 
-    /// The fragments of one tile, one per step of the matrix instruction, each in as many `i32` as it has registers.
-    /// `zeros` are what [`Fragments::biases`] made for the tile.
-    pub fn decode(&self, b: &mut Builder, words: Value, element: DType, biases: &[[Value; 2]]) -> Vec<[Value; 4]> {
-        let words: Vec<Value> = (0..4).map(|i| b.extract(words, i)).collect();
-        let (low, high) = (&words[..2], &words[2..]);
-        match self.layout.class {
-            Class::B8 => self.bytes(b, low, high),
-            Class::F16 if self.width == 8 => self.wide_pairs(b, low, high, biases),
-            Class::F16 => self.pairs(b, low, high, element, biases),
-        }
-    }
-
-    /// Bytes as they are stored: a step takes four neighbours, then four that are 16 columns further.
-    fn bytes(&self, b: &mut Builder, low: &[Value], high: &[Value]) -> Vec<[Value; 4]> {
-        if self.width == 8 {
-            return vec![[low[0], high[0], low[1], high[1]]];
-        }
-        let field = |b: &mut Builder, word: Value, field: u8| {
-            let moved = if field == 0 { word } else { b.bin_imm(BinOp::ShrU, word, (field * self.width) as i64) };
-            b.bin_imm(BinOp::And, moved, ((1 << self.width) - 1) * 0x0101_0101)
-        };
-        let mut steps = Vec::new();
-        for (&row, &other) in low.iter().zip(high) {
-            for step in 0..4 / self.width {
-                let (first, second) = (2 * step, 2 * step + 1);
-                steps.push([
-                    field(b, row, first),
-                    field(b, other, first),
-                    field(b, row, second),
-                    field(b, other, second),
-                ]);
-            }
-        }
-        steps
-    }
-
-    /// Pairs of 16-bit floats: the field lands in the mantissa of a power of two, which a multiply-add takes off with the
-    /// zero. An f16 has room for a field at bit `b` below 8 as it stands (`2^(10 - b) + code`); a bf16 for one at bit 0.
-    fn pairs(
+    /// The registers of A, `i32`, for each fragment of one block and each instruction of a strip, from its words. `biases`
+    /// are what [`Fragments::biases`] made for the block.
+    pub fn decode(
         &self,
         b: &mut Builder,
-        low: &[Value],
-        high: &[Value],
+        words: &[Value],
         element: DType,
         biases: &[[Value; 2]],
-    ) -> Vec<[Value; 4]> {
-        let per_word = 16 / self.width;
-        let mask = ((1i64 << self.width) - 1) * 0x0001_0001;
-        let pair = |b: &mut Builder, word: Value, number: u8, half: usize| {
-            let bit = number * self.width;
-            let kept = if element == DType::F16 { bit % 8 } else { 0 };
-            let moved = if bit == kept { word } else { b.bin_imm(BinOp::ShrU, word, (bit - kept) as i64) };
-            let field = b.bin_imm(BinOp::And, moved, mask << kept);
-            let magic = magic(element, kept);
-            let bits = b.bin_imm(BinOp::Or, field, magic << 16 | magic);
-            centred(b, bits, element, biases[(kept / self.width) as usize][half])
-        };
-        let mut steps = Vec::new();
-        for (&row, &other) in low.iter().zip(high) {
-            for step in 0..per_word / 2 {
-                let (first, second) = (2 * step, 2 * step + 1);
-                steps.push([
-                    pair(b, row, first, 0),
-                    pair(b, other, first, 1),
-                    pair(b, row, second, 0),
-                    pair(b, other, second, 1),
-                ]);
+    ) -> Vec<Vec<Vec<Value>>> {
+        let own: Vec<_> = words.iter().map(|&words| self.steps(b, &[words], element, biases)).collect();
+        let one = |fragment: usize| {
+            let halves = if self.lanes.fragments == 1 { vec![0, 1] } else { vec![fragment] };
+            // In the order in which B comes: steps, words, then what the lane holds of each.
+            let mut registers = Vec::new();
+            for step in 0..own[0].len() {
+                for word in 0..2 {
+                    for own in &own {
+                        registers.extend(halves.iter().map(|half| own[step][2 * word + half]));
+                    }
+                }
             }
-        }
-        steps
-    }
-
-    /// Pairs from bytes: bytes 0 and 2 of a word are the first pair, 1 and 3 the second.
-    fn wide_pairs(&self, b: &mut Builder, low: &[Value], high: &[Value], biases: &[[Value; 2]]) -> Vec<[Value; 4]> {
-        let pair = |b: &mut Builder, word: Value, number: i64, half: usize| {
-            let moved = if number == 0 { word } else { b.bin_imm(BinOp::ShrU, word, 8) };
-            let field = b.bin_imm(BinOp::And, moved, 0x00ff_00ff);
-            let magic = magic(DType::F16, 0);
-            let bits = b.bin_imm(BinOp::Or, field, magic << 16 | magic);
-            centred(b, bits, DType::F16, biases[0][half])
+            registers.chunks(self.lanes.registers() * halves.len()).map(<[Value]>::to_vec).collect()
         };
-        low.iter()
-            .zip(high)
-            .map(|(&row, &other)| [pair(b, row, 0, 0), pair(b, other, 0, 1), pair(b, row, 1, 0), pair(b, other, 1, 1)])
-            .collect()
-    }
-
-    /// What [`Fragments::decode`] adds to the pairs of a tile: minus the power of two that the field stands in, minus the
-    /// zero. For each place of a field in its mantissa, and for rows g and g + 8. Empty for class B8.
-    pub fn biases(&self, b: &mut Builder, element: DType, group: &Group, tile: usize) -> Vec<[Value; 2]> {
-        if self.layout.class == Class::B8 {
-            return Vec::new();
-        }
-        let fixed = self.offset();
-        let places = if element == DType::F16 && self.width < 8 { 8 / self.width } else { 1 };
-        (0..places)
-            .map(|place| {
-                let power = power(element, place * self.width);
-                [0u8, 1].map(|half| {
-                    let number = match &group.zeros {
-                        Some(zeros) => {
-                            let zero = b.extract(zeros[tile], half);
-                            let zero = b.cast(crate::ir::CastOp::IntToFloatS, zero, Scalar::F32);
-                            let base = b.f32(1, -(power + fixed as f32));
-                            b.bin(BinOp::Sub, base, zero)
-                        }
-                        None => b.f32(1, -(power + fixed as f32)),
-                    };
-                    let number = b.cast(crate::ir::CastOp::Float, number, float(element));
-                    b.splat(number, 2)
-                })
-            })
-            .collect()
-    }
-
-    /// What is to be taken off a stored code, beside a zero of its group.
-    pub fn offset(&self) -> i32 {
-        match self.layout.format.code {
-            Code::Float(_) => 0,
-            code => integer_meaning(code, self.layout.format.zero).1,
-        }
+        (0..self.lanes.fragments).map(one).collect()
     }
 
     /// Scales and integer zeros of a group.
     pub fn group(&self, b: &mut Builder, group: Pos) -> Group {
-        let scales = (0..self.tiles).map(|tile| self.scale(b, group, tile)).collect();
-        let zeros = match (self.layout.format.zero, &self.layout.zeros) {
-            (Zero::Int(_), Some(section)) => {
-                let zero = |b: &mut Builder, tile: usize| {
-                    let raw = self.pair(b, section, Scalar::I8, group, tile);
-                    b.cast(crate::ir::CastOp::ExtendU, raw, Scalar::I32)
+        let mut scales = Vec::new();
+        for row in self.rows_of_sums() {
+            scales.push(self.scale(b, group, row));
+        }
+        let mut found = Group { scales, zeros: None, held_zeros: None };
+        if let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) {
+            if self.layout.class == Class::B8 {
+                let zeros = self.rows_of_sums().into_iter().map(|row| self.zeros(b, section, group, self.summed, row));
+                found.zeros = Some(zeros.collect());
+            } else {
+                let of_block = |b: &mut Builder, block: usize| {
+                    let row = block * self.lanes.block_rows();
+                    if self.layout.order == LaneOrder::Gt {
+                        let both = self.zeros(b, section, group, self.held, (row, 2));
+                        return [0, 1].map(|half| b.extract(both, half));
+                    }
+                    [row, row + 8].map(|row| self.zeros(b, section, group, self.held, (row, 1)))
                 };
-                Some((0..self.tiles).map(|tile| zero(b, tile)).collect())
+                found.held_zeros = Some((0..self.blocks).map(|block| of_block(b, block)).collect());
             }
-            _ => None,
-        };
-        Group { scales, zeros }
+        }
+        found
     }
 
-    fn scale(&self, b: &mut Builder, group: Pos, tile: usize) -> Value {
-        let inner = self.number(b, &self.layout.scales, group, tile);
+    /// The numbers that a lane needs of a group for its sums, as runs that lie side by side: row in the first block, count.
+    fn rows_of_sums(&self) -> Vec<(usize, u8)> {
+        let (rows, fragments) = (self.lanes.block_rows(), self.lanes.fragments);
+        let blocks = 0..self.blocks;
+        match self.layout.order {
+            // Rows g and g + 8.
+            LaneOrder::Gt => blocks.map(|block| (rows * block, 2)).collect(),
+            LaneOrder::Tg => blocks
+                .flat_map(|block| (0..fragments).map(move |fragment| rows * block + 8 * fragment))
+                .map(|row| (row, self.lanes.run as u8))
+                .collect(),
+        }
+    }
+
+    /// What [`Group::scales`] or [`Group::zeros`] hold for the sums of a fragment from an element on, as many as stand side
+    /// by side.
+    pub fn of_sums(&self, b: &mut Builder, numbers: &[Value], block: usize, fragment: usize, element: usize) -> Value {
+        match self.layout.order {
+            LaneOrder::Gt => b.extract(numbers[block], (self.lanes.place(fragment, element).0 / 8) as u8),
+            LaneOrder::Tg => numbers[block * self.lanes.fragments + fragment],
+        }
+    }
+
+    fn scale(&self, b: &mut Builder, group: Pos, rows: (usize, u8)) -> Value {
+        let inner = self.number(b, &self.layout.scales, group, rows);
         let Some(outer) = &self.layout.outer else { return inner };
         let entry = if outer.entries == 1 { Pos::fixed(0) } else { group.divide(b, outer.span / self.layout.group) };
-        let outer = self.number(b, outer, entry, tile);
+        let outer = self.number(b, outer, entry, rows);
         b.mul(inner, outer)
     }
 
-    fn place(&self, b: &mut Builder, section: &Section, entry: Pos, tile: usize) -> Pos {
-        let numbers = Pos { index: Some(self.numbers), fixed: 2 * tile }.times(b, section.size());
+    /// The byte of an entry's number of the row that is `row` rows after the first of a lane.
+    fn place(&self, b: &mut Builder, section: &Section, entry: Pos, first: Value, row: usize) -> Pos {
+        let fixed = section.place(0, row) - section.place(0, 0);
+        let numbers = Pos { index: Some(first), fixed: 0 }.times(b, section.size()).plus(fixed);
         let start = entry.times(b, PANEL * section.size()).add(b, numbers);
         start.add(b, Pos { index: Some(self.record), fixed: section.offset })
     }
 
-    fn pair(&self, b: &mut Builder, section: &Section, scalar: Scalar, entry: Pos, tile: usize) -> Value {
-        let place = self.place(b, section, entry, tile);
-        b.load(Type::vector(scalar, 2), at(self.memory, place.index, place.fixed), 2 * section.size() as u32)
-    }
-
-    fn number(&self, b: &mut Builder, section: &Section, entry: Pos, tile: usize) -> Value {
-        let place = self.place(b, section, entry, tile);
+    fn zeros(&self, b: &mut Builder, section: &Section, entry: Pos, first: Value, (row, count): (usize, u8)) -> Value {
+        let place = self.place(b, section, entry, first, row);
         let address = at(self.memory, place.index, place.fixed);
-        load_number(b, section.dtype, address, 2, 2 * section.size() as u32, self.f16_convert)
+        let raw = b.load(Type::vector(Scalar::I8, count), address, count as u32);
+        b.cast(CastOp::ExtendU, raw, Scalar::I32)
     }
-}
 
-/// The bits of the power of two whose mantissa has its unit at bit `bit`.
-fn magic(element: DType, bit: u8) -> i64 {
-    if element == DType::F16 { 0x6400 - ((bit as i64) << 10) } else { 0x4300 }
-}
-
-/// That power of two.
-fn power(element: DType, bit: u8) -> f32 {
-    if element == DType::F16 { (10.0 - bit as f32).exp2() } else { 128.0 }
-}
-
-fn float(element: DType) -> Scalar {
-    if element == DType::F16 { Scalar::F16 } else { Scalar::Bf16 }
-}
-
-/// `1 · pair + bias`, which is exact; back as bits.
-fn centred(b: &mut Builder, bits: Value, element: DType, bias: Value) -> Value {
-    let ty = Type::vector(float(element), 2);
-    let pair = b.bitcast(bits, ty);
-    let one = b.int(ty, if element == DType::F16 { 0x3c00 } else { 0x3f80 });
-    let sum = b.fma(pair, one, bias);
-    b.bitcast(sum, Scalar::I32)
+    fn number(&self, b: &mut Builder, section: &Section, entry: Pos, (row, count): (usize, u8)) -> Value {
+        let place = self.place(b, section, entry, self.summed, row);
+        let address = at(self.memory, place.index, place.fixed);
+        let f16_convert = self.features.has(Feature::F16Convert);
+        load_number(b, section.dtype, address, count, (count as usize * section.size()).min(16) as u32, f16_convert)
+    }
 }

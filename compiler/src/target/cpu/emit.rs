@@ -390,7 +390,11 @@ impl<'a> Emitter<'a> {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
             // Refused by `support` before.
-            Inst::Mma { .. } | Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => return,
+            Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_) => return,
             Inst::Store { address, align, value } => {
                 let value = self.get(*value);
                 return self.store(address, *align, &value);
@@ -477,7 +481,8 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
         let mut each = |values: &[ir::Value]| values.iter().for_each(|&value| f(inst, value));
         match inst {
             Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Barrier => {}
-            Inst::AsyncCommit | Inst::AsyncWait(_) => {}
+            // `support` has refused the last.
+            Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => {}
             Inst::AsyncCopy { to, from, .. } => {
                 each(to.index.as_slice());
                 each(from.index.as_slice());

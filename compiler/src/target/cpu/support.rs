@@ -50,6 +50,7 @@ fn block(kernel: &ir::Kernel, wide: bool, block_: &ir::Block, lacks: &mut Vec<St
                 }
             }
             Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
+            Inst::Asynchronous(inner) => lacks.push(inner.name().to_string()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
                 lacks.push("asynchronous copies".to_string());
             }

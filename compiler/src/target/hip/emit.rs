@@ -8,6 +8,7 @@ use super::matrix;
 use super::names::Names;
 use super::text::{Binds, Expr};
 use super::types::Vectors;
+use super::webs::webs;
 use crate::caps::{AmdGpu, Matrix};
 use crate::ir::{
     Address, Block, Constant, For, If, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value,
@@ -18,10 +19,16 @@ use std::collections::BTreeSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Piece {
     Mask,
+    Least,
     Math,
+    Saturate,
+    Fused,
+    CountBits,
     SmallFloat,
     Wave,
+    Shuffle,
     Sync,
+    Atomic,
     Dot4,
     LookUp,
     Order,
@@ -47,6 +54,8 @@ pub(super) struct Emitter<'k> {
     /// What each value is called, or the expression that stands for it.
     spelled: Vec<Option<Expr>>,
     inlined: Vec<bool>,
+    /// The carried variable that takes a value where it is made.
+    webs: Vec<Option<Value>>,
     lines: Vec<String>,
     depth: usize,
 }
@@ -65,6 +74,7 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
     let mut emitter = Emitter {
         kernel,
         gpu,
+        webs: Vec::new(),
         facts: facts(kernel),
         names: Names::new(kernel),
         vectors: Vectors::default(),
@@ -75,6 +85,7 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
         lines: Vec::new(),
         depth: 1,
     };
+    emitter.webs = webs(kernel, &emitter.facts);
     emitter.shared();
     emitter.block(&kernel.body);
     if emitter.pieces.contains(&Piece::LookUp) {
@@ -141,6 +152,9 @@ impl Emitter<'_> {
 
     /// Declares a value with an expression, or keeps the expression for the one place that reads it.
     fn define(&mut self, value: Value, expr: Expr) {
+        if let Some(variable) = self.webs[value.0 as usize] {
+            return self.assign_to(variable, value, &expr.text);
+        }
         let fact = &self.facts[value.0 as usize];
         let at_home = fact.uses == 1 && fact.used_in == Some(fact.defined_in);
         let is_name = matches!(fact.inst, Some(Inst::Arg(_)))
@@ -154,6 +168,21 @@ impl Emitter<'_> {
             return;
         }
         self.declare(value, &expr.text);
+    }
+
+    /// Declares a value, or gives it to the carried variable that takes it.
+    fn define_here(&mut self, value: Value, text: &str) {
+        match self.webs[value.0 as usize] {
+            Some(variable) => self.assign_to(variable, value, text),
+            None => self.declare(value, text),
+        }
+    }
+
+    /// Gives a carried variable its next value.
+    fn assign_to(&mut self, variable: Value, value: Value, text: &str) {
+        let name = self.operand(variable);
+        self.line(&format!("{} = {text};", name.text));
+        self.spelled[value.0 as usize] = Some(name);
     }
 
     /// Declares a value.
@@ -199,7 +228,7 @@ impl Emitter<'_> {
             Inst::Shuffle { mode, value, index } => {
                 let Some(result) = result else { return };
                 let (x, index) = (self.unsigned(*value), self.unsigned(*index));
-                self.pieces.insert(Piece::Wave);
+                self.pieces.extend([Piece::Wave, Piece::Shuffle]);
                 let width = self.kernel.threads().min(self.gpu.caps.subgroup);
                 let function = match mode {
                     ShuffleMode::Index => "from_lane".to_string(),
@@ -215,7 +244,7 @@ impl Emitter<'_> {
             }
             Inst::AtomicAdd { address, value } => {
                 let Some(result) = result else { return };
-                let name = self.helper(Piece::Sync, "atomic_add");
+                let name = self.helper(Piece::Atomic, "atomic_add");
                 let (place, x) = (self.place(address), self.unsigned(*value));
                 let call = format!("{name}({place}, {})", x.text);
                 if self.facts[result.0 as usize].uses == 0 {
@@ -236,7 +265,7 @@ impl Emitter<'_> {
                     self.pieces.extend([Piece::Wave, Piece::Halves]);
                 }
                 let [a, b, sum] = [*a, *b, *acc].map(|value| self.operand(value));
-                self.declare(result, &Expr::call(&name, &[&a, &b, &sum]).text);
+                self.define_here(result, &Expr::call(&name, &[&a, &b, &sum]).text);
             }
             pure => {
                 let Some(value) = result else { return };
@@ -250,7 +279,7 @@ impl Emitter<'_> {
 
     fn reduction(&mut self, op: ReduceOp, value: Value) -> String {
         let ty = self.ty(value);
-        self.pieces.insert(Piece::Wave);
+        self.pieces.extend([Piece::Wave, Piece::Shuffle]);
         let width = self.kernel.threads().min(self.gpu.caps.subgroup);
         let type_name = self.vectors.name(ty);
         let [a, b] = ["a", "b"].map(Expr::atom);
@@ -264,7 +293,7 @@ impl Emitter<'_> {
             (ReduceOp::Max, Scalar::F32) => Expr::call(self.helper(Piece::Math, "maximum"), &[&a, &b]).text,
             (ReduceOp::Max, scalar) if scalar.is_int() => {
                 let signed = self.vectors.signed(ty);
-                format!("{type_name}({}({signed}(a), {signed}(b)))", self.helper(Piece::Math, "greatest"))
+                format!("{type_name}({}({signed}(a), {signed}(b)))", self.helper(Piece::Least, "greatest"))
             }
             (ReduceOp::Max, _) => {
                 let (a, b) = (self.widened_expr(a, ty), self.widened_expr(b, ty));
@@ -327,6 +356,13 @@ impl Emitter<'_> {
         let mut variables = Vec::new();
         for (&(name, start), &result) in inner.carried.iter().zip(results) {
             let ty = self.ty(name);
+            if let Some(variable) = self.continued(start) {
+                // The loop goes on with a variable that nobody else reads.
+                self.spelled[name.0 as usize] = Some(variable.clone());
+                self.spelled[result.0 as usize] = Some(variable.clone());
+                variables.push((variable.reads[0], variable.text));
+                continue;
+            }
             // The sign that readers of either want.
             let both = self.facts[name.0 as usize].signed + self.facts[result.0 as usize].signed;
             self.facts[name.0 as usize].signed = both;
@@ -352,6 +388,16 @@ impl Emitter<'_> {
         self.depth -= 1;
         self.names.close_loop();
         self.line("}");
+    }
+
+    /// The variable of a loop outside of this one, or before it, that a loop can go on with: it is read nowhere else.
+    fn continued(&self, start: Value) -> Option<Expr> {
+        let fact = &self.facts[start.0 as usize];
+        let variable = self.spelled[start.0 as usize].as_ref()?;
+        let is_variable = variable.binds == Binds::Atom && variable.reads.len() == 1 && variable.depth == 0;
+        let carried = fact.sums || matches!(fact.inst, Some(Inst::For(_))) || self.webs[start.0 as usize].is_some();
+        let at_home = fact.uses == 1 && fact.used_in == Some(fact.defined_in);
+        (at_home && is_variable && carried && !self.is_inlined(start)).then(|| variable.clone())
     }
 
     /// The end of a loop: a name or a number, since every turn reads it.

@@ -2,7 +2,7 @@
 //!
 //! Reads a kernel, makes one [`Fact`] per value.
 
-use crate::ir::{BinOp, Block, CastOp, CmpOp, Inst, Kernel, Value};
+use crate::ir::{BinOp, Block, CastOp, CmpOp, Inst, Kernel, Statement, Value};
 
 /// What is known of one value.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,14 +19,17 @@ pub(super) struct Fact<'k> {
     pub signed: i32,
     /// It adds up over the turns of a loop.
     pub sums: bool,
-    /// Its lanes are an address.
+    /// It is an address.
     pub addresses: bool,
+    /// It is a part of an address, and perhaps of other things.
+    pub leads: bool,
 }
 
 /// The facts of every value.
 pub(super) fn facts(kernel: &Kernel) -> Vec<Fact<'_>> {
     let mut gather = Gather { facts: vec![Fact::default(); kernel.types.len()], blocks: 0 };
     gather.block(&kernel.body);
+    gather.leads(&kernel.body);
     gather.facts
 }
 
@@ -57,8 +60,11 @@ impl<'k> Gather<'k> {
             self.signs(&statement.inst);
             match &statement.inst {
                 Inst::For(inner) => {
+                    let body = self.blocks + 1;
                     for &(name, _) in &inner.carried {
-                        self.fact(name).sums = true;
+                        let fact = self.fact(name);
+                        fact.sums = true;
+                        fact.defined_in = body;
                     }
                     self.block(&inner.body);
                 }
@@ -69,6 +75,32 @@ impl<'k> Gather<'k> {
                 _ => {}
             }
         }
+    }
+
+    /// Marks what addresses are made of, from the last statement back.
+    fn leads(&mut self, block: &'k Block) {
+        for statement in block.statements.iter().rev() {
+            match &statement.inst {
+                Inst::For(inner) => self.leads(&inner.body),
+                Inst::If(inner) => {
+                    self.leads(&inner.otherwise);
+                    self.leads(&inner.then);
+                }
+                Inst::Bin(_, a, b) if self.leads_on(statement) => {
+                    self.fact(*a).leads = true;
+                    self.fact(*b).leads = true;
+                }
+                Inst::Cast(_, a) if self.leads_on(statement) => self.fact(*a).leads = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn leads_on(&mut self, statement: &Statement) -> bool {
+        statement.results.first().is_some_and(|&result| {
+            let fact = self.fact(result);
+            fact.addresses || fact.leads
+        })
     }
 
     /// Counts reads that care for the sign.

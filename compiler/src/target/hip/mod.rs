@@ -3,7 +3,7 @@
 //! Reads a verified kernel, makes an [`Artifact`] whose payload is text. Always holds: the text is a pure function of the
 //! kernel and the device's facts; integers wrap, floats are never contracted, and a NaN goes where the IR says.
 //!
-//! `facts` gathers who reads each value, `names` names them, `expr` spells pure instructions, `emit` writes statements,
+//! `facts` gathers who reads each value, `webs` which values share a variable, `names` names them, `expr` spells pure instructions, `emit` writes statements,
 //! `frame` puts the file together from `templates/hip`.
 
 mod emit;
@@ -15,6 +15,7 @@ mod names;
 mod support;
 mod text;
 mod types;
+mod webs;
 
 use crate::artifact::{Artifact, Payload};
 use crate::caps::{AMD_GPUS, AmdGpu, Caps};

@@ -95,6 +95,7 @@ const TAKEN: &[&str] = &[
     "partner",
     "partner_of",
     "pick",
+    "Place",
     "both_halves",
     "power_of_two",
     "private",
@@ -273,6 +274,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::Builtin(Builtin::WorkgroupId(axis)) => ["block_x", "block_y", "block_z"][*axis as usize % 3],
         Inst::Builtin(Builtin::WorkgroupCount(axis)) => ["blocks_x", "blocks_y", "blocks_z"][*axis as usize % 3],
         _ if fact.addresses => "at",
+        _ if fact.leads => "offset",
         Inst::Bin(BinOp::Min | BinOp::MinS | BinOp::Max | BinOp::MaxS, ..) => "bounded",
         Inst::Bin(BinOp::DivS | BinOp::Div, ..) => "quotient",
         Inst::Bin(BinOp::RemS, ..) => "rest",
@@ -327,7 +329,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::AtomicAdd { .. } => "before",
         Inst::For(_) => "sum",
         Inst::If(_) => "chosen",
-        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => "value",
+        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => "value",
         Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
     }
 }

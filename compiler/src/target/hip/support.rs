@@ -35,6 +35,7 @@ pub(super) fn check(kernel: &Kernel, gpu: &AmdGpu) -> Result<()> {
     if asks.async_copy {
         lacks.push("asynchronous copies to shared memory".to_string());
     }
+    lacks.extend(asks.beside.iter().map(|name| format!("the instruction {name}")));
     for shape in asks.matrices {
         // The helper of a shape exists exactly where the device has it.
         if matrix::helper(shape, gpu, &mut Vectors::default()).is_none() {
@@ -58,6 +59,7 @@ struct Asks {
     reduce: bool,
     unpack: bool,
     async_copy: bool,
+    beside: Vec<&'static str>,
     matrices: Vec<&'static MmaShape>,
 }
 
@@ -76,6 +78,7 @@ fn block(block_: &Block, asks: &mut Asks) {
                 asks.subgroup = true;
                 asks.matrices.push(shape);
             }
+            Inst::Asynchronous(inner) => asks.beside.push(inner.name()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => asks.async_copy = true,
             Inst::Const(_)
             | Inst::Arg(_)

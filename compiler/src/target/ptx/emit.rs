@@ -6,8 +6,8 @@
 use super::PtxTarget;
 use super::text::{Text, Word};
 use crate::ir::{
-    Block, Constant, For, If, Inst, Kernel, ParamKind, Scalar, Statement, Type, Uniform, Value, statement_head,
-    uniformity,
+    Block, Constant, For, If, Inst, Kernel, ParamKind, Scalar, Statement, Type, Uniform, Value, resources,
+    statement_head, uniformity,
 };
 use std::fmt::Write;
 
@@ -72,7 +72,13 @@ impl Emitter<'_> {
             };
         }
         let [x, y, z] = kernel.workgroup;
-        let _ = writeln!(out, ")\n.reqntid {x}, {y}, {z}\n{{");
+        let _ = writeln!(out, ")\n.reqntid {x}, {y}, {z}");
+        // Without a bound, the assembler takes fewer registers than it needs wherever that lets one more workgroup run, and
+        // keeps the rest in local memory.
+        if let Some(resources) = resources(kernel, self.target.caps) {
+            let _ = writeln!(out, ".maxnreg {}", resources.registers);
+        }
+        out.push_str("{\n");
         out.push_str(&self.text.declarations());
         if !dynamic(kernel) {
             for array in &kernel.shared {
@@ -331,6 +337,7 @@ impl Emitter<'_> {
                 self.text.line(format_args!("cp.async.wait_group {pending}"));
                 Vec::new()
             }
+            Inst::Asynchronous(inner) => self.asynchronous(inner),
             // Written by `block`.
             Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
         }

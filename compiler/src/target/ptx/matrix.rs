@@ -34,7 +34,7 @@ impl Emitter<'_> {
 }
 
 /// A type as `mma` spells it, from its name.
-fn spelled(name: &'static str) -> &'static str {
+pub(super) fn spelled(name: &'static str) -> &'static str {
     match name {
         "i8" => "s8",
         "i32" => "s32",

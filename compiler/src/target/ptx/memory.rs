@@ -17,6 +17,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// The register and the offset.
+    pub fn parts(&self) -> (Word, i64) {
+        (self.base, self.offset)
+    }
+
     /// The operand at some bytes from the place.
     pub fn at(&self, bytes: i64) -> String {
         match self.offset + bytes {

@@ -12,6 +12,7 @@
 
 mod arch;
 mod arith;
+mod asynchronous;
 mod cast;
 mod emit;
 mod extended;

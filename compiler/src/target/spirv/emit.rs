@@ -207,6 +207,7 @@ impl Emitter<'_> {
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_)
             | Inst::Store { .. }
             | Inst::Barrier
             | Inst::For(_)

@@ -394,7 +394,11 @@ impl<'a> Lower<'a> {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
             // Refused by `support` before.
-            Inst::Mma { .. } | Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => return,
+            Inst::Mma { .. }
+            | Inst::AsyncCopy { .. }
+            | Inst::AsyncCommit
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_) => return,
             Inst::Store { address, value, .. } => return self.store(address, *value),
             Inst::Arg(index) => {
                 let reg = self.arguments[*index as usize].unwrap_or(self.grid[0]);

@@ -1,0 +1,199 @@
+//! What a kernel asks of a unit: registers of a thread, bytes of shared memory.
+//!
+//! Reads a kernel, makes an estimate that targets hold their assembler to. Always holds: no place of the kernel, in the
+//! order in which it is written, has more live words than the estimate says.
+
+use super::kernel::{Block, Inst, Kernel};
+use super::types::{Scalar, Type, Value};
+use crate::caps::Caps;
+
+/// An estimate of what a workgroup needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// 32-bit registers of a thread; a multiple of 8 but for the device's limit.
+    pub registers: u32,
+    /// Bytes of shared memory of a workgroup.
+    pub shared_bytes: u64,
+    /// Workgroups that a unit holds at once by these two and its threads; at least 1.
+    pub workgroups_per_unit: u32,
+}
+
+/// Registers beside the live values: addresses under construction, what an instruction decodes on its way, the stack pointer.
+const SPARE: u32 = 32;
+
+/// The estimate for a kernel on a GPU; `None` for other devices.
+pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
+    let gpu = caps.gpu?;
+    let threads = kernel.threads().max(1);
+    let live = live_words(kernel);
+    // A quarter more lets the assembler move loads ahead of what is written before them.
+    let wanted = (live + live / 4 + SPARE).next_multiple_of(8);
+    let limit = (gpu.registers_per_unit / threads / 8 * 8).clamp(8, gpu.registers_per_thread);
+    let registers = wanted.min(limit);
+    let shared_bytes = kernel.shared_bytes();
+    let by_shared = if shared_bytes == 0 { u64::MAX } else { gpu.shared_per_unit as u64 / shared_bytes };
+    let by_registers = gpu.registers_per_unit / (registers.next_multiple_of(8) * threads);
+    let fits = (by_registers.min(gpu.threads_per_unit / threads) as u64).min(by_shared);
+    Some(Resources { registers, shared_bytes, workgroups_per_unit: fits.max(1) as u32 })
+}
+
+/// The most 32-bit words that are live at one place. Constants are operands of instructions and take none; bools are
+/// predicates.
+pub fn live_words(kernel: &Kernel) -> u32 {
+    let mut analysis =
+        Analysis { kernel, live: vec![false; kernel.types.len()], constant: Vec::new(), now: 0, most: 0 };
+    analysis.constant = vec![false; kernel.types.len()];
+    analysis.constants(&kernel.body);
+    analysis.block(&kernel.body);
+    // Each parameter stays where it has been read to.
+    analysis.most + 2 * kernel.params.len() as u32
+}
+
+struct Analysis<'k> {
+    kernel: &'k Kernel,
+    live: Vec<bool>,
+    constant: Vec<bool>,
+    now: u32,
+    most: u32,
+}
+
+impl Analysis<'_> {
+    fn constants(&mut self, block: &Block) {
+        for statement in &block.statements {
+            match &statement.inst {
+                Inst::Const(_) => statement.results.iter().for_each(|value| self.constant[value.0 as usize] = true),
+                Inst::For(inner) => self.constants(&inner.body),
+                Inst::If(inner) => {
+                    self.constants(&inner.then);
+                    self.constants(&inner.otherwise);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn enter(&mut self, value: Value) {
+        let at = value.0 as usize;
+        if !self.constant[at] && !std::mem::replace(&mut self.live[at], true) {
+            self.now += words(self.kernel.ty(value));
+        }
+    }
+
+    fn leave(&mut self, value: Value) {
+        if std::mem::replace(&mut self.live[value.0 as usize], false) {
+            self.now -= words(self.kernel.ty(value));
+        }
+    }
+
+    /// From what is live behind a block to what is live before it, statements last to first.
+    fn block(&mut self, block: &Block) {
+        for statement in block.statements.iter().rev() {
+            // A result that nobody reads takes its registers all the same.
+            statement.results.iter().for_each(|&value| self.enter(value));
+            self.most = self.most.max(self.now);
+            match &statement.inst {
+                Inst::For(inner) => {
+                    statement.results.iter().for_each(|&value| self.leave(value));
+                    // What the body reads from outside lives through every turn.
+                    let mut outside = Vec::new();
+                    self.reads(&inner.body, &mut outside);
+                    outside.iter().for_each(|&value| self.enter(value));
+                    self.enter(inner.end);
+                    self.enter(inner.variable);
+                    self.block(&inner.body);
+                    self.leave(inner.variable);
+                    inner.carried.iter().for_each(|&(name, _)| self.leave(name));
+                    inner.carried.iter().for_each(|&(_, start)| self.enter(start));
+                    self.enter(inner.start);
+                }
+                Inst::If(inner) => {
+                    statement.results.iter().for_each(|&value| self.leave(value));
+                    let behind = (self.live.clone(), self.now);
+                    self.block(&inner.then);
+                    let then = std::mem::replace(&mut self.live, behind.0);
+                    self.now = behind.1;
+                    self.block(&inner.otherwise);
+                    for (number, live) in then.into_iter().enumerate() {
+                        if live {
+                            self.enter(Value(number as u32));
+                        }
+                    }
+                    self.enter(inner.cond);
+                }
+                inst => {
+                    statement.results.iter().for_each(|&value| self.leave(value));
+                    inst.operands().into_iter().for_each(|value| self.enter(value));
+                }
+            }
+            self.most = self.most.max(self.now);
+        }
+    }
+
+    /// Values that a block reads and does not define.
+    fn reads(&self, block: &Block, list: &mut Vec<Value>) {
+        let mut defined = std::collections::HashSet::new();
+        self.visit(block, &mut defined, list);
+        list.retain(|value| !defined.contains(value));
+    }
+
+    fn visit(&self, block: &Block, defined: &mut std::collections::HashSet<Value>, list: &mut Vec<Value>) {
+        for statement in &block.statements {
+            defined.extend(&statement.results);
+            list.extend(statement.inst.operands());
+            match &statement.inst {
+                Inst::For(inner) => {
+                    defined.insert(inner.variable);
+                    defined.extend(inner.carried.iter().map(|&(name, _)| name));
+                    self.visit(&inner.body, defined, list);
+                }
+                Inst::If(inner) => {
+                    self.visit(&inner.then, defined, list);
+                    self.visit(&inner.otherwise, defined, list);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn words(ty: Type) -> u32 {
+    match ty.scalar {
+        Scalar::Bool => 0,
+        _ => ty.bytes().div_ceil(4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::parse;
+
+    #[test]
+    fn live_values_are_counted_where_most_meet() {
+        let text = "kernel @k(x: read align 16, y: write align 16) workgroup 1 1 1 {
+          %0: f32x4 = load x[0] align 16
+          %1: f32x4 = load x[16] align 16
+          %2: i64 = const 3
+          %3: f32x4 = add %0, %1
+          store y[0] align 16, %3
+        }";
+        let kernel = parse(text).unwrap();
+        // The two vectors, and two words for each parameter; their sum may take the place of one of them.
+        assert_eq!(live_words(&kernel), 8 + 4);
+        let text = "kernel @k(x: read align 16, y: write align 16) workgroup 1 1 1 {
+          %0: i64 = const 0
+          %1: i64 = const 64
+          %2: f32x4 = load x[0] align 16
+          %3: f32x4 = load x[16] align 16
+          %4: f32x4 = for %5: i64 = %0 to %1 step 16 carry (%6: f32x4 = %2) {
+            %7: f32x4 = load x[%5] align 16
+            %8: f32x4 = fma %7, %3, %6
+            yield %8
+          }
+          store y[0] align 16, %4
+        }";
+        let kernel = parse(text).unwrap();
+        // In the loop: the counter, the sum, the factor from outside, the number just read.
+        assert_eq!(live_words(&kernel), 2 + 4 + 4 + 4 + 4);
+    }
+}

@@ -1,0 +1,331 @@
+//! What the pipelined matrix families share: which instruction, how K is cut into blocks, groups within a block, scaling.
+//!
+//! A *block* is a run of columns that is fetched at once: whole strips of the packing. Where groups are shorter, a block
+//! falls into parts, one group each. Always holds: integer sums are exact over a whole segment before they are scaled, and
+//! sums of 8-bit floats are taken over to `f32` numbers at the end of each block, since matrix units sum them with fewer
+//! bits than `f32` has.
+
+use super::epilogue::Line;
+use super::{Plan, as_matmul};
+use crate::caps::{Caps, MmaShape};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::Code;
+use crate::format::qt16::{Class, LaneOrder, Qt16};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Scalar, Type, Value};
+use crate::lower::activation::Rows;
+use crate::lower::lanes::Lanes;
+use crate::lower::memory::{Params, scalar_of, times};
+use crate::lower::unpack::fragments::{Fragments, Group, refuses as refuses_codes, strip_columns};
+use crate::lower::walk::Pos;
+use crate::op::{Activation, Matmul, Op};
+use crate::schedule::Schedule;
+
+/// The instruction for an operation, and the class of the packing whose fragments it takes.
+pub(super) fn instruction(op: &Matmul, caps: &Caps) -> Option<(Class, &'static MmaShape)> {
+    let (class, shape) = match op.activation {
+        Activation::Float(dtype @ (DType::F16 | DType::Bf16)) => (Class::F16, caps.mma(dtype, dtype, DType::F32)?),
+        Activation::Int8(_) => (Class::B8, caps.mma(DType::U8, DType::I8, DType::I32)?),
+        Activation::Fp8(dtype, _) => {
+            let a = match op.weight.code {
+                Code::Float(dtype) => dtype,
+                // Small integers are numbers of this type.
+                _ => DType::E4m3fn,
+            };
+            (Class::B8, caps.mma(a, dtype, DType::F32)?)
+        }
+        _ => return None,
+    };
+    ((shape.m, shape.n, shape.lanes) == (16, 8, caps.subgroup)).then_some((class, shape))
+}
+
+/// The lanes of an instruction that [`instruction`] has found.
+pub(super) fn lanes_of(shape: &'static MmaShape) -> Result<Lanes> {
+    Lanes::of(shape).ok_or_else(|| Error::Unsupported(format!("the lanes of {shape} for QT16")))
+}
+
+/// How K is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// Columns of a block.
+    pub block: usize,
+    /// Columns of a segment, see [`Matmul::segment`].
+    pub segment: usize,
+    /// Blocks after which sums are scaled; 1 where a block holds whole segments.
+    pub per: usize,
+}
+
+/// The cut of an operation into blocks of `wanted` columns, or of one strip where that does not fit; or why there is none.
+/// `longest` is how many blocks may be summed before they are scaled, where a segment is not all of K.
+pub(super) fn cut(
+    op: &Op,
+    caps: &Caps,
+    wanted: impl Fn(&MmaShape) -> usize,
+    longest: usize,
+) -> std::result::Result<(Cut, Class, &'static MmaShape, Qt16), String> {
+    let op = as_matmul(op).map_err(|_| "computes matmuls only".to_string())?;
+    let Some((class, shape)) = instruction(op, caps) else {
+        let lack = format!("has no matrix instruction of {} for {} weights", caps.name, op.weight);
+        return Err(format!("{lack} and {} activations", op.activation));
+    };
+    let layout = Qt16::of(&op.weight, op.k, class, LaneOrder::Gt).map_err(|error| error.to_string())?;
+    if let Some(why) = refuses_codes(&layout, shape.a) {
+        return Err(why);
+    }
+    let (strip, segment) = (strip_columns(&layout), op.segment());
+    let k = shape.k as usize;
+    let fits = |block: usize| {
+        let group = if segment >= op.k { op.k } else { segment };
+        op.k.is_multiple_of(block)
+            && (block.is_multiple_of(group) && group.is_multiple_of(k) || group.is_multiple_of(block))
+    };
+    let wanted = wanted(shape).max(strip).next_multiple_of(strip);
+    let Some(block) = [wanted, strip].into_iter().find(|&block| fits(block)) else {
+        return Err(format!(
+            "takes blocks of {strip} columns that divide K, and groups that divide them or are their multiples in steps of {k}; \
+             here they have {segment} columns, and K is {}",
+            op.k
+        ));
+    };
+    if layout.groups > 1 && segment < op.k && !layout.group.is_multiple_of(segment) {
+        return Err(format!("takes activation groups that divide weight groups, not {segment} and {}", layout.group));
+    }
+    if !op.k.is_multiple_of(segment) {
+        return Err(format!("takes groups that divide K; here they have {segment} columns, and K is {}", op.k));
+    }
+    let integers = shape.acc == DType::I32;
+    if integers && segment > 1 << 16 {
+        return Err(format!("sums at most 65536 columns in 32 bits, not {segment}"));
+    }
+    let whole = (segment / block).max(1);
+    // Floats may be scaled block by block; integers at the end of their segment.
+    let per = if integers || (segment >= op.k && shape.a.bits() > 8) || whole <= longest { whole } else { 1 };
+    let per = if shape.a.bits() == 8 && !integers { 1 } else { per };
+    Ok((Cut { block, segment, per }, class, shape, layout))
+}
+
+/// A product under construction: some tiles of 16 rows of W by some tiles of 8 rows of X.
+pub(super) struct Products<'a> {
+    pub op: &'a Matmul,
+    pub shape: &'static MmaShape,
+    pub cut: Cut,
+    pub fragments: &'a Fragments<'a>,
+    /// For each tile of 8 rows of X: the first of this lane's two rows of the result, and both.
+    pub rows: &'a [(Value, Rows)],
+}
+
+/// A part of a block with one group: its steps of K, and operand A of each, `[tile][step]`.
+pub(super) struct Part {
+    pub segment: Pos,
+    pub group: Group,
+    pub first_step: usize,
+    pub a: Vec<Vec<Value>>,
+}
+
+impl Products<'_> {
+    /// Strips of the packing in a block.
+    pub fn strips(&self) -> usize {
+        self.cut.block / self.fragments.columns()
+    }
+
+    /// Tiles of results.
+    pub fn count(&self) -> usize {
+        self.fragments.blocks * self.rows.len()
+    }
+
+    /// Results of nothing, `[tile][rows of X]`.
+    pub fn zeros(&self, b: &mut Builder) -> Vec<Value> {
+        vec![b.f32(4, 0.0); self.count()]
+    }
+
+    /// Sums of nothing in vectors of so many lanes.
+    pub fn no_sums(&self, b: &mut Builder, lanes: u8, count: usize) -> Vec<Value> {
+        let zero = match self.shape.acc {
+            DType::I32 => b.int(Type::vector(Scalar::I32, lanes), 0),
+            _ => b.f32(lanes, 0.0),
+        };
+        vec![zero; count]
+    }
+
+    /// The parts of a block whose words have been read, `[strip][tile][chunk]`.
+    pub fn parts(&self, b: &mut Builder, block: Pos, words: &[Vec<Vec<Value>>]) -> Vec<Part> {
+        let column = block.times(b, self.cut.block);
+        let length = self.cut.segment.min(self.cut.block);
+        let strip = self.fragments.columns();
+        let k = self.shape.k as usize;
+        (0..self.cut.block / length)
+            .map(|part| {
+                let column = column.plus(part * length);
+                let segment = match self.cut {
+                    Cut { segment, .. } if segment >= self.op.k => Pos::fixed(0),
+                    Cut { block: columns, segment, .. } if segment <= columns => {
+                        block.times(b, columns / segment).plus(part)
+                    }
+                    Cut { segment, .. } => column.divide(b, segment),
+                };
+                let group = self.group(b, column);
+                let a = (0..self.fragments.blocks)
+                    .map(|tile| {
+                        let biases = self.fragments.biases(b, self.shape.a, &group, tile);
+                        let (first, end) = (part * length, (part + 1) * length);
+                        let mut list = Vec::new();
+                        for number in first / strip..end.div_ceil(strip) {
+                            let decoded = self.fragments.steps(b, &words[number][tile], self.shape.a, &biases);
+                            for (step, registers) in decoded.iter().enumerate() {
+                                if (first..end).contains(&(number * strip + step * k)) {
+                                    list.push(fragment(b, registers, self.shape.a, self.shape.a_elements()));
+                                }
+                            }
+                        }
+                        list
+                    })
+                    .collect();
+                Part { segment, group, first_step: part * length / k, a }
+            })
+            .collect()
+    }
+
+    /// The group of a column.
+    pub fn group(&self, b: &mut Builder, column: Pos) -> Group {
+        let layout = self.fragments.layout;
+        let group = if layout.groups == 1 { Pos::fixed(0) } else { column.divide(b, layout.group) };
+        self.fragments.group(b, group)
+    }
+
+    /// The results with the sums of a segment or of a part of one, scaled, its zeros taken off where decoding has not.
+    /// `sum` gives an element of the sums of a tile and 8 rows of X.
+    pub fn scaled(
+        &self,
+        b: &mut Builder,
+        (group, segment): (&Group, Pos),
+        sum: &dyn Fn(&mut Builder, usize, usize, u8) -> Value,
+        results: &[Value],
+    ) -> Vec<Value> {
+        let integers = self.shape.acc == DType::I32;
+        let offset = self.fragments.offset(self.shape.a);
+        let corrects = integers && (offset != 0 || group.zeros.is_some());
+        let column = segment.times(b, self.cut.segment);
+        let factors: Vec<_> = self
+            .rows
+            .iter()
+            .map(|(_, rows)| {
+                [0, 1].map(|row| {
+                    let sum = corrects.then(|| rows.sum(b, row, segment));
+                    (rows.group_scale(b, row, column), sum)
+                })
+            })
+            .collect();
+        let mut list = Vec::with_capacity(results.len());
+        for (i, &result) in results.iter().enumerate() {
+            let (tile, token) = (i / self.rows.len(), i % self.rows.len());
+            let parts: Vec<Value> = (0..4u8)
+                .map(|element| {
+                    let (half, parity) = (element / 2, (element % 2) as usize);
+                    let (scale_x, sum_x) = factors[token][parity];
+                    let mut number = sum(b, tile, token, element);
+                    if let Some(sum_x) = sum_x {
+                        let fixed = b.int(Scalar::I32, offset as i64);
+                        let taken = match &group.zeros {
+                            Some(zeros) => {
+                                let zero = b.extract(zeros[tile], half);
+                                b.add(zero, fixed)
+                            }
+                            None => fixed,
+                        };
+                        let taken = b.mul(taken, sum_x);
+                        number = b.bin(BinOp::Sub, number, taken);
+                    }
+                    if integers {
+                        number = b.cast(CastOp::IntToFloatS, number, Scalar::F32);
+                    }
+                    let scale = b.extract(group.scales[tile], half);
+                    let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
+                    let old = b.extract(result, element);
+                    b.fma(number, factor, old)
+                })
+                .collect();
+            list.push(b.vector(&parts));
+        }
+        list
+    }
+
+    /// Stores results: rows `start` (`i64`) + 16 · tile + 8 · half + g of W by this lane's rows of X, those that exist.
+    /// `when` chooses the threads that store a tile.
+    pub fn store(
+        &self,
+        b: &mut Builder,
+        (plan, params): (&Plan, &Params),
+        (start, g): (Value, Value),
+        results: &[Value],
+        when: &mut dyn FnMut(&mut Builder, usize, &mut dyn FnMut(&mut Builder)),
+    ) {
+        let n = b.cast(CastOp::ExtendS, g, Scalar::I64);
+        let n = b.add(start, n);
+        let end = b.int(Scalar::I64, self.op.n as i64);
+        for (i, &result) in results.iter().enumerate() {
+            let (tile, token) = (i / self.rows.len(), i % self.rows.len());
+            let (pair, rows) = &self.rows[token];
+            when(b, i, &mut |b| {
+                for parity in 0..2u8 {
+                    let m = b.bin_imm(BinOp::Add, *pair, parity as i64);
+                    let below = b.cmp(CmpOp::LtS, m, params.m);
+                    b.if_then(below, |b| {
+                        let scale = rows.row_scale(b, parity as usize);
+                        for half in 0..2u8 {
+                            let n = b.bin_imm(BinOp::Add, n, 16 * tile as i64 + 8 * half as i64);
+                            let inside = b.cmp(CmpOp::LtS, n, end);
+                            b.if_then(inside, |b| {
+                                let sum = b.extract(result, 2 * half + parity);
+                                let sum = scale.map_or(sum, |scale| b.mul(sum, scale));
+                                Line::new(b, plan, params, m, n).finish(b, sum, 0);
+                            });
+                        }
+                    });
+                }
+            });
+        }
+    }
+}
+
+/// A fragment from its registers.
+pub(super) fn fragment(b: &mut Builder, registers: &[Value], dtype: DType, elements: u32) -> Value {
+    let words = b.push(Type::vector(Scalar::I32, registers.len() as u8), Inst::Vector(registers.to_vec()));
+    b.bitcast(words, Type::vector(scalar_of(dtype), elements as u8))
+}
+
+/// This lane's rows of the result for each tile of 8 rows of X from `first` (`i32`) on: the first of the two, and both, no
+/// row past the last.
+pub(super) fn rows_of(
+    b: &mut Builder,
+    op: &Matmul,
+    params: &Params,
+    first: Value,
+    t: Value,
+    tokens: usize,
+) -> Vec<(Value, Rows)> {
+    let last = b.bin_imm(BinOp::Sub, params.m, 1);
+    (0..tokens)
+        .map(|token| {
+            let tile = b.bin_imm(BinOp::Add, first, 8 * token as i64);
+            let pair = times(b, t, 2);
+            let pair = b.add(tile, pair);
+            let below = b.bin(BinOp::MinS, pair, last);
+            (pair, Rows::new(b, op, params, below, 2, 1))
+        })
+        .collect()
+}
+
+/// The faults of a schedule whose numbers must be among those listed.
+pub(super) fn listed(schedule: &Schedule, accepted: &[(&str, u32, &[u32])]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, found, list) in accepted {
+        if !list.contains(found) {
+            let accepted: Vec<String> = list.iter().map(u32::to_string).collect();
+            faults.push(format!("{name} is {found}; accepted: {}", accepted.join(", ")));
+        }
+    }
+    if faults.is_empty() && schedule.threads == 0 {
+        faults.push("threads is 0".to_string());
+    }
+    faults
+}
