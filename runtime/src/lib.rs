@@ -10,11 +10,8 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 pub mod hip;
-<<<<<<< HEAD
 pub mod kv;
-=======
 pub mod machine;
->>>>>>> main
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;

@@ -5,7 +5,7 @@ use serde_json::Value;
 /// Exit code, stdout, stderr of a command in this process.
 fn run(args: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = bitsmith::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
+    let code = bitsmith_cli::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 

@@ -5,11 +5,8 @@
 
 mod activation;
 mod dequant;
-<<<<<<< HEAD
 pub mod kv;
-=======
 mod lanes;
->>>>>>> main
 mod matmul;
 mod memory;
 mod native;
