@@ -29,7 +29,6 @@ fn results(browser: &Browser, folder: &Path) -> (String, Vec<Value>) {
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
 fn kernels_in_a_browser_are_within_their_bounds() {
     let Some(browser) = Browser::find("kernels_in_a_browser_are_within_their_bounds") else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -133,8 +133,10 @@ impl Groups {
             }
             if points.is_empty() {
                 return Err(Failure::invalid(format!(
-                    "layer {}: no group size divides its {} columns; accepted: others in --groups",
-                    linear.name, linear.k
+                    "layer {}: none of the group sizes {} divides its {} columns; accepted: others in --groups",
+                    linear.name,
+                    self.groups.join(", "),
+                    linear.k
                 )));
             }
             front(&mut points);
