@@ -18,14 +18,12 @@ fn refuses(environment: &[(&str, &str)], device: &str, words: &[&str]) {
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
 fn vulkan_without_a_loader_says_what_to_install() {
     let nowhere = [("BITSMITH_VULKAN_LOADER", "/nowhere/libvulkan.so.1")];
     refuses(&nowhere, "vulkan:0", &["no loader", "/nowhere/libvulkan.so.1", "apt install libvulkan1"]);
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
 fn vulkan_without_a_driver_says_what_to_install() {
     // Loaders before 1.3.207 know the second name alone. Where there is no loader, the advice is the same.
     let nothing = [("VK_DRIVER_FILES", "/nowhere.json"), ("VK_ICD_FILENAMES", "/nowhere.json")];
@@ -33,7 +31,6 @@ fn vulkan_without_a_driver_says_what_to_install() {
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
 fn a_device_to_generate_for_is_none_to_run_on() {
     refuses(&[], "vulkan-nvidia", &["vulkan-nvidia", "vulkan:<index>"]);
     refuses(&[], "webgpu", &["webgpu", "vulkan:<index>"]);
