@@ -67,7 +67,7 @@ fn count() -> u64 {
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
+#[ignore = "8 of 60 cases do not agree yet"]
 fn drawn_cases_in_a_browser_are_within_their_bounds() {
     let Some(browser) = Browser::find("drawn_cases_in_a_browser_are_within_their_bounds") else { return };
     for (name, first) in [("webgpu", 0), ("webgpu-packed", 50_000)] {
@@ -122,7 +122,7 @@ fn drawn_cases_in_a_browser_are_within_their_bounds() {
 }
 
 #[test]
-#[ignore = "not run to its end yet"]
+#[ignore = "a spoiled weight was not seen on one kernel"]
 fn a_page_sees_wrong_weights_and_broken_shaders() {
     let Some(browser) = Browser::find("a_page_sees_wrong_weights_and_broken_shaders") else { return };
     let folder = tempfile::tempdir().unwrap();
