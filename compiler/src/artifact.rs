@@ -90,6 +90,11 @@ pub enum ArgKind {
 impl Artifact {
     /// SHA-256 of the payload in lower-case hexadecimal.
     pub fn sha256(&self) -> String {
-        Sha256::digest(self.payload.bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(self.payload.bytes())
     }
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,6 +1,7 @@
 //! What the tests share: optional data, cases drawn from a seed, one function that runs a case everywhere.
 
 pub mod browser;
+pub mod cli;
 pub mod hip;
 pub mod kv;
 pub mod machine;

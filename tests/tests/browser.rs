@@ -8,17 +8,14 @@ use bitsmith_compiler::target::wgsl::WgslTarget;
 use bitsmith_compiler::{Compiled, compile, lower};
 use bitsmith_tests::browser::Browser;
 use bitsmith_tests::cases::{self, Case};
+use bitsmith_tests::cli::ok;
 use serde_json::Value;
 use std::path::Path;
 
 /// A bundle with a page.
 fn generate(folder: &Path, device: &str, recipe: &str, shapes: &str, m: &str) {
     let out = folder.display().to_string();
-    let args =
-        ["bitsmith", "generate", "--recipe", recipe, "--shapes", shapes, "--m", m, "--device", device, "--out", &out];
-    let (mut said, mut errors) = (Vec::new(), Vec::new());
-    let code = bitsmith_cli::run(args, &mut said, &mut errors);
-    assert_eq!(code, 0, "{args:?}\n{}", String::from_utf8_lossy(&errors));
+    ok(&["generate", "--recipe", recipe, "--shapes", shapes, "--m", m, "--device", device, "--out", &out]);
 }
 
 /// What the page found.

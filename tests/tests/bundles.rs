@@ -1,9 +1,7 @@
 //! Bundles of several targets: made twice the same, explained, compared, verified, run by the runtime alone.
 
-mod cli_support;
-
 use bitsmith_runtime::bundle::{Bundle, Kernels, Want};
-use cli_support::{fails, ok, ok_json};
+use bitsmith_tests::cli::{fails, ok, ok_json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -66,7 +64,7 @@ fn differences_are_named() {
     let first = generate(&folder.path().join("a"), "W4A16", "x86-64-v3");
     let second = generate(&folder.path().join("b"), "W8A16", "x86-64-v3,sm_90a");
     fails(1, &["diff", &first, &second], &["differ"]);
-    let seen = parsed(&cli_support::run(&["diff", &first, &second, "--json"]).1);
+    let seen = parsed(&bitsmith_tests::cli::run(&["diff", &first, &second, "--json"]).1);
     assert_eq!(seen["identical"], false);
     assert!(seen["fields"][0].as_str().unwrap().contains("W4A16 -> W8A16"), "{seen}");
     assert!(!seen["only_in_first"].as_array().unwrap().is_empty());

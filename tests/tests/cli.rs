@@ -9,12 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-mod cli_support;
 #[path = "cli_support/gguf.rs"]
 mod gguf;
 #[path = "cli_support/link.rs"]
 mod link;
-use cli_support::{fails, ok, ok_json, run};
+use bitsmith_tests::cli::{fails, ok, ok_json, run};
 
 /// Every file of a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -1,8 +1,6 @@
 //! The commands for models as a new user meets them, in the order of `calibrate/README.md`, on the small model beside it.
 
-mod cli_support;
-
-use cli_support::{fails, ok, ok_json};
+use bitsmith_tests::cli::{fails, ok, ok_json};
 use std::path::Path;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../calibrate/model");
@@ -110,7 +108,7 @@ fn faults_come_before_any_work_and_say_what_to_do() {
         let out = folder.path().join(how).display().to_string();
         let mut args = vec!["quantize", MODEL, "--recipe", &recipe, "--out", &out, "--on-indivisible", how];
         args.extend(["--format", "packed"]);
-        let (code, said, notes) = cli_support::run(&args);
+        let (code, said, notes) = bitsmith_tests::cli::run(&args);
         assert_eq!(code, 0, "{how}: {said}{notes}");
         assert!(notes.contains(note), "{how}: {notes}");
         assert!(Path::new(&out).is_dir());

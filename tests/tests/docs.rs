@@ -1,5 +1,6 @@
 //! Commands in the documentation are true: each `bitsmith` line of a page runs, in order, in a clean folder.
 
+use bitsmith_tests::cli::ok;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,9 +26,7 @@ fn commands_of_the_pages_run_and_the_schema_describes_what_they_write() {
         for line in commands(&text) {
             let words: Vec<&str> = line.split_whitespace().collect();
             if words[0] == "bitsmith" {
-                let (mut out, mut err) = (Vec::new(), Vec::new());
-                let code = bitsmith_cli::run(words.iter().copied(), &mut out, &mut err);
-                assert_eq!(code, 0, "{name}: {line}\n{}", String::from_utf8_lossy(&err));
+                ok(&words[1..]);
                 ran += 1;
             } else {
                 // What is no command of ours is run by the test of the package: by its name there.

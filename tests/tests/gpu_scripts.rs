@@ -1,5 +1,6 @@
 //! The scripts of `benches/gpu`: their own tests, which need Python and nothing else.
 
+use bitsmith_tests::cli::ok_json;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -44,13 +45,10 @@ fn every_kind_of_row_is_one_that_the_command_line_serves() {
     assert_eq!(kinds.as_object().unwrap().len(), 6);
     for (kind, how) in kinds.as_object().unwrap() {
         let of = |key: &str| how[key].as_str().unwrap();
-        let args = ["bitsmith", "bench", "--device", "ptx:h200", "-n", "64", "-k", "256", "-m", "1,16", "--json"];
+        let args = ["bench", "--device", "ptx:h200", "-n", "64", "-k", "256", "-m", "1,16", "--json"];
         let more = ["--format", of("format"), "--activation", of("activation"), "--result", of("result")];
         let effort = ["--cycle-mb", "0", "--budget-ms", "1"];
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code = bitsmith_cli::run(args.into_iter().chain(more).chain(effort), &mut out, &mut err);
-        assert_eq!(code, 0, "{kind}: {}", String::from_utf8_lossy(&err));
-        let found: Value = serde_json::from_slice(&out).unwrap();
+        let found = ok_json(&[&args[..], &more, &effort].concat());
         let rows = found["measurements"].as_array().unwrap();
         assert!(rows.len() == 2 && rows.iter().all(|row| row["check"]["wrong"] == 0), "{kind}: {found}");
         // What the script reads of a row.

@@ -1,23 +1,11 @@
 //! The command line on KV caches: what formats take, and attention timed.
 
+use bitsmith_tests::cli::{ok_json, run};
 use serde_json::Value;
-
-/// Exit code, stdout, stderr of a command in this process.
-fn run(args: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = bitsmith_cli::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-}
-
-fn json(args: &[&str]) -> Value {
-    let (code, out, err) = run(args);
-    assert_eq!(code, 0, "{args:?}\n{out}\n{err}");
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}\n{out}"))
-}
 
 #[test]
 fn formats_and_what_they_take() {
-    let list = json(&["list", "kv", "--json"]);
+    let list = ok_json(&["list", "kv", "--json"]);
     let of = |name: &str| -> f64 {
         let row = list.as_array().unwrap().iter().find(|row| row["kv"] == name).unwrap();
         row["of_f16"].as_str().unwrap().parse().unwrap()
@@ -31,7 +19,7 @@ fn attention_is_timed_and_checked() {
     let small = ["--heads", "4", "--kv-heads", "2", "--head-dim", "32", "--cycle-mb", "0", "--budget-ms", "1"];
     let run_of =
         [&["bench", "attend", "--kv", "int4-head,fp8e4m3-token", "--context", "100,1k", "--chunk", "3"], &small[..]];
-    let document = json(&[&run_of.concat()[..], &["--json"]].concat());
+    let document = ok_json(&[&run_of.concat()[..], &["--json"]].concat());
     let rows = document["measurements"].as_array().unwrap();
     assert_eq!(rows.len(), 8);
     for row in rows {

@@ -2,14 +2,8 @@
 //! planted fault, and prints the command that repeats it; a missing driver is one line and exit code 2.
 
 use bitsmith_autotune::suite::plant::Fault;
+use bitsmith_tests::cli::run as bitsmith;
 use serde_json::Value;
-
-/// Exit code, stdout and stderr of a command line.
-fn bitsmith(args: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = bitsmith_cli::run(std::iter::once("bitsmith").chain(args.iter().copied()), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-}
 
 #[test]
 fn the_suite_passes_on_the_cpu() {

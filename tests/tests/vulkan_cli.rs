@@ -1,13 +1,12 @@
 //! The command line with Vulkan devices: bundles of SPIR-V for any machine, and `run` and `bench` where a driver is found.
 
-mod cli_support;
 #[path = "cli_support/gguf.rs"]
 mod gguf;
 
 use bitsmith_runtime::vulkan::{Options, VulkanDevice};
+use bitsmith_tests::cli::{fails, ok, ok_json};
 use bitsmith_tests::skip;
 use bitsmith_tests::vulkan::SpirvVal;
-use cli_support::{fails, ok, ok_json};
 use std::fs;
 use std::time::Instant;
 

@@ -6,6 +6,7 @@
 
 mod asynchronous;
 mod builder;
+mod exp2;
 pub mod interp;
 mod kernel;
 mod lexer;
@@ -20,6 +21,7 @@ mod verify;
 
 pub use asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
 pub use builder::Builder;
+pub use exp2::exp2_parts;
 pub use kernel::*;
 pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};
 pub use pressure::{Resources, live_words, resources};

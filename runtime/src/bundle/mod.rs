@@ -10,6 +10,7 @@ mod kernels;
 mod manifest;
 mod spec;
 
+pub use bitsmith_compiler::artifact::sha256;
 pub use choose::{Choice, Want};
 pub use kernels::{Kernel, Kernels};
 pub use manifest::{
@@ -19,7 +20,6 @@ pub use manifest::{
 pub use spec::activation_of;
 
 use bitsmith_compiler::{Error, Result};
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// An opened bundle.
@@ -83,9 +83,4 @@ fn inside(name: &str) -> bool {
 
 fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
     Error::invalid(format!("{}: cannot be read: {error}", path.display()))
-}
-
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

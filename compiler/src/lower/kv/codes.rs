@@ -6,7 +6,7 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::kv::codes::{LARGEST, SMALLEST};
 use crate::format::kv::{KvCode, KvCodes, KvLayout, Part, Side};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value, exp2_parts};
 
 /// How a kernel reads codes: fp8 by casts where the device has threads, else by shifts into an `f32` that is smaller by a
 /// power of two, whose two halves the caller multiplies to either factor of a product.
@@ -99,21 +99,7 @@ pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
     let zero = b.f32(ty.lanes, 0.0);
     let gone = b.cmp(CmpOp::Lt, x, least);
     let x = b.bin(BinOp::Max, x, least);
-    let whole = b.un(UnOp::Nearest, x);
-    let rest = b.bin(BinOp::Sub, x, whole);
-    // The Taylor series of 2^f on [-1/2, 1/2]; the rest after the seventh power is 5.3e-9.
-    let mut coefficient = 1.0f64;
-    let mut series = vec![1.0f32];
-    for power in 1..=7 {
-        coefficient *= std::f64::consts::LN_2 / power as f64;
-        series.push(coefficient as f32);
-    }
-    let mut sum = b.f32(ty.lanes, series[7]);
-    for &coefficient in series[..7].iter().rev() {
-        let coefficient = b.f32(ty.lanes, coefficient);
-        sum = b.fma(sum, rest, coefficient);
-    }
-    let n = b.cast(CastOp::FloatToIntS, whole, Scalar::I32);
+    let (n, sum) = exp2_parts(b, x);
     let n = b.bin_imm(BinOp::Shl, n, 23);
     let bits = b.bitcast(sum, ty.with_scalar(Scalar::I32));
     let bits = b.add(bits, n);

@@ -1,6 +1,6 @@
 //! Expansions of integer instructions and of `exp2`.
 
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Dot4Signs, Scalar, Type, UnOp, Value};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Dot4Signs, Scalar, Type, Value, exp2_parts};
 
 /// A field moves to the bottom of its container by shifts.
 pub fn unpack(b: &mut Builder, a: Value, shift: u8, bits: u8, signed: bool, ty: Type) -> Value {
@@ -85,28 +85,14 @@ pub fn popcount(b: &mut Builder, a: Value) -> Value {
 /// `2^x` as `2^n · 2^f`, `n` the nearest integer. Error at most 2 units in the last place where the result is normal;
 /// results below are rounded once more as they lose digits, and NaN stays NaN.
 ///
-/// The polynomial is the Taylor series of `2^f` on [-1/2, 1/2], whose rest after the seventh power is 5.3e-9, a
-/// twentieth of a unit in the last place. `2^n` is two factors, so that neither leaves the normal range.
+/// `2^n` is two factors, so that neither leaves the normal range.
 pub fn exp2(b: &mut Builder, x: Value) -> Value {
     let ty = b.ty(x);
     // Past these, the result is infinity or zero all the same; Min and Max keep NaN.
     let (top, bottom) = (b.f32(ty.lanes, 130.0), b.f32(ty.lanes, -160.0));
     let x = b.bin(BinOp::Min, x, top);
     let x = b.bin(BinOp::Max, x, bottom);
-    let whole = b.un(UnOp::Nearest, x);
-    let rest = b.bin(BinOp::Sub, x, whole);
-    let mut coefficient = 1.0f64;
-    let mut series = vec![1.0f32];
-    for power in 1..=7 {
-        coefficient *= std::f64::consts::LN_2 / power as f64;
-        series.push(coefficient as f32);
-    }
-    let mut sum = b.f32(ty.lanes, series[7]);
-    for &coefficient in series[..7].iter().rev() {
-        let coefficient = b.f32(ty.lanes, coefficient);
-        sum = b.fma(sum, rest, coefficient);
-    }
-    let n = b.cast(CastOp::FloatToIntS, whole, Scalar::I32);
+    let (n, mut sum) = exp2_parts(b, x);
     let half = b.bin_imm(BinOp::ShrS, n, 1);
     let other = b.bin(BinOp::Sub, n, half);
     for part in [half, other] {
