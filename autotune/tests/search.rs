@@ -123,7 +123,9 @@ fn few_measurements_come_within_three_percent_of_an_exhaustive_search() {
         let share = outcome.samples as f64 / whole.samples as f64;
         let loss = cost(&world.device, &outcome.best) / cost(&world.device, &whole.best) - 1.0;
         println!(
-            "{name}: {} of {} measurements ({:.1} %), {:.1} % from the exhaustive best",
+            "{name}: {} ({}); {} of {} measurements ({:.1} %), {:.1} % from the exhaustive best",
+            ending(&outcome.best),
+            ending(&whole.best),
             outcome.samples,
             whole.samples,
             100.0 * share,

@@ -118,13 +118,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// How slow the machine was at a sample, against its usual: the median of the incumbent's nearest three samples over
+    /// How slow the machine was at a sample, against its usual: the median of the incumbent's nearest five samples over
     /// the median of all of them.
     fn drift(&self, ordinal: u64) -> f64 {
         let Some(own) = self.samples.get(&self.incumbent) else { return 1.0 };
         let mut near: Vec<(u64, f64)> = own.iter().map(|(at, s)| (at.abs_diff(ordinal), *s)).collect();
         near.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let near: Vec<f64> = near.into_iter().take(3).map(|(_, s)| s).collect();
+        let near: Vec<f64> = near.into_iter().take(5).map(|(_, s)| s).collect();
         let all: Vec<f64> = own.iter().map(|(_, s)| *s).collect();
         if near.len() < 3 { 1.0 } else { median(&near) / median(&all) }
     }
