@@ -222,6 +222,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                 quarters,
                 results: kept.as_ref().map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0))),
+                sums: None,
             };
             let outer = plan.walk.emit(&mut b, &mut sums, outer);
             match &kept {
