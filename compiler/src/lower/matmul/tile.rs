@@ -59,11 +59,12 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(op) = as_matmul(op) else { return Vec::new() };
     let lanes = (caps.vector_bytes / 4).min(16);
     // Without a dot instruction, products of neighbours add up in 16 bits: the more of them in a turn, the better.
-    // Units of several planes are so long that one is enough.
+    // Units of several planes are so long that one is enough where registers are short.
     let layout = N16::of(&op.weight, op.k);
+    let sums_bytes = caps.vector_bytes >= 32 && matches!(op.activation, Activation::Int8(_));
     let unrolls = match &layout {
         _ if super::has_dot(caps) => [2, 4, 1],
-        Ok(layout) if layout.planes.len() > 1 => [1, 2, 4],
+        Ok(layout) if layout.planes.len() > 1 && sums_bytes => [1, 2, 4],
         _ => [4, 2, 1],
     };
     let mut list = Vec::new();
