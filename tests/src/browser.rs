@@ -22,7 +22,7 @@ impl Drop for Running {
 }
 
 /// How long a page may ask for nothing: it fetches each kernel when it comes to it, however many there are.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the page did.
 enum Sign {
