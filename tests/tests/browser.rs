@@ -10,6 +10,7 @@ use bitsmith_tests::browser::Browser;
 use bitsmith_tests::cases::{self, Case};
 use bitsmith_tests::cli::ok;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A bundle with a page.
@@ -60,7 +61,7 @@ fn kernels_in_a_browser_are_within_their_bounds() {
 
 /// Drawn cases in a browser; `BITSMITH_BROWSER_CASES` changes it.
 fn count() -> u64 {
-    std::env::var("BITSMITH_BROWSER_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+    std::env::var("BITSMITH_BROWSER_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
 }
 
 #[test]
@@ -165,13 +166,24 @@ fn a_page_sees_wrong_weights() {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     generate(&bundle, "webgpu", "W4A16", "64x128", "1,9");
-    // The largest file of data is the packed weights of the one matrix.
-    let data = std::fs::read_dir(&bundle).unwrap().map(|entry| entry.unwrap().path());
-    let data = data.filter(|path| path.extension().is_some_and(|end| end == "bin"));
-    let largest = data.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
-    let mut weights = std::fs::read(&largest).unwrap();
-    weights.iter_mut().take(2048).for_each(|byte| *byte ^= 0x44);
-    std::fs::write(&largest, weights).unwrap();
+    // The one input that every matmul reads, whatever its rows, is the packed weights of the one matrix.
+    let page = std::fs::read_to_string(bundle.join("index.html")).unwrap();
+    let list = page.lines().find_map(|line| line.strip_prefix("const kernels = ")).unwrap();
+    let list: Vec<Value> = serde_json::from_str(list.trim_end_matches(';')).unwrap();
+    let mut shared: Option<BTreeSet<String>> = None;
+    for kernel in list.iter().filter(|kernel| kernel["op"] == "matmul") {
+        for check in kernel["checks"].as_array().unwrap() {
+            let inputs = check["inputs"].as_array().unwrap().iter();
+            let inputs: BTreeSet<String> = inputs.filter_map(|file| Some(file.as_str()?.to_string())).collect();
+            shared = Some(shared.map_or(inputs.clone(), |shared| &shared & &inputs));
+        }
+    }
+    let shared: Vec<String> = shared.unwrap().into_iter().collect();
+    assert_eq!(shared.len(), 1, "{shared:?}");
+    let file = bundle.join(&shared[0]);
+    let mut weights = std::fs::read(&file).unwrap();
+    weights.iter_mut().for_each(|byte| *byte ^= 0x44);
+    std::fs::write(&file, weights).unwrap();
     let (_, results) = results(&browser, &bundle);
     let matmuls: Vec<&Value> =
         results.iter().filter(|result| result["kernel"].as_str().unwrap().starts_with("matmul")).collect();
