@@ -5,7 +5,7 @@ use bitsmith_tests::cli::{fails, ok, ok_json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const TARGETS: &str = "x86-64-v2,x86-64-v3,sm_90a,gfx942";
+const TARGETS: &str = "x86-64-v2,x86-64-v3,sm_90a,gfx942,vulkan";
 
 fn generate(out: &Path, recipe: &str, devices: &str) -> String {
     let out = out.display().to_string();
@@ -35,7 +35,7 @@ fn a_fat_bundle_is_the_same_from_any_folder_and_runs_where_it_can() {
     for word in ["x86-64-v2", "sm_90a", "mi300x", "needs", "planes", "every file has the hash"] {
         assert!(text.contains(word), "no `{word}` in\n{text}");
     }
-    for (target, extension) in [("x86-64-v3", "o"), ("sm_90a", "ptx"), ("mi300x", "hip")] {
+    for (target, extension) in [("x86-64-v3", "o"), ("sm_90a", "ptx"), ("mi300x", "hip"), ("vulkan", "spv")] {
         let files = std::fs::read_dir(a.join(target)).unwrap().map(|entry| entry.unwrap().path());
         assert!(files.filter(|path| path.extension().is_some_and(|e| e == extension)).count() >= 4, "{target}");
     }

@@ -5,7 +5,7 @@ use bitsmith_runtime::bundle::{Bundle, MANIFEST};
 use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut};
 
-const HEADER: &str = include_str!("../../../templates/c/bitsmith.h");
+const HEADER: &str = include_str!("../templates/c/bitsmith.h");
 
 fn last() -> String {
     let mut text = [0i8; 512];
