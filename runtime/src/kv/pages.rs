@@ -94,17 +94,19 @@ impl Pages {
     /// Pages that so many more tokens would take.
     pub fn wanted(&self, id: RequestId, tokens: usize) -> Result<usize> {
         let request = self.get(id)?;
-        Ok((request.tokens + tokens).div_ceil(self.page).saturating_sub(request.pages.len()))
+        let end = request.tokens.checked_add(tokens);
+        let end = end.ok_or_else(|| Error::invalid(format!("{tokens} more tokens; no cache holds that many")))?;
+        Ok(end.div_ceil(self.page).saturating_sub(request.pages.len()))
     }
 
     /// Makes room for several requests at once. Fails, and changes nothing, where pages run out.
     pub fn grow(&mut self, wanted: &[(RequestId, usize)]) -> Result<()> {
-        let mut total = 0;
+        let mut total = 0usize;
         for (i, &(id, tokens)) in wanted.iter().enumerate() {
             if wanted[..i].iter().any(|&(other, _)| other == id) {
                 return Err(Error::invalid(format!("request {} is named twice", id.0)));
             }
-            total += self.wanted(id, tokens)?;
+            total = total.saturating_add(self.wanted(id, tokens)?);
         }
         if total > self.free.len() {
             return Err(Error::invalid(format!(
