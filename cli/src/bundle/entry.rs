@@ -7,7 +7,9 @@ use bitsmith_compiler::artifact::ArgKind;
 use bitsmith_compiler::lower::{self, Role};
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_runtime::bundle::{ArgEntry, Details, FileEntry, Grid, KernelEntry, KvEntry, KvSpec, PackingEntry, activation_of};
+use bitsmith_runtime::bundle::{
+    ArgEntry, Details, FileEntry, Grid, KernelEntry, KvEntry, KvSpec, PackingEntry, activation_of,
+};
 
 /// The entry of a kernel whose file has this name and hash.
 pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {

@@ -259,7 +259,10 @@ mod tests {
             let back: KvEntry = serde_json::from_str(&text).unwrap();
             assert_eq!(back, entry, "{text}");
             assert_eq!(back.operation().unwrap(), *op, "{text}");
-            assert_eq!(ops.iter().filter(|other| KvSpec::of(other) == entry.spec && other.name() == op.name()).count(), 1);
+            assert_eq!(
+                ops.iter().filter(|other| KvSpec::of(other) == entry.spec && other.name() == op.name()).count(),
+                1
+            );
             let unknown = KvEntry { op: "kv_append2".into(), ..entry };
             assert!(unknown.operation().unwrap_err().to_string().contains("kv_requantize"));
         }

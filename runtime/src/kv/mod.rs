@@ -59,10 +59,7 @@ impl KvShape {
             )));
         }
         if !matches!(self.dtype, DType::F16 | DType::Bf16 | DType::F32) {
-            return Err(Error::invalid(format!(
-                "keys and values of {}; accepted: f16, bf16, f32",
-                self.dtype.name()
-            )));
+            return Err(Error::invalid(format!("keys and values of {}; accepted: f16, bf16, f32", self.dtype.name())));
         }
         Ok(())
     }
@@ -219,6 +216,11 @@ impl KvCache {
     fn layer_mut(&mut self, layer: usize) -> Result<&mut Layer> {
         let count = self.layers.len();
         self.layers.get_mut(layer).ok_or_else(|| Error::invalid(format!("layer {layer} of {count}")))
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// The layout of a layer's pages.

@@ -14,6 +14,16 @@ impl RequestId {
     pub fn slot(self) -> usize {
         self.0 as usize
     }
+
+    /// It as a number, for callers of other languages: never 0, never the same for two requests of a cache.
+    pub fn number(self) -> u64 {
+        u64::from(self.1) << 32 | u64::from(self.0)
+    }
+
+    /// Back from a number; one that stands for no request is refused where it is used.
+    pub fn of_number(number: u64) -> RequestId {
+        RequestId(number as u32, (number >> 32) as u32)
+    }
 }
 
 /// What a request has.
