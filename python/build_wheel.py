@@ -10,7 +10,10 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 import sysconfig
+import tempfile
 import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -27,7 +30,15 @@ def _library():
     path = pathlib.Path(given) if given else HERE.parent / "target" / "release" / name
     if not path.is_file():
         raise SystemExit(f"{path} is missing: cargo build --release --workspace, or set BITSMITH_LIBRARY")
-    return name, path.read_bytes()
+    strip = shutil.which("strip")
+    if strip is None or not name.endswith(".so"):
+        return name, path.read_bytes()
+    # Four fifths of the library are lines of sources for debuggers.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / name
+        shutil.copy(path, copy)
+        subprocess.run([strip, "--strip-debug", str(copy)], check=True)
+        return name, copy.read_bytes()
 
 
 def _version():

@@ -267,6 +267,8 @@ impl KvCache {
 
     /// Takes back a request's newest tokens, as after a speculation that failed. Fails where that reaches past a window.
     pub fn truncate(&mut self, id: RequestId, tokens: usize) -> Result<()> {
+        // A request that is not open has no place in the windows.
+        self.pages.tokens(id)?;
         let sealed =
             self.layers.iter().filter_map(|l| l.window.as_ref()).map(|w| w.sealed[id.slot()]).max().unwrap_or(0);
         if tokens < sealed * self.shape.page {

@@ -70,9 +70,8 @@ fn faults_are_named_and_change_nothing() {
         assert!(last().contains("layer 1 of 1"), "{}", last());
         assert_eq!(bitsmith_kv_append(kv, 0, &view, null()), BITSMITH_INVALID);
         assert_eq!(bitsmith_kv_append(kv, 0, &view, &view), BITSMITH_OK, "{}", last());
-        // What is written must not overlap what is read.
-        assert_eq!(bitsmith_kv_attend(kv, 0, &view, &view, null()), BITSMITH_INVALID);
-        assert!(last().contains("overlap") || last().contains("written"), "{}", last());
+        // Outputs may take the place of queries, which have been read by then.
+        assert_eq!(bitsmith_kv_attend(kv, 0, &view, &view, null()), BITSMITH_OK, "{}", last());
         let out = whole(buffer(device, 4096));
         let with = |scale: f32, softcap: f32| BitsmithAttention {
             scale,
