@@ -18,7 +18,7 @@ fn a_feed_forward_block_on_candle_agrees_with_candles_own_matmuls() {
         command.args([word, "--offline", "--locked", "--manifest-path"]).arg(&manifest);
         command
     };
-    if !command("metadata").args(["--format-version", "1"]).output().is_ok_and(|output| output.status.success()) {
+    if !command("tree").output().is_ok_and(|output| output.status.success()) {
         return skip("candle", "needs its crates (cargo fetch --manifest-path examples/candle/Cargo.toml)");
     }
     let target = libraries().ancestors().find(|folder| folder.ends_with("target")).map(|folder| folder.join("candle"));

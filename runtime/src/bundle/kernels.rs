@@ -73,7 +73,7 @@ impl Kernels {
             let have: Vec<String> = have.map(|entry| entry.spec.to_string()).collect();
             let have = if have.is_empty() { "none of that kind".to_string() } else { have.join("; ") };
             return Err(Error::Unsupported(format!(
-                "{} for {spec}: the bundle has {have}; generate it with --kv for that",
+                "{} for {spec} is not in the bundle (made with --kv); it has {have}",
                 op.name()
             )));
         };
