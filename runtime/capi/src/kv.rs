@@ -145,7 +145,7 @@ pub unsafe extern "C" fn bitsmith_kv_create(
 pub unsafe extern "C" fn bitsmith_kv_scales(cache: u64, layer: u64, scales: *const f32, count: usize) -> i32 {
     guarded(|| {
         let (cache, _) = registry::cache(cache)?;
-        if count % 4 != 0 || count > 4 * MOST {
+        if !count.is_multiple_of(4) || count > 4 * MOST {
             return Err(Fault::invalid(format!("{count} numbers; accepted: 4 per KV head")));
         }
         // SAFETY: the caller's promise.
