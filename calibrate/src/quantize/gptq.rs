@@ -10,10 +10,10 @@
 //! Always holds: where no damping makes the moments positive definite, the result is round to nearest, and says so.
 
 use super::stats::Stats;
+use crate::engine::gemm::{Threads, View, multiply};
 use bitsmith_compiler::format::{Format, Granularity, PLAIN, Quantized, Rounder, Zero};
 use bitsmith_compiler::{Error, Result};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::{Mat, Par, Side};
 use rayon::prelude::*;
 
 /// How to go about it.
@@ -45,7 +45,7 @@ pub struct GptqResult {
 /// Columns between updates of all later ones.
 const BLOCK: usize = 128;
 /// Rows of one task.
-const ROWS: usize = 32;
+const ROWS: usize = 128;
 
 impl Gptq {
     /// Quantizes.
@@ -183,15 +183,9 @@ impl Task<'_> {
                 }
             }
             if end < k {
-                matmul(
-                    // By way of columns: the row-major constructor of faer 0.24.4 takes the stride for that of columns.
-                    MatMut::from_column_major_slice_with_stride_mut(&mut w[end..], k - end, rows, k).transpose_mut(),
-                    Accum::Add,
-                    MatRef::from_row_major_slice_with_stride(&errors, rows, end - start, BLOCK),
-                    MatRef::from_row_major_slice_with_stride(&factor[start * k + end..], end - start, k - end, k),
-                    -1.0,
-                    Par::Seq,
-                );
+                let (made, step) = (end - start, &factor[start * k + end..]);
+                let (left, right) = (View::rows(&errors, rows, made, BLOCK), View::rows(step, made, k - end, k));
+                multiply(&mut w[end..], k, true, -1.0, left, right, Threads::One);
             }
         }
         Ok(())

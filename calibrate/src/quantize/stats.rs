@@ -3,14 +3,13 @@
 //! Reads rows of inputs as they stream by; keeps numbers whose size depends on the width of the layer, not on the number
 //! of tokens. Always holds: the same rows in the same order give the same statistics, bit for bit.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use crate::engine::gemm::{Threads, View, multiply};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
-/// Rows of second moments of one task.
+/// Largest square on the diagonal of the second moments, of which both halves are computed.
 const BAND: usize = 256;
 /// Columns of one task.
 const COLUMNS: usize = 512;
@@ -216,21 +215,32 @@ impl Stats {
     }
 }
 
-/// `Σ x xᵀ`, as far as bands of rows reach over the diagonal: about half of the products of the whole.
+/// `Σ x xᵀ` on and below the diagonal: squares of [`BAND`] on it, and what is left of it in halves, so that the largest part
+/// is one large product.
 fn add_moments(moments: &mut [f32], x: &[f32], k: usize) {
-    let x = MatRef::from_row_major_slice(x, x.len() / k, k);
-    moments.par_chunks_mut(BAND * k).enumerate().for_each(|(at, band)| {
-        let rows = band.len() / k;
-        let columns = at * BAND + rows;
-        matmul(
-            MatMut::from_column_major_slice_with_stride_mut(band, columns, rows, k),
-            Accum::Add,
-            x.subcols(0, columns).transpose(),
-            x.subcols(at * BAND, rows),
-            1.0,
-            Par::Seq,
-        );
-    });
+    let rows = x.len() / k;
+    let mut parts = vec![(0, k)];
+    while let Some((start, end)) = parts.pop() {
+        let mut block = |rows_at: (usize, usize), columns: (usize, usize)| {
+            let (left, right) = (rows_at.1 - rows_at.0, columns.1 - columns.0);
+            multiply(
+                &mut moments[rows_at.0 * k + columns.0..],
+                k,
+                true,
+                1.0,
+                View::rows(&x[rows_at.0.min(x.len())..], rows, left, k).transposed(),
+                View::rows(&x[columns.0.min(x.len())..], rows, right, k),
+                Threads::All,
+            );
+        };
+        if end - start <= BAND {
+            block((start, end), (start, end));
+        } else {
+            let middle = start + ((end - start) / 2).next_multiple_of(BAND).min(end - start - 1);
+            block((middle, end), (start, middle));
+            parts.extend([(start, middle), (middle, end)]);
+        }
+    }
 }
 
 #[cfg(test)]

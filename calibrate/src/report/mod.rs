@@ -10,7 +10,7 @@ mod plot;
 pub use html::html;
 pub use markdown::markdown;
 
-use crate::engine::{Engine, Executor, FloatCache};
+use crate::engine::{Engine, Executor, FloatCache, NewCache};
 use crate::evaluate::{Comparison, Probe, ProbeResult, Windows, compare, probe};
 use crate::model::Model;
 use crate::quantize::{LinearReport, sizes_of};
@@ -105,6 +105,8 @@ pub struct Subject<'a> {
     pub floats: &'a dyn Executor,
     /// Who multiplies for the model.
     pub executor: &'a dyn Executor,
+    /// How the model keeps keys and values; the reference keeps floats.
+    pub cache: NewCache<'a>,
     /// Text.
     pub windows: &'a Windows,
     /// Tasks, and the tokenizer for them.
@@ -123,12 +125,15 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
         (subject.reference, subject.floats),
         (subject.model, subject.executor),
         subject.windows,
-        &FloatCache::boxed,
+        subject.cache,
     )?;
     let mut probes = Vec::new();
     if let Some((tasks, tokenizer)) = subject.probes {
         for task in tasks {
-            probes.push(pair(probe(&reference, tokenizer, task)?, probe(&model, tokenizer, task)?));
+            probes.push(pair(
+                probe(&reference, tokenizer, task, &FloatCache::boxed)?,
+                probe(&model, tokenizer, task, subject.cache)?,
+            ));
         }
     }
     let layers = rows(subject);
@@ -150,7 +155,7 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
         worst,
         bytes_before: bytes(subject.reference),
         bytes_after: bytes(subject.model),
-        performance: performance(&reference, &model, subject.windows)?,
+        performance: performance(&reference, (&model, subject.cache), subject.windows)?,
     })
 }
 
@@ -234,19 +239,20 @@ fn verdict(c: &Comparison, probes: &[ProbePair]) -> String {
 }
 
 /// Tokens per second: a window at once, and one token at a time behind half a window.
-fn performance(reference: &Engine, model: &Engine, windows: &Windows) -> Result<Vec<Speed>> {
+fn performance(reference: &Engine, model: (&Engine, NewCache<'_>), windows: &Windows) -> Result<Vec<Speed>> {
     let window = windows.list.first().ok_or_else(|| Error::invalid("no window"))?;
-    let prefill = |engine: &Engine| -> Result<f64> {
+    let prefill = |(engine, cache): (&Engine, NewCache<'_>)| -> Result<f64> {
         best(3, || {
-            let mut caches = engine.caches(&FloatCache::boxed)?;
+            let mut caches = engine.caches(cache)?;
             engine.forward(window, &mut caches, 1, |_, _| {})
         })
         .map(|seconds| window.len() as f64 / seconds)
     };
+    let reference = (reference, &FloatCache::boxed as NewCache<'_>);
     let half = window.len() / 2;
     let steps = (window.len() - half).min(32);
-    let decode = |engine: &Engine| -> Result<f64> {
-        let mut caches = engine.caches(&FloatCache::boxed)?;
+    let decode = |(engine, cache): (&Engine, NewCache<'_>)| -> Result<f64> {
+        let mut caches = engine.caches(cache)?;
         engine.forward(&window[..half], &mut caches, 1, |_, _| {})?;
         // The first step makes programs and buffers for one row.
         engine.forward(&window[half..=half.min(window.len() - 1)], &mut caches, 1, |_, _| {})?;
