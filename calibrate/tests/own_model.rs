@@ -411,7 +411,7 @@ fn a_report_says_where_it_breaks() {
             windows: &windows,
             probes: Some((&tasks, &tokenizer)),
             noted: &done.reports,
-            names: ["<q>", "model", "scheme", "text", "kernels"].map(str::to_owned),
+            names: ["<q>", "model", "scheme", "text", "kernels", "f32"].map(str::to_owned),
         })
         .unwrap();
         assert_eq!((made.layers.len(), made.worst.len(), made.performance.len()), (14, 5, 2));

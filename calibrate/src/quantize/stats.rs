@@ -6,6 +6,7 @@
 use crate::engine::gemm::{Threads, View, multiply};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
@@ -65,7 +66,10 @@ impl Histogram {
     /// Takes the finite ones of some numbers.
     fn add(&mut self, x: &[f32]) {
         let finite = |x: &f32| Some(x.abs()).filter(|x| x.is_finite());
-        self.reach(x.iter().filter_map(finite).fold(0.0, f32::max));
+        // Magnitudes that are not finite count as 0; comparing and choosing is what vectors do well.
+        let most =
+            |part: &[f32]| part.iter().fold(0.0f32, |a, x| if x.abs() < f32::INFINITY { a.max(x.abs()) } else { a });
+        self.reach(x.par_chunks(1 << 16).map(most).reduce(|| 0.0, f32::max));
         // The range is a power of two, so that this factor, and where it puts a number, is exact.
         let scale = BINS as f32 / self.top;
         let parts: Vec<Vec<u64>> = x
@@ -156,18 +160,21 @@ impl Stats {
         list
     }
 
-    /// `Σ x xᵀ` as a full symmetric matrix; from the sampled rows where moments were not asked for.
-    pub fn full_moments(&self) -> Vec<f32> {
-        let mut own;
-        let lower = match &self.moments {
-            Some(lower) => lower,
+    /// `Σ x xᵀ`, of which the lower triangle holds; from the sampled rows where moments were not asked for.
+    pub fn lower_moments(&self) -> Cow<'_, [f32]> {
+        match &self.moments {
+            Some(lower) => Cow::Borrowed(lower),
             None => {
-                own = Stats::new(self.k, true);
-                own.add(&self.sample);
-                own.moments.get_or_insert_default()
+                let mut own = vec![0.0; self.k * self.k];
+                add_moments(&mut own, &self.sample, self.k);
+                Cow::Owned(own)
             }
-        };
-        let mut full = lower.clone();
+        }
+    }
+
+    /// `Σ x xᵀ` as a full symmetric matrix.
+    pub fn full_moments(&self) -> Vec<f32> {
+        let mut full = self.lower_moments().into_owned();
         for i in 0..self.k {
             for j in 0..i {
                 full[j * self.k + i] = full[i * self.k + j];

@@ -32,6 +32,8 @@ pub struct Report {
     pub text: String,
     /// Who multiplied.
     pub path: String,
+    /// How keys and values were kept.
+    pub kv: String,
     /// In a sentence.
     pub verdict: String,
     /// Perplexity, divergence, agreement.
@@ -113,8 +115,8 @@ pub struct Subject<'a> {
     pub probes: Option<(&'a [Probe], &'a Tokenizer)>,
     /// What `quantize` noted of each matrix.
     pub noted: &'a [LinearReport],
-    /// Names of the model, its reference, its scheme, the text and the path.
-    pub names: [String; 5],
+    /// Names of the model, its reference, its scheme, the text, the path, the KV format.
+    pub names: [String; 6],
 }
 
 /// Measures and writes down.
@@ -141,13 +143,14 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
     order.sort_by(|a, b| noise(a).unwrap_or(f64::MAX).total_cmp(&noise(b).unwrap_or(f64::MAX)));
     let worst = order.iter().take(5).map(|row| row.name.clone()).collect();
     let bytes = |model: &Model| model.linears().into_iter().chain([&model.embedding]).map(sizes_of).sum();
-    let [name, of, scheme, text, path] = subject.names.clone();
+    let [name, of, scheme, text, path, kv] = subject.names.clone();
     Ok(Report {
         model: name,
         reference: of,
         scheme,
         text,
         path,
+        kv,
         verdict: verdict(&comparison, &probes),
         comparison,
         probes,

@@ -87,6 +87,7 @@ impl Report {
                         Via::Simulated => "floats, weights and inputs dequantized".into(),
                         Via::Kernels => format!("bitsmith's kernels on {}", self.device),
                     },
+                    self.kv.name().to_owned(),
                 ],
             })
         })?;
