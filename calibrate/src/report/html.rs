@@ -66,8 +66,8 @@ pub fn html(r: &Report) -> Result<String> {
         .iter()
         .flat_map(|s| {
             [
-                ("reference (f32)".to_owned(), s.reference, format!("{:.0} per second", s.reference)),
-                ("quantized".to_owned(), s.model, format!("{:.0} per second", s.model)),
+                ("reference (f32)".to_owned(), s.reference, format!("{:.0}", s.reference)),
+                ("quantized".to_owned(), s.model, format!("{:.0}", s.model)),
             ]
         })
         .collect();
