@@ -75,7 +75,7 @@ pub(super) fn gather(x: &[f32], m: usize, order: &[u32]) -> Vec<f32> {
 }
 
 /// Inputs through their codes and back.
-pub(crate) fn simulate(x: &[f32], k: usize, activation: Activation, input_scale: Option<f32>) -> Vec<f32> {
+fn simulate(x: &[f32], k: usize, activation: Activation, input_scale: Option<f32>) -> Vec<f32> {
     let (code, per) = match activation {
         Activation::Float(DType::F32) => return x.to_vec(),
         Activation::Float(dtype) => return x.iter().map(|&v| dtype.decode(dtype.encode(v as f64)) as f32).collect(),

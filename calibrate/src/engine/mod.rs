@@ -14,7 +14,6 @@ mod paged;
 
 pub use block::{Block, Site};
 pub use cache::{FloatCache, KvCache, NewCache};
-pub(crate) use dense::simulate;
 pub use dense::{Activations, Dense};
 pub use kernels::Kernels;
 pub use paged::{PagedCaches, Through, with_caches};

@@ -13,7 +13,6 @@ use crate::recipe::{LinearPlan, Method, RecipeFile, preflight};
 use bitsmith_compiler::format::{Format, Granularity, Quantized};
 use bitsmith_compiler::op::Activation;
 use bitsmith_compiler::{Error, Result};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// What happened to one matrix.
@@ -129,7 +128,8 @@ pub(super) fn quantize_linear(
     describe(&mut report, &q, &w, stats);
     linear.activation = plan.activation;
     if let (Some(Activation::Fp8(dtype, bitsmith_compiler::op::Per::Tensor)), Some(stats)) = (plan.activation, stats) {
-        linear.input_scale = Some(static_scale(stats, dtype.max_finite() as f32, plan.activation, (&w, n, k)));
+        let top = stats.absmax.iter().copied().fold(0.0f32, f32::max);
+        linear.input_scale = Some(if top > 0.0 { top / dtype.max_finite() as f32 } else { 1.0 });
     }
     report.method = Some(plan.method);
     report.activation = plan.activation.map(|a| a.to_string());
@@ -138,32 +138,6 @@ pub(super) fn quantize_linear(
     report.format = linear.weight.format_name();
     report.bytes_after = sizes_of(linear);
     Ok(report)
-}
-
-/// Rows on which static scales are tried.
-const SCALE_ROWS: usize = 64;
-
-/// The one scale of a matrix's inputs: that of the largest input, or one of those down to a quarter of it whose rounding and
-/// cutting off costs the outputs least: the squared error of each sampled input times the squares of the weights it meets.
-fn static_scale(stats: &Stats, most: f32, activation: Option<Activation>, (w, n, k): (&[f32], usize, usize)) -> f32 {
-    let top = stats.absmax.iter().copied().fold(0.0f32, f32::max);
-    let Some(activation) = activation.filter(|_| top > 0.0) else { return 1.0 };
-    let mut weight = vec![0.0f64; k];
-    for row in w.chunks_exact(k).take(n) {
-        weight.iter_mut().zip(row).for_each(|(sum, w)| *sum += *w as f64 * *w as f64);
-    }
-    let rows = stats.sample.len() / k;
-    let sample: Vec<f32> =
-        stats.sample.chunks_exact(k).step_by(rows.div_ceil(SCALE_ROWS).max(1)).flatten().copied().collect();
-    let error = |scale: f32| -> f64 {
-        let coded = crate::engine::simulate(&sample, k, activation, Some(scale));
-        let each = coded.iter().zip(&sample).enumerate();
-        each.map(|(i, (q, x))| ((q - x) as f64).powi(2) * weight[i % k]).sum()
-    };
-    let scales: Vec<f32> = (0..=16).map(|step| top / most * (-0.125 * step as f32).exp2()).collect();
-    let errors: Vec<f64> = scales.par_iter().map(|scale| error(*scale)).collect();
-    let best = (1..scales.len()).fold(0, |best, i| if errors[i] < errors[best] { i } else { best });
-    scales[best]
 }
 
 /// AWQ leaves queries and keys unclipped: their errors meet in a product.
