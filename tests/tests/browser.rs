@@ -95,7 +95,7 @@ fn drawn_cases_in_a_browser_are_within_their_bounds() {
             .collect();
         let maker = Maker::Text { target: Box::new(target), name: name.into(), platform: "wgsl", extension: "wgsl" };
         let folder = tempfile::tempdir().unwrap();
-        let part = Part { maker: &maker, pieces };
+        let part = Part { maker: &maker, pieces, kv: &[] };
         for (file, bytes) in bundle::files(&[part], "drawn", "cases").unwrap() {
             std::fs::write(folder.path().join(file), bytes).unwrap();
         }
