@@ -18,9 +18,9 @@ use bitsmith_runtime::roofs::Roofs;
 use bitsmith_runtime::roofs::picture::{Plot, Point};
 use std::collections::BTreeMap;
 
-const FRAME: &str = include_str!("../../../templates/tune.html");
+const FRAME: &str = include_str!("../../templates/tune.html");
 /// Shared with the page of a quantized model.
-const STYLE: &str = include_str!("../../../templates/page.css");
+const STYLE: &str = include_str!("../../templates/page.css");
 
 /// A page from its parts: title, verdict, sentence, facts (value, name, note), pictures, table head and rows.
 pub struct Page {

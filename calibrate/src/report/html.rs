@@ -5,9 +5,9 @@ use super::plot::{bars, decades, escape, intervals};
 use crate::evaluate::DIVERGENCE_SHARES;
 use bitsmith_compiler::{Error, Result};
 
-const FRAME: &str = include_str!("../../../templates/report.html");
+const FRAME: &str = include_str!("../../templates/report.html");
 /// Shared with the page of a tuning run.
-const STYLE: &str = include_str!("../../../templates/page.css");
+const STYLE: &str = include_str!("../../templates/page.css");
 
 /// The whole page.
 pub fn html(r: &Report) -> Result<String> {
