@@ -240,7 +240,7 @@ impl Ranges {
 /// The whole range; of codes of 4 bits, the share of it whose codes have the least squared error on a sample.
 fn best(kind: &KvCodes, (low, high): (f32, f32), sample: &[f32]) -> (f32, f32) {
     // Nothing but zeros, or nothing at all.
-    if !(low <= high) || (low == 0.0 && high == 0.0) {
+    if low > high || (low == 0.0 && high == 0.0) {
         return (1.0, 0.0);
     }
     let trial = |step: usize| -> (f32, f32) {
