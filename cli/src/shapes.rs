@@ -25,6 +25,32 @@ pub(crate) struct Model {
     pub name: String,
     /// Layers merged by size, the head last.
     pub layers: Vec<Layers>,
+    /// Its attention; `None` for sizes.
+    pub heads: Option<Heads>,
+}
+
+/// Heads of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// KV heads.
+    pub kv: usize,
+    /// Channels of a head.
+    pub dim: usize,
+}
+
+impl std::str::FromStr for Heads {
+    type Err = String;
+
+    /// `32/8x128`.
+    fn from_str(text: &str) -> Result<Heads, String> {
+        let numbers = text.split_once('/').and_then(|(query, rest)| {
+            let (kv, dim) = rest.split_once(['x', 'X'])?;
+            Some(Heads { query: query.parse().ok()?, kv: kv.parse().ok()?, dim: dim.parse().ok()? })
+        });
+        numbers.ok_or_else(|| "accepted: query heads/KV heads x channels, such as 32/8x128".into())
+    }
 }
 
 /// Resolves `--shapes`; several sizes are separated by commas.
@@ -41,7 +67,7 @@ pub(crate) fn resolve(text: &str) -> Result<Model, Failure> {
                 layers.push(Layers { name: format!("{n}x{k}"), n, k, count: 1, head: false });
             }
         }
-        return Ok(Model { name: text.to_string(), layers });
+        return Ok(Model { name: text.to_string(), layers, heads: None });
     }
     let shape = ModelShape::resolve(text).map_err(|error| match error {
         bitsmith_compiler::Error::Invalid(faults) if !std::path::Path::new(text).exists() => {
@@ -66,7 +92,8 @@ pub(crate) fn resolve(text: &str) -> Result<Model, Failure> {
             }),
         }
     }
-    Ok(Model { name: shape.name.to_string(), layers })
+    let heads = Heads { query: shape.heads, kv: shape.kv_heads, dim: shape.head_dim };
+    Ok(Model { name: shape.name.to_string(), layers, heads: Some(heads) })
 }
 
 /// `NxK`; `None` where it is none, `Some(None)` where it is one whose numbers are too long.

@@ -134,22 +134,32 @@ fn open_vulkan(rest: &str) -> Result<Arc<dyn Device>> {
     Ok(Arc::new(vulkan::VulkanDevice::open(options)?))
 }
 
-/// A device on a context and a stream of the caller: launches are put into that stream. CUDA devices take them (null for the
-/// primary context, null for the default stream); a CPU has neither, and the other backends do not take them yet.
+/// A device on a context and a stream of the caller: copies and launches are put into that stream. CUDA devices take both (null
+/// for the primary context, null for the default stream), HIP devices a stream; a CPU has neither, and Vulkan does not take them.
 ///
 /// # Safety
 /// They belong to the device, and stay valid until the device and all that was made of it are gone.
 pub unsafe fn adopt(name: &str, context: *mut c_void, stream: *mut c_void) -> Result<Arc<dyn Device>> {
-    if let Some(rest) = name.strip_prefix("cuda").filter(|rest| rest.is_empty() || rest.starts_with(':')) {
-        let index =
-            number(rest, 0).map_err(|_| Error::Unsupported(format!("device `{name}`; accepted: cuda:<index>")))?;
+    let index = |backend: &str| -> Option<Result<u32>> {
+        let rest = name.strip_prefix(backend).filter(|rest| rest.is_empty() || rest.starts_with(':'))?;
+        let refuse = |_| Error::Unsupported(format!("device `{name}`; accepted: {backend}:<index>"));
+        Some(number(rest, 0).map_err(refuse))
+    };
+    if let Some(index) = index("cuda") {
         // SAFETY: the caller promises what this asks for.
-        return Ok(Arc::new(unsafe { cuda::CudaDevice::open_on(index, context, stream)? }));
+        return Ok(Arc::new(unsafe { cuda::CudaDevice::open_on(index?, context, stream)? }));
+    }
+    if let Some(index) = index("hip") {
+        if !context.is_null() {
+            return Err(Error::invalid("a context for a HIP device; accepted: null, and a hipStream_t as the stream"));
+        }
+        // SAFETY: as above.
+        return Ok(Arc::new(unsafe { hip::HipDevice::open_on(index?, stream)? }));
     }
     let given =
         if context.is_null() && stream.is_null() { "no context and no stream" } else { "a context or a stream" };
     Err(Error::Unsupported(format!(
-        "adopting {given} on device `{name}`; accepted: cuda:<index>, or other devices by `open`"
+        "adopting {given} on device `{name}`; accepted: cuda:<index>, hip:<index>, or other devices by `open`"
     )))
 }
 

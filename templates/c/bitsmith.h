@@ -49,6 +49,7 @@ typedef uint64_t bitsmith_buffer;
 typedef uint64_t bitsmith_weights;
 typedef uint64_t bitsmith_bundle;
 typedef uint64_t bitsmith_kernel;
+typedef uint64_t bitsmith_kv; /* a KV cache */
 
 /* The three that return no status. The text of a failure is cut to `bytes` with a zero byte at its end; what is returned is the
  * room that all of it takes with that byte. */
@@ -69,8 +70,8 @@ int32_t bitsmith_describe(uint64_t handle, char *json, size_t bytes, size_t *nee
 
 /* Memory of a device, with undefined content. */
 int32_t bitsmith_buffer_create(bitsmith_device device, size_t bytes, bitsmith_buffer *buffer);
-/* The caller's memory, at a multiple of 64, as a buffer of a device that shares its address space (cpu). It must stay valid until the
- * buffer is closed, and nobody else may touch it during a launch. */
+/* The caller's memory as a buffer: at a multiple of 64 on a cpu, memory of the GPU on cuda. It must stay valid until the buffer is
+ * closed, and nobody else may touch it during a launch. */
 int32_t bitsmith_buffer_wrap(bitsmith_device device, void *memory, size_t bytes, bitsmith_buffer *buffer);
 int32_t bitsmith_buffer_upload(bitsmith_buffer buffer, size_t offset, const void *data, size_t bytes);
 int32_t bitsmith_buffer_download(bitsmith_buffer buffer, size_t offset, void *data, size_t bytes);
@@ -136,6 +137,62 @@ int32_t bitsmith_kernel_argument(bitsmith_kernel kernel, size_t place, uint64_t 
 int32_t bitsmith_kernel_workspace(bitsmith_kernel kernel, uint64_t m, uint64_t *bytes);
 /* Starts it. Number, size, alignment and overlap of the views are checked first. On a GPU it may still run when this returns. */
 int32_t bitsmith_launch(bitsmith_kernel kernel, uint64_t m, const bitsmith_view *views, size_t count);
+
+/* KV caches: keys and values of attention in pages, quantized as they are appended. A step of an engine is
+ *
+ *     bitsmith_kv_grow(cache, requests, tokens, count);              room for new tokens of some requests
+ *     for each layer: bitsmith_kv_append(cache, layer, &k, &v);      their keys and values
+ *                     bitsmith_kv_attend(cache, layer, &q, &y, 0);   attention of their queries
+ *
+ * where rows of k, v, q and y are the step's new tokens, request after request. A request is a sequence of tokens; its number is
+ * good for its cache alone, is never 0, and is refused after the request has ended. Calls on one cache take turns. */
+typedef struct {
+    const char *element; /* of keys, values, queries and outputs: "f16", "bf16", "f32" */
+    uint32_t heads;      /* query heads: a multiple of the KV heads */
+    uint32_t kv_heads;
+    uint32_t k_dim; /* channels of a head: of queries and keys */
+    uint32_t v_dim; /* and of values */
+    uint32_t page;  /* tokens of a page: 16, 32, 64, 128, 256 */
+} bitsmith_kv_shape;
+
+/* What is 0 or null is not asked for. */
+typedef struct {
+    float scale; /* multiplies scores; 0 stands for 1 / sqrt(k_dim) */
+    float softcap;
+    uint32_t window;     /* a query sees so many of the newest tokens */
+    uint32_t first;      /* and so many of the first */
+    const float *slopes; /* of a bias by distance, one per query head */
+    const float *sinks;  /* scores of learned sinks, one per query head */
+    size_t heads;        /* numbers behind slopes and sinks: the query heads */
+    uint64_t split;      /* tokens per work item, so that results do not depend on other requests; 0 fits the device */
+} bitsmith_attention;
+
+/* A cache with one layer per format ("int8-head", "int4-token", "f16"), pages in each, and room for requests at a time. kernels is a
+ * bundle that was generated with --kv, or a device, for which kernels are compiled as they are needed. Closed by bitsmith_close. */
+int32_t bitsmith_kv_create(uint64_t kernels, const bitsmith_kv_shape *shape, const char *const *formats, size_t layers,
+                           uint64_t pages, uint64_t requests, bitsmith_kv *cache);
+/* For formats with scales per tensor or head, before the first append: 4 numbers per KV head, scale and offset of keys, scale and
+ * offset of values. */
+int32_t bitsmith_kv_scales(bitsmith_kv cache, uint64_t layer, const float *scales, size_t count);
+/* Rotates keys as they are appended. The table has for each position the cosines of the rotary / 2 pairs, then their sines. Channels
+ * of a pair are neighbours where interleaved is not 0, else rotary / 2 apart. */
+int32_t bitsmith_kv_rope(bitsmith_kv cache, uint32_t rotary, uint32_t interleaved, const float *table, size_t count);
+/* Opens and ends a request. */
+int32_t bitsmith_kv_open(bitsmith_kv cache, uint64_t *request);
+int32_t bitsmith_kv_end(bitsmith_kv cache, uint64_t request);
+/* Takes back the newest tokens, so that tokens remain. */
+int32_t bitsmith_kv_truncate(bitsmith_kv cache, uint64_t request, uint64_t tokens);
+int32_t bitsmith_kv_tokens(bitsmith_kv cache, uint64_t request, uint64_t *tokens);
+/* Begins a step: room for tokens[i] new tokens of requests[i] in every layer, or an error and no change. */
+int32_t bitsmith_kv_grow(bitsmith_kv cache, const uint64_t *requests, const uint64_t *tokens, size_t count);
+/* k [rows, kv_heads, k_dim], v [rows, kv_heads, v_dim] */
+int32_t bitsmith_kv_append(bitsmith_kv cache, uint64_t layer, const bitsmith_view *k, const bitsmith_view *v);
+/* q [rows, heads, k_dim], y [rows, heads, v_dim]; how may be null. Causal. */
+int32_t bitsmith_kv_attend(bitsmith_kv cache, uint64_t layer, const bitsmith_view *q, const bitsmith_view *y,
+                           const bitsmith_attention *how);
+/* Tokens of a request as plain numbers: k [count, kv_heads, k_dim], v [count, kv_heads, v_dim]. */
+int32_t bitsmith_kv_dequantize(bitsmith_kv cache, uint64_t layer, uint64_t request, uint64_t start, uint64_t count,
+                               const bitsmith_view *k, const bitsmith_view *v);
 
 #ifdef __cplusplus
 }

@@ -50,6 +50,8 @@ fn all_sources() -> Vec<PathBuf> {
         "cli/tests",
         "tests",
         "benches",
+        "examples",
+        "runtime/capi",
     ] {
         sources(&root().join(part), &mut files);
     }

@@ -5,7 +5,7 @@ use bitsmith_tests::cli::{fails, ok, ok_json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const TARGETS: &str = "x86-64-v2,x86-64-v3,sm_90a,gfx942";
+const TARGETS: &str = "x86-64-v2,x86-64-v3,sm_90a,gfx942,vulkan";
 
 fn generate(out: &Path, recipe: &str, devices: &str) -> String {
     let out = out.display().to_string();
@@ -35,7 +35,7 @@ fn a_fat_bundle_is_the_same_from_any_folder_and_runs_where_it_can() {
     for word in ["x86-64-v2", "sm_90a", "mi300x", "needs", "planes", "every file has the hash"] {
         assert!(text.contains(word), "no `{word}` in\n{text}");
     }
-    for (target, extension) in [("x86-64-v3", "o"), ("sm_90a", "ptx"), ("mi300x", "hip")] {
+    for (target, extension) in [("x86-64-v3", "o"), ("sm_90a", "ptx"), ("mi300x", "hip"), ("vulkan", "spv")] {
         let files = std::fs::read_dir(a.join(target)).unwrap().map(|entry| entry.unwrap().path());
         assert!(files.filter(|path| path.extension().is_some_and(|e| e == extension)).count() >= 4, "{target}");
     }
@@ -52,6 +52,54 @@ fn a_fat_bundle_is_the_same_from_any_folder_and_runs_where_it_can() {
     std::fs::write(b.join("sm_90a/notes.txt"), "mine").unwrap();
     let args = ["generate", "--recipe", "W4A16", "--shapes", "32x64", "--device", "x86-64-v3", "--out", &second];
     fails(2, &args, &["notes.txt"]);
+}
+
+#[test]
+fn a_bundle_carries_the_kernels_of_kv_caches() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |name: &str, extra: &[&str]| {
+        let out = folder.path().join(name).display().to_string();
+        let args = ["generate", "--recipe", "W4A16", "--shapes", "32x64", "--no-measure", "--out", &out];
+        ok(&[&args, extra].concat());
+        out
+    };
+    let formats = "f16,int8-head,int4-token-asym,fp8e4m3-group32,int4-channel-asym.int4-token-asym+64";
+    let sizes = ["--kv", formats, "--heads", "6/2x64", "--page", "32"];
+    let (first, second) = (make("a", &sizes), make("b", &sizes));
+    assert!(ok(&["diff", &first, &second]).starts_with("identical"));
+    let seen = ok_json(&["verify", &first, "--device", "cpu:2", "--json"]);
+    let caches = seen["caches"].as_array().unwrap();
+    assert_eq!(caches.len(), 5, "{seen}");
+    for cache in caches {
+        assert!(cache["wrong"] == 0 && cache["stored"].as_u64().unwrap() > 10_000, "{cache}");
+        assert!(cache["compared"].as_u64().unwrap() > 500 && cache["worst_ratio"].as_f64().unwrap() <= 1.0, "{cache}");
+    }
+    assert!(ok(&["inspect", &first]).contains("attend, int8-head, 6 heads over 2 of 64, page 32, queries 1, f16"));
+    // Rotated keys, brain floats, other devices.
+    let rotated = make("c", &["--kv", "int8-token", "--heads", "2/1x64", "--rope", "32i", "--result", "bf16"]);
+    let seen = ok_json(&["verify", &rotated, "--device", "cpu", "--json"]);
+    let cache = &seen["caches"][0];
+    assert!(cache["cache"].as_str().unwrap().ends_with("bf16, rotated") && cache["wrong"] == 0, "{seen}");
+    assert!(cache["worst_ratio"].as_f64().unwrap() <= 1.0, "{seen}");
+    let fat = make("d", &["--kv", "int8-head", "--heads", "2/1x64", "--device", TARGETS]);
+    let text = ok(&["diff", &fat, &make("e", &["--kv", "int8-head", "--heads", "2/1x64", "--device", TARGETS])]);
+    assert!(text.starts_with("identical"), "{text}");
+    let (code, text, _) = bitsmith_tests::cli::run(&["diff", &first, &fat, "--json"]);
+    assert!(code == 1 && text.contains("sm_90a/attend"), "{text}");
+    // A changed file is found before anything runs; what does not fit is refused.
+    let bundle = Bundle::open(Path::new(&first)).unwrap();
+    let file = &bundle.manifest().targets[0].kv[0].object.file;
+    let path = Path::new(&first).join(file);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    fails(1, &["verify", &first, "--device", "cpu"], &[file.as_str(), "SHA-256"]);
+    let args = ["generate", "--recipe", "W4A16", "--shapes", "32x64", "--no-measure", "--out", &second, "--kv"];
+    fails(2, &[&args[..], &["int8-head"]].concat(), &["--heads"]);
+    fails(2, &[&args[..], &["int8-head", "--heads", "3/2x64"]].concat(), &["3 query heads over 2 KV heads"]);
+    fails(2, &[&args[..], &["int8-head", "--heads", "2/2x60"]].concat(), &["head_dim is 60"]);
+    fails(2, &[&args[..], &["int9", "--heads", "2/2x64"]].concat(), &["int9"]);
+    fails(2, &[&args[..], &["int8-head", "--heads", "2x2"]].concat(), &["32/8x128"]);
 }
 
 fn parsed(text: &str) -> serde_json::Value {

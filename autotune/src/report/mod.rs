@@ -18,7 +18,7 @@ use bitsmith_runtime::roofs::Roofs;
 use bitsmith_runtime::roofs::picture::{Plot, Point};
 use std::collections::BTreeMap;
 
-const FRAME: &str = include_str!("../../../templates/tune.html");
+const FRAME: &str = include_str!("../../templates/tune.html");
 
 /// A page from its parts: title, verdict, sentence, facts (value, name, note), pictures, table head and rows.
 pub struct Page {

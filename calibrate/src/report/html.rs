@@ -5,7 +5,7 @@ use super::plot::{bars, decades, escape, intervals};
 use crate::evaluate::DIVERGENCE_SHARES;
 use bitsmith_compiler::{Error, Result};
 
-const FRAME: &str = include_str!("../../../templates/report.html");
+const FRAME: &str = include_str!("../../templates/report.html");
 
 /// The whole page.
 pub fn html(r: &Report) -> Result<String> {

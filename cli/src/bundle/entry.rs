@@ -1,13 +1,15 @@
 //! The manifest's entry of a compiled kernel.
 
-use super::Piece;
+use super::{KvPiece, Piece};
 use crate::failure::Failure;
 use bitsmith_compiler::Error;
 use bitsmith_compiler::artifact::ArgKind;
 use bitsmith_compiler::lower::{self, Role};
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_runtime::bundle::{ArgEntry, Details, FileEntry, Grid, KernelEntry, PackingEntry, activation_of};
+use bitsmith_runtime::bundle::{
+    ArgEntry, Details, FileEntry, Grid, KernelEntry, KvEntry, KvSpec, PackingEntry, activation_of,
+};
 
 /// The entry of a kernel whose file has this name and hash.
 pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
@@ -96,6 +98,20 @@ fn grid(op: &Op, schedule: &Schedule) -> Result<Grid, Failure> {
     let x = tile_m.map_or("1".to_string(), |step| if step == 1 { "m".into() } else { format!("ceil(m / {step})") });
     let tile_n = (y > 1).then_some(schedule.tile_n * schedule.strips);
     Ok(Grid { rule: format!("{x} * {y} * {z}"), tile_m, tile_n, y, z })
+}
+
+/// The entry of a kernel of a KV cache whose file has this name and hash.
+pub fn kv_entry(piece: &KvPiece, file: &str, sha256: String) -> KvEntry {
+    KvEntry {
+        entry: piece.artifact.entry.clone(),
+        op: piece.op.name().to_string(),
+        spec: KvSpec::of(&piece.op),
+        schedule: piece.schedule,
+        workgroup: piece.artifact.workgroup,
+        scratch_bytes: piece.artifact.shared_bytes,
+        args: piece.artifact.args.clone(),
+        object: FileEntry { file: file.to_string(), sha256 },
+    }
 }
 
 /// How the weights of a kernel lie; nothing for operations without weights.

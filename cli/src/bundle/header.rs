@@ -5,7 +5,7 @@ use bitsmith_compiler::Error;
 use bitsmith_runtime::bundle::{ArgEntry, KernelEntry, Manifest, TargetEntry};
 use serde_json::{Value, json};
 
-const TEMPLATE: &str = include_str!("../../../templates/c/kernels.h.tera");
+const TEMPLATE: &str = include_str!("../../templates/c/kernels.h.tera");
 
 /// The header's text for the kernels of one target.
 pub fn render(manifest: &Manifest, target: &TargetEntry) -> Result<String, Failure> {

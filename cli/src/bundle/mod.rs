@@ -17,7 +17,8 @@ use crate::failure::Failure;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::lower::Packing;
 use bitsmith_compiler::op::Op;
-use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::op::kv::KvOp;
+use bitsmith_compiler::schedule::{KvSchedule, Schedule};
 use bitsmith_runtime::bundle::{FileEntry, SCHEMA, TargetEntry, ToolVersions};
 
 /// A kernel as a bundle takes it.
@@ -38,6 +39,16 @@ pub struct Piece<'a> {
     pub chosen_by: &'a str,
 }
 
+/// A kernel of a KV cache as a bundle takes it.
+pub struct KvPiece {
+    /// What it computes.
+    pub op: KvOp,
+    /// How.
+    pub schedule: KvSchedule,
+    /// Its code.
+    pub artifact: Artifact,
+}
+
 /// A file of a bundle: its name and content.
 pub type File = (String, Vec<u8>);
 
@@ -50,6 +61,8 @@ pub struct Part<'a> {
     pub maker: &'a Maker,
     /// The kernels.
     pub pieces: Vec<Piece<'a>>,
+    /// Kernels of KV caches.
+    pub kv: &'a [KvPiece],
 }
 
 /// Licence of what the compiler writes.
@@ -87,6 +100,7 @@ pub fn files(parts: &[Part<'_>], recipe: &str, model: &str) -> Result<Vec<File>,
             header: None,
             extra: Vec::new(),
             kernels,
+            kv: Vec::new(),
         };
         if part.maker.links() {
             let header = header::render(&manifest, &target)?.into_bytes();
@@ -100,6 +114,12 @@ pub fn files(parts: &[Part<'_>], recipe: &str, model: &str) -> Result<Vec<File>,
                 target.extra.push(FileEntry { file: name.clone(), sha256: sha256(&bytes) });
                 files.push((name, bytes));
             }
+        }
+        for piece in part.kv {
+            let (name, bytes) = part.maker.file(&piece.artifact)?;
+            let name = format!("{folder}{name}");
+            target.kv.push(entry::kv_entry(piece, &name, sha256(&bytes)));
+            files.push((name, bytes));
         }
         manifest.targets.push(target);
     }

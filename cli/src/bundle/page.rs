@@ -14,7 +14,7 @@ use bitsmith_compiler::op::Op;
 use bitsmith_runtime::bundle::TargetEntry;
 use serde_json::{Value, json};
 
-const TEMPLATE: &str = include_str!("../../../templates/webgpu/page.html.tera");
+const TEMPLATE: &str = include_str!("../../templates/webgpu/page.html.tera");
 
 /// Name of the page.
 const PAGE: &str = "index.html";

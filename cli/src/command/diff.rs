@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::{Io, Outcome};
-use bitsmith_runtime::bundle::{Bundle, KernelEntry, TargetEntry};
+use bitsmith_runtime::bundle::{Bundle, KernelEntry, KvEntry, TargetEntry};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -87,8 +87,26 @@ fn compare(first: &Bundle, second: &Bundle) -> Differences {
             }
         }
     }
+    let (our_kv, their_kv) = (kv(first), kv(second));
+    for (name, kernel) in &our_kv {
+        match their_kv.get(name) {
+            None => found.only_in_first.push(name.clone()),
+            Some(other) if other.object.sha256 != kernel.object.sha256 => found.changed.push(format!("{name}: code")),
+            Some(other) if other != kernel => found.changed.push(format!("{name}: description")),
+            Some(_) => {}
+        }
+    }
     found.only_in_second = theirs.keys().filter(|name| !ours.contains_key(*name)).cloned().collect();
+    found.only_in_second.extend(their_kv.keys().filter(|name| !our_kv.contains_key(*name)).cloned());
     found
+}
+
+/// Kernels of KV caches.
+fn kv(bundle: &Bundle) -> BTreeMap<String, &KvEntry> {
+    let targets = bundle.manifest().targets.iter();
+    targets
+        .flat_map(|target| target.kv.iter().map(move |entry| (format!("{}/{}", target.target, entry.entry), entry)))
+        .collect()
 }
 
 fn kernels(bundle: &Bundle) -> BTreeMap<String, (&TargetEntry, &KernelEntry)> {

@@ -1,6 +1,8 @@
 //! `generate`: the kernels that a model needs under a recipe, as a bundle, each checked and timed on this machine.
 
-use crate::bundle::{self, MANIFEST, Part, Piece};
+mod cache;
+
+use crate::bundle::{self, KvPiece, MANIFEST, Part, Piece};
 use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
@@ -13,6 +15,7 @@ use crate::{Io, Outcome, memory, shapes};
 use bitsmith_autotune::table::DeviceName;
 use bitsmith_calibrate::recipe::Recipe;
 use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::lower::packing;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::{Compiled, compile};
@@ -61,6 +64,8 @@ pub struct Generate {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    cache: cache::Cache,
     #[command(flatten)]
     tuned: Tuned,
     #[command(flatten)]
@@ -131,6 +136,7 @@ impl Generate {
                     .zip(&side.compiled)
                     .map(|(kernel, made)| piece(kernel, made, side.place.target().caps()))
                     .collect(),
+                kv: &side.kv,
             })
             .collect();
         let files = bundle::files(&parts, recipe.name, &model.name)?;
@@ -150,6 +156,12 @@ impl Generate {
                 }
                 entries.push(entry);
             }
+        }
+        for side in &sides {
+            entries.extend(side.kv.iter().map(|piece| match sides.len() {
+                1 => piece.artifact.entry.clone(),
+                _ => format!("{}/{}", side.place.maker.name(), piece.artifact.entry),
+            }));
         }
         if let (Some(only), true) = (&self.emit.only, emitted.is_empty()) {
             return Err(Failure::invalid(format!(
@@ -208,6 +220,8 @@ struct Side<'a> {
     place: &'a Place,
     plan: Plan,
     compiled: Vec<Compiled>,
+    /// Kernels of KV caches.
+    kv: Vec<KvPiece>,
     /// Where it is measured.
     device: Option<Arc<dyn Device>>,
 }
@@ -232,7 +246,12 @@ impl Generate {
             .iter()
             .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
             .collect::<Result<Vec<Compiled>, Failure>>()?;
-        Ok(Side { place, plan, compiled, device })
+        let result = self.result.map_or(DType::F16, super::Float::dtype);
+        let kv = self.cache.kernels(request.model, result, place.target())?;
+        if !kv.is_empty() && device.is_some() {
+            plan.notes.push("kernels of the KV cache are not measured here; `bench attend` does it".into());
+        }
+        Ok(Side { place, plan, compiled, kv, device })
     }
 }
 

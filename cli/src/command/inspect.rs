@@ -44,6 +44,9 @@ impl Inspect {
             for target in &manifest.targets {
                 writeln!(io.out, "\n{} ({}): needs {}", target.target, target.triple, target.needs)?;
                 write!(io.out, "{}", kernels(target))?;
+                for kernel in &target.kv {
+                    writeln!(io.out, "{}: {}, {}", kernel.entry, kernel.op, kernel.spec)?;
+                }
             }
             for packing in &manifest.packings {
                 let planes = packing.planes.join("; ");

@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod inspect;
 mod list;
+mod man;
 mod pack;
 mod pick;
 mod quantize;
@@ -66,6 +67,8 @@ pub enum Command {
     Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     Completions(completions::Completions),
+    /// Write a manual page for each command
+    Man(man::Man),
 }
 
 impl Command {
@@ -92,6 +95,7 @@ impl Command {
             Command::List(command) => command.run(io),
             Command::Doctor(command) => command.run(io),
             Command::Completions(command) => command.run(io),
+            Command::Man(command) => command.run(io),
         }
     }
 }

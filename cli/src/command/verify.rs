@@ -1,5 +1,7 @@
 //! `verify`: whether a bundle is what its manifest says, and whether its kernels compute what they should on a device.
 
+mod cache;
+
 use crate::failure::Failure;
 use crate::table::Table;
 use crate::{Io, Outcome, measure, memory};
@@ -43,18 +45,21 @@ struct Summary<'a> {
     /// Why this target; absent where nothing was run.
     target: Option<String>,
     results: &'a [Row],
+    /// Caches made of the bundle's kernels.
+    caches: &'a [cache::Row],
 }
 
 impl Verify {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
         let bundle = Arc::new(Bundle::open(&self.bundle)?);
         let faults = bundle.faults();
-        let (mut rows, mut target) = (Vec::new(), None);
+        let (mut rows, mut caches, mut target) = (Vec::new(), Vec::new(), None);
         // What is not as it was made is not run.
         if let (Some(name), true) = (&self.device, faults.is_empty()) {
-            let kernels = Kernels::new(bundle.clone(), bitsmith_runtime::open(name)?)?;
+            let kernels = Arc::new(Kernels::new(bundle.clone(), bitsmith_runtime::open(name)?)?);
             target = Some(kernels.reason().to_string());
             rows = self.results(&kernels)?;
+            caches = cache::results(&kernels)?;
         }
         let summary = Summary {
             bundle: self.bundle.display().to_string(),
@@ -62,6 +67,7 @@ impl Verify {
             faults: &faults,
             target,
             results: &rows,
+            caches: &caches,
         };
         if self.json {
             io.json(&summary)?
@@ -69,7 +75,9 @@ impl Verify {
             print(io, &summary)?
         }
         let wrong = rows.iter().filter(|row| !row.check.passed()).map(|row| format!("{}: out of bounds", row.entry));
-        let all: Vec<String> = faults.iter().cloned().chain(wrong).collect();
+        let wrong_caches =
+            caches.iter().filter(|row| !row.passed()).map(|row| format!("KV cache {}: wrong", row.cache));
+        let all: Vec<String> = faults.iter().cloned().chain(wrong).chain(wrong_caches).collect();
         if all.is_empty() { Ok(()) } else { Err(Failure::Found(all.join("\nerror: "))) }
     }
 
@@ -137,6 +145,19 @@ fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {
                 row.m.to_string(),
                 format!("{:.3}", row.check.worst_ratio),
                 row.check.compared.to_string(),
+            ]);
+        }
+        write!(io.out, "{table}")?;
+    }
+    if !summary.caches.is_empty() {
+        let mut table = Table::new(&["KV cache", "stored", "wrong", "outputs", "error / bound"]);
+        for row in summary.caches {
+            table.row(vec![
+                row.cache.clone(),
+                row.stored.to_string(),
+                row.wrong.to_string(),
+                row.compared.to_string(),
+                format!("{:.3}", row.worst_ratio),
             ]);
         }
         write!(io.out, "{table}")?;

@@ -58,6 +58,7 @@ const AMPERE: Features = Features::of(&[
     Feature::F16Arithmetic,
     Feature::Bf16Arithmetic,
     Feature::Fma,
+    Feature::Subnormals,
     Feature::Dot4UnsignedSigned,
     Feature::Dot4SignedSigned,
     Feature::PermuteBytes,

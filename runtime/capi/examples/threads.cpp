@@ -1,7 +1,7 @@
-// Eight threads share a device, a bundle, a kernel and packed weights; each multiplies its own rows and must get what a single thread
-// got.
+// Eight threads share a device, a bundle, a kernel, packed weights and a KV cache; each multiplies its own rows, and attends in a
+// cache of its own and to requests of its own in the shared one, and must get what a single thread got.
 //
-//     threads BUNDLE FORMAT N K
+//     threads BUNDLE FORMAT N K KV_FORMAT          the bundle has kernels for 4 heads over 2 of 64 channels, pages of 16
 #include <bitsmith.h>
 
 #include <atomic>
@@ -64,10 +64,50 @@ static std::vector<uint16_t> multiply(const Handle &device, const Handle &kernel
     return y;
 }
 
+// Two prompts and two tokens in a cache of one's own: the outputs, one step after the other.
+static std::vector<uint16_t> attend(const Handle &device, const Handle &bundle, const char *format, unsigned seed)
+{
+    const bitsmith_kv_shape shape = {"f16", 4, 2, 64, 64, 16};
+    Handle cache = made("cache", [&](uint64_t *out) {
+        return bitsmith_kv_create(bundle.get(), &shape, &format, 1, 16, 2, out);
+    });
+    uint64_t requests[2];
+    for (uint64_t &request : requests)
+        check(bitsmith_kv_open(cache.get(), &request), "request");
+    std::vector<uint16_t> all;
+    const uint64_t steps[][2] = {{37, 20}, {1, 1}, {1, 0}};
+    for (const auto &step : steps) {
+        size_t rows = step[0] + step[1];
+        std::vector<uint16_t> q(rows * 256), k(rows * 128), v(rows * 128), y(rows * 256);
+        unsigned turn = seed + 11 * static_cast<unsigned>(all.size() % 97);
+        auto fill = [&](std::vector<uint16_t> &list, unsigned what) {
+            // Between 1 and 2, every third one negative.
+            for (size_t i = 0; i < list.size(); i++)
+                list[i] = static_cast<uint16_t>((i % 3 ? 0x3c00 : 0xbc00) | ((i * 37 + turn * 89 + what * 53) & 0x3ff));
+        };
+        fill(q, 0), fill(k, 1), fill(v, 2);
+        auto buffer = [&](std::vector<uint16_t> &list) {
+            Handle made_ = made("buffer", [&](uint64_t *out) {
+                return bitsmith_buffer_create(device.get(), list.size() * 2, out);
+            });
+            check(bitsmith_buffer_upload(made_.get(), 0, list.data(), list.size() * 2), "upload");
+            return made_;
+        };
+        Handle in = buffer(q), keys = buffer(k), values = buffer(v), out = buffer(y);
+        bitsmith_view views[] = {{in.get(), 0, 0}, {keys.get(), 0, 0}, {values.get(), 0, 0}, {out.get(), 0, 0}};
+        check(bitsmith_kv_grow(cache.get(), requests, step, 2), "grow");
+        check(bitsmith_kv_append(cache.get(), 0, &views[1], &views[2]), "append");
+        check(bitsmith_kv_attend(cache.get(), 0, &views[0], &views[3], nullptr), "attend");
+        check(bitsmith_buffer_download(out.get(), 0, y.data(), y.size() * 2), "download");
+        all.insert(all.end(), y.begin(), y.end());
+    }
+    return all;
+}
+
 int main(int count, char **args)
 try {
-    if (count != 5) {
-        std::fprintf(stderr, "usage: %s BUNDLE FORMAT N K\n", args[0]);
+    if (count != 6) {
+        std::fprintf(stderr, "usage: %s BUNDLE FORMAT N K KV_FORMAT\n", args[0]);
         return 2;
     }
     const char *format = args[2];
@@ -94,9 +134,15 @@ try {
         made("weights", [&](uint64_t *out) { return bitsmith_buffer_create(device.get(), bytes, out); });
     check(bitsmith_buffer_upload(weights.get(), 0, packed.data(), bytes), "upload");
 
-    std::vector<std::vector<uint16_t>> expected;
-    for (unsigned seed = 0; seed < 8; seed++)
+    std::vector<std::vector<uint16_t>> expected, attended;
+    for (unsigned seed = 0; seed < 8; seed++) {
         expected.push_back(multiply(device, kernel, weights, n, k, 5, seed));
+        attended.push_back(attend(device, bundle, args[5], seed));
+    }
+    const bitsmith_kv_shape shape = {"f16", 4, 2, 64, 64, 16};
+    Handle shared = made("cache", [&](uint64_t *out) {
+        return bitsmith_kv_create(bundle.get(), &shape, &args[5], 1, 16, 8, out);
+    });
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
     for (unsigned seed = 0; seed < 8; seed++)
@@ -107,6 +153,16 @@ try {
                     wrong++;
                 if (multiply(device, kernel, weights, n, k, 5, seed) != expected[seed])
                     wrong++;
+                if (turn % 10 == 0 && attend(device, bundle, args[5], seed) != attended[seed])
+                    wrong++;
+                // Everybody opens, grows and ends requests of the same cache.
+                uint64_t request = 0, tokens = seed % 3 + 1, found = 0;
+                check(bitsmith_kv_open(shared.get(), &request), "request");
+                check(bitsmith_kv_grow(shared.get(), &request, &tokens, 1), "grow");
+                check(bitsmith_kv_tokens(shared.get(), request, &found), "tokens");
+                if (found != tokens)
+                    wrong++;
+                check(bitsmith_kv_end(shared.get(), request), "end");
             }
         });
     for (std::thread &thread : threads)

@@ -3,8 +3,8 @@
 use super::guard::{Answer, Fault, guarded};
 use super::pointer::{copy_out, optional_text, read, slice, text, write};
 use super::registry::{self, Thing};
-use bitsmith_runtime::View;
 use bitsmith_runtime::bundle::{ArgEntry, Bundle, Kernels, Want};
+use bitsmith_runtime::{Buffer, View};
 use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
@@ -220,17 +220,21 @@ pub unsafe extern "C" fn bitsmith_launch(kernel: u64, m: u64, views: *const Bits
         }
         let mut ranges = Vec::with_capacity(count);
         for (view, buffer) in given.iter().zip(&buffers) {
-            let far = |_| Fault::invalid(format!("a view of bytes {}+{}: too far", view.offset, view.bytes));
-            let offset = usize::try_from(view.offset).map_err(far)?;
-            let length = match view.bytes {
-                0 => buffer.bytes().saturating_sub(offset),
-                bytes => usize::try_from(bytes).map_err(far)?,
-            };
-            let range: View<'_> = buffer.range(offset, length)?;
-            ranges.push(range);
+            ranges.push(range_of(view, buffer)?);
         }
         Ok(kernels.kernel(index)?.launch(rows(m)?, &ranges)?)
     })
+}
+
+/// The range of a buffer that a view means.
+pub(crate) fn range_of<'a>(view: &BitsmithView, buffer: &'a Buffer) -> Answer<View<'a>> {
+    let far = |_| Fault::invalid(format!("a view of bytes {}+{}: too far", view.offset, view.bytes));
+    let offset = usize::try_from(view.offset).map_err(far)?;
+    let length = match view.bytes {
+        0 => buffer.bytes().saturating_sub(offset),
+        bytes => usize::try_from(bytes).map_err(far)?,
+    };
+    Ok(buffer.range(offset, length)?)
 }
 
 /// The manifest of the bundle in a folder as JSON, checked; no device is needed.

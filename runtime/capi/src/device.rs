@@ -3,6 +3,7 @@
 use super::guard::{Answer, BITSMITH_ABI_VERSION, Fault, guarded};
 use super::pointer::{copy_out, slice, slice_mut, text, write};
 use super::registry::{self, Thing};
+use bitsmith_runtime::kv::KvCache;
 use std::ffi::{c_char, c_void};
 
 fn version(found: u32) -> Answer<()> {
@@ -56,6 +57,17 @@ pub unsafe extern "C" fn bitsmith_describe(handle: u64, json: *mut c_char, bytes
             Thing::Bundle(kernels) => serde_json::json!({
                 "kind": "bundle", "target": kernels.target(), "reason": kernels.reason(),
             }),
+            Thing::Cache(cache, device) => {
+                let described = |cache: &KvCache| {
+                    let formats = (0..cache.layers()).map(|layer| Ok(cache.layout(layer)?.format.to_string()));
+                    Ok(serde_json::json!({
+                        "kind": "kv_cache", "device": device.info().name, "bytes": cache.bytes(),
+                        "pages": cache.pages().total(), "free_pages": cache.pages().free(),
+                        "formats": formats.collect::<Answer<Vec<String>>>()?,
+                    }))
+                };
+                cache.with(|cache| described(cache))?
+            }
             Thing::Kernel(kernels, index, reason) => serde_json::json!({
                 "kind": "kernel", "kernel": kernels.target().kernels.get(index), "reason": &*reason,
             }),
@@ -84,7 +96,8 @@ pub unsafe extern "C" fn bitsmith_buffer_create(device: u64, bytes: usize, buffe
     })
 }
 
-/// The caller's own memory as a buffer of a device that shares its address space (`cpu`). It must start at a multiple of 64.
+/// The caller's own memory as a buffer of a device that takes its address: `cpu`, where it must start at a multiple of 64, and
+/// `cuda`, where it is memory of that GPU.
 ///
 /// # Safety
 /// The memory must stay valid until the buffer is closed and its last launch has ended, and nobody else may touch it during one.
@@ -94,10 +107,11 @@ pub unsafe extern "C" fn bitsmith_buffer_wrap(device: u64, memory: *mut c_void, 
         // SAFETY: the caller's promise, here and below.
         unsafe { write(buffer, 0, "buffer")? };
         let device = registry::device(device)?;
-        // SAFETY: as above; `slice_mut` refuses null.
-        let range = unsafe { slice_mut(memory.cast::<u8>(), bytes.max(1), "memory")? };
-        // SAFETY: as above.
-        let made = unsafe { device.wrap(range.as_mut_ptr(), bytes)? };
+        if memory.is_null() || isize::try_from(bytes).is_err() {
+            return Err(Fault::invalid(format!("{bytes} bytes at {memory:p}; accepted: memory that is there")));
+        }
+        // SAFETY: as above. The address may be one of a GPU: nothing is read or written here.
+        let made = unsafe { device.wrap(memory.cast(), bytes)? };
         // SAFETY: as above.
         unsafe { write(buffer, registry::register(Thing::Buffer(made, device)), "buffer") }
     })

@@ -7,13 +7,13 @@
 mod bundle;
 mod device;
 mod guard;
+mod kv;
 mod pointer;
 mod registry;
-#[cfg(test)]
-mod tests;
 mod weights;
 
 pub use bundle::*;
 pub use device::*;
 pub use guard::*;
+pub use kv::*;
 pub use weights::*;

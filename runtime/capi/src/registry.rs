@@ -1,6 +1,7 @@
-//! Handles: numbers that stand for devices, buffers, weights, bundles and kernels.
+//! Handles: numbers that stand for devices, buffers, weights, bundles, kernels and KV caches.
 
 use super::guard::{Answer, Fault};
+use super::kv::Cache;
 use bitsmith_compiler::format::Quantized;
 use bitsmith_runtime::bundle::Kernels;
 use bitsmith_runtime::{Buffer, Device};
@@ -16,6 +17,7 @@ pub(crate) enum Thing {
     Weights(Arc<Quantized>),
     Bundle(Arc<Kernels>),
     Kernel(Arc<Kernels>, usize, Arc<str>),
+    Cache(Arc<Cache>, Arc<dyn Device>),
 }
 
 impl Thing {
@@ -26,6 +28,7 @@ impl Thing {
             Thing::Weights(_) => "weights",
             Thing::Bundle(_) => "bundle",
             Thing::Kernel(..) => "kernel",
+            Thing::Cache(..) => "KV cache",
         }
     }
 }
@@ -63,7 +66,8 @@ fn absent(handle: u64) -> Fault {
     }
 }
 
-fn wrong<T>(handle: u64, found: &Thing, wanted: &str) -> Answer<T> {
+/// A handle of another kind than the call takes.
+pub(crate) fn wrong<T>(handle: u64, found: &Thing, wanted: &str) -> Answer<T> {
     Err(Fault::invalid(format!("handle {handle} is a {}; accepted: a {wanted}", found.what())))
 }
 
@@ -104,5 +108,13 @@ pub(crate) fn kernel(handle: u64) -> Answer<(Arc<Kernels>, usize, Arc<str>)> {
     match find(handle)? {
         Thing::Kernel(kernels, index, reason) => Ok((kernels, index, reason)),
         other => wrong(handle, &other, "kernel"),
+    }
+}
+
+/// The KV cache behind a handle, and its device.
+pub(crate) fn cache(handle: u64) -> Answer<(Arc<Cache>, Arc<dyn Device>)> {
+    match find(handle)? {
+        Thing::Cache(cache, device) => Ok((cache, device)),
+        other => wrong(handle, &other, "KV cache"),
     }
 }

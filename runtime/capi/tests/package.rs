@@ -1,42 +1,11 @@
 //! The installed package, as a C and a C++ program see it: built by CMake in a clean folder from nothing but the package, run by
 //! themselves, under valgrind and under ThreadSanitizer.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::Path;
 use std::process::Command;
-
-/// Runs a command that must succeed; its output.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
-    text
-}
-
-/// Whether a tool is there; a missing one is named, or is a failure where `BITSMITH_REQUIRE` asks for it.
-fn tool(name: &str) -> bool {
-    if Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    let required = std::env::var("BITSMITH_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|wanted| wanted == name), "{name} is required and was not found");
-    eprintln!("skipped: {name} was not found: the installed package is not built or not run under it");
-    false
-}
-
-/// The folder where Cargo put the libraries.
-fn libraries() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let deps = test.parent().unwrap();
-    let found = [deps, deps.parent().unwrap()].into_iter().find(|folder| folder.join("libbitsmith.so").is_file());
-    found.expect("libbitsmith.so lies beside this test").to_path_buf()
-}
-
-fn bitsmith(args: &[&str]) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = std::iter::once("bitsmith").chain(args.iter().copied()).map(std::ffi::OsString::from);
-    let code = bitsmith_cli::run(args, &mut out, &mut err);
-    assert_eq!(code, 0, "{}", String::from_utf8_lossy(&err));
-}
+use support::{bitsmith, libraries, run, tool};
 
 #[test]
 fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {
@@ -50,13 +19,14 @@ fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {
     let bundles: Vec<(String, &str, &str)> = [("W4A16", "int4-g128", "f16"), ("W8A8", "int8-channel", "int8-token")]
         .map(|(recipe, format, activation)| {
             let out = folder.path().join(recipe).display().to_string();
-            bitsmith(&["generate", "--recipe", recipe, "--shapes", "72x256", "--no-measure", "--out", &out]);
+            let sizes = ["--shapes", "72x256", "--kv", "f16,int8-head,int4-head", "--heads", "4/2x64", "--page", "16"];
+            bitsmith(&[&["generate", "--recipe", recipe, "--no-measure", "--out", &out], &sizes[..]].concat());
             (out, format, activation)
         })
         .into();
     let source = folder.path().join("source");
     std::fs::create_dir(&source).unwrap();
-    for name in ["CMakeLists.txt", "matmul.c", "threads.cpp"] {
+    for name in ["CMakeLists.txt", "matmul.c", "attention.c", "threads.cpp"] {
         std::fs::copy(here.join("examples").join(name), source.join(name)).unwrap();
     }
     let build = folder.path().join("build");
@@ -77,7 +47,14 @@ fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {
         }
     }
     let (bundle, format, _) = &bundles[0];
-    let threads = [bundle.as_str(), format, "72", "256"];
+    let attention = |kv: &'static str, prompt: &'static str| [bundle.as_str(), kv, "4", "2", "64", prompt, "3"];
+    for kv in ["f16", "int8-head", "int4-head"] {
+        for prompt in ["1", "40", "150"] {
+            let text = run(Command::new(build.join("attention")).args(attention(kv, prompt)));
+            assert!(text.contains("of its bound"), "{text}");
+        }
+    }
+    let threads = [bundle.as_str(), format, "72", "256", "int8-head"];
     for program in ["threads", "threads_tsan"] {
         // The library is not instrumented, so its atomics are unknown to the sanitizer: what is checked is that nothing which a
         // program shares with it is touched without order.
@@ -103,12 +80,18 @@ fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {
         run(Command::new(&program).args(args).env("LD_LIBRARY_PATH", library_path));
     }
     if tool("valgrind") {
-        for (bundle, format, activation) in &bundles {
-            let args = [bundle.as_str(), format, activation, "72", "256", "5"];
+        let valgrind = |program: &str, args: &[&str]| {
             run(Command::new("valgrind")
                 .args(["--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite", "-q"])
-                .arg(build.join("matmul"))
+                .arg(build.join(program))
                 .args(args));
+        };
+        for kv in ["int8-head", "int4-head"] {
+            valgrind("attention", &attention(kv, "20"));
+        }
+        for (bundle, format, activation) in &bundles {
+            let args = [bundle.as_str(), format, activation, "72", "256", "5"];
+            valgrind("matmul", &args);
         }
     }
 }

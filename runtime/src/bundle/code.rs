@@ -1,5 +1,6 @@
 //! From a file of a bundle to an artifact.
 
+use super::kv::KvEntry;
 use super::manifest::{KernelEntry, TargetEntry};
 use bitsmith_compiler::artifact::{Artifact, Payload};
 use bitsmith_compiler::target::cpu::CpuTarget;
@@ -11,23 +12,38 @@ const SPIRV: [u8; 4] = 0x0723_0203u32.to_le_bytes();
 
 /// The artifact of a kernel whose file has this content.
 pub(super) fn artifact(target: &TargetEntry, kernel: &KernelEntry, content: Vec<u8>) -> Result<Artifact> {
-    let payload = if CpuTarget::named(&target.made_for).is_ok() {
-        Payload::Machine(machine_code(&content, &kernel.entry)?)
-    } else if content.starts_with(&SPIRV) {
-        Payload::Binary(content)
-    } else {
-        match String::from_utf8(content) {
-            Ok(text) => Payload::Text(text),
-            Err(error) => Payload::Binary(error.into_bytes()),
-        }
-    };
     Ok(Artifact {
         target: target.made_for.clone(),
         entry: kernel.entry.clone(),
-        payload,
+        payload: payload(target, &kernel.entry, content)?,
         args: kernel.args.iter().map(|arg| arg.arg()).collect(),
         workgroup: kernel.workgroup,
         shared_bytes: kernel.scratch_bytes,
+    })
+}
+
+/// The artifact of a kernel of a KV cache whose file has this content.
+pub(super) fn kv_artifact(target: &TargetEntry, kernel: &KvEntry, content: Vec<u8>) -> Result<Artifact> {
+    Ok(Artifact {
+        target: target.made_for.clone(),
+        entry: kernel.entry.clone(),
+        payload: payload(target, &kernel.entry, content)?,
+        args: kernel.args.clone(),
+        workgroup: kernel.workgroup,
+        shared_bytes: kernel.scratch_bytes,
+    })
+}
+
+fn payload(target: &TargetEntry, entry: &str, content: Vec<u8>) -> Result<Payload> {
+    if CpuTarget::named(&target.made_for).is_ok() {
+        return Ok(Payload::Machine(machine_code(&content, entry)?));
+    }
+    if content.starts_with(&SPIRV) {
+        return Ok(Payload::Binary(content));
+    }
+    Ok(match String::from_utf8(content) {
+        Ok(text) => Payload::Text(text),
+        Err(error) => Payload::Binary(error.into_bytes()),
     })
 }
 

@@ -1,9 +1,12 @@
 //! The kernels of a bundle on a device: loaded when first used, launched with every size checked.
 
 use super::choose::{self, Choice, Want};
+use super::kv::KvSpec;
 use super::manifest::{ArgEntry, Grid, KernelEntry, TargetEntry};
 use super::{Bundle, code};
 use crate::device::{Device, Launch, LaunchArg, Program, View};
+use bitsmith_compiler::op::kv::{Attend, KvOp};
+use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Error, Result};
 use std::sync::{Arc, OnceLock};
 
@@ -60,6 +63,31 @@ impl Kernels {
             }
         };
         Ok(Kernel { entry, program, device: &*self.device })
+    }
+
+    /// The kernel for an operation on a KV cache, loaded, and how it runs. Fails with what the bundle has where it is not there.
+    pub fn kv(&self, op: &KvOp) -> Result<(KvSchedule, Program)> {
+        let (target, spec) = (self.target(), KvSpec::of(op));
+        let Some(entry) = target.kv.iter().find(|entry| entry.op == op.name() && entry.spec == spec) else {
+            let have = target.kv.iter().filter(|entry| entry.op == op.name());
+            let have: Vec<String> = have.map(|entry| entry.spec.to_string()).collect();
+            let have = if have.is_empty() { "none of that kind".to_string() } else { have.join("; ") };
+            return Err(Error::Unsupported(format!(
+                "{} for {spec} is not in the bundle (made with --kv); it has {have}",
+                op.name()
+            )));
+        };
+        let content = self.bundle.file(&entry.object)?;
+        Ok((entry.schedule, self.device.load(&code::kv_artifact(target, entry, content)?)?))
+    }
+
+    /// The numbers of query tokens per work item that the bundle has attention for, where all else is as in `op`; ascending.
+    pub fn attend_queries(&self, op: &Attend) -> Vec<usize> {
+        let spec = KvSpec { queries: None, ..KvSpec::of(&KvOp::Attend(*op)) };
+        let same = self.target().kv.iter().filter(|entry| KvSpec { queries: None, ..entry.spec.clone() } == spec);
+        let mut queries: Vec<usize> = same.filter_map(|entry| entry.spec.queries).collect();
+        queries.sort_unstable();
+        queries
     }
 }
 

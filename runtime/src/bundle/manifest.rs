@@ -1,6 +1,7 @@
 //! The manifest: what a bundle holds, for engines and build scripts. A promise: fields are added, not changed, within a
 //! schema version.
 
+use super::kv::KvEntry;
 use super::sha256;
 use bitsmith_compiler::artifact::{Arg, ArgKind};
 use bitsmith_compiler::schedule::Schedule;
@@ -55,6 +56,9 @@ pub struct TargetEntry {
     pub extra: Vec<FileEntry>,
     /// The kernels.
     pub kernels: Vec<KernelEntry>,
+    /// Kernels of KV caches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv: Vec<KvEntry>,
 }
 
 /// How the packed weights of a format lie.
@@ -249,7 +253,8 @@ impl Manifest {
     pub fn files(&self) -> impl Iterator<Item = (&TargetEntry, &FileEntry)> {
         self.targets.iter().flat_map(|target| {
             let kernels = target.kernels.iter().map(|kernel| &kernel.object);
-            target.header.iter().chain(&target.extra).chain(kernels).map(move |file| (target, file))
+            let kv = target.kv.iter().map(|kernel| &kernel.object);
+            target.header.iter().chain(&target.extra).chain(kernels).chain(kv).map(move |file| (target, file))
         })
     }
 

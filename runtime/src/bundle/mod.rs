@@ -7,12 +7,14 @@
 mod choose;
 mod code;
 mod kernels;
+mod kv;
 mod manifest;
 mod spec;
 
 pub use bitsmith_compiler::artifact::sha256;
 pub use choose::{Choice, Want};
 pub use kernels::{Kernel, Kernels};
+pub use kv::{KvEntry, KvSpec};
 pub use manifest::{
     ArgEntry, Details, FileEntry, Grid, KernelEntry, MANIFEST, Manifest, PackingEntry, SCHEMA, TargetEntry,
     ToolVersions,

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 /// A status: 0 is success.
 pub type Status = c_int;
-/// A loaded module, a function in it, a program under compilation: all opaque.
+/// A loaded module, a function in it, a stream, a program under compilation: all opaque.
 pub type Handle = *mut c_void;
 
 /// `hipMemcpyKind`.
@@ -49,14 +49,14 @@ table! {
         properties = "hipGetDevicePropertiesR0600": fn(*mut c_void, c_int) -> Status;
         malloc = "hipMalloc": fn(*mut *mut c_void, usize) -> Status;
         free = "hipFree": fn(*mut c_void) -> Status;
-        copy = "hipMemcpy": fn(*mut c_void, *const c_void, usize, c_int) -> Status;
+        copy = "hipMemcpyWithStream": fn(*mut c_void, *const c_void, usize, c_int, Handle) -> Status;
         load_module = "hipModuleLoadData": fn(*mut Handle, *const c_void) -> Status;
         unload_module = "hipModuleUnload": fn(Handle) -> Status;
         function = "hipModuleGetFunction": fn(*mut Handle, Handle, *const c_char) -> Status;
         launch = "hipModuleLaunchKernel": fn(
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
         ) -> Status;
-        synchronize = "hipDeviceSynchronize": fn() -> Status;
+        synchronize = "hipStreamSynchronize": fn(Handle) -> Status;
         error_string = "hipGetErrorString": fn(Status) -> *const c_char;
     }
 }

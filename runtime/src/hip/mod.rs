@@ -24,9 +24,16 @@ pub struct HipDevice {
     index: c_int,
     model: String,
     target: HipTarget,
+    /// Where copies and launches are queued: null for the default stream, or the caller's.
+    stream: Handle,
     /// HIP's current device belongs to a thread; whoever calls HIP sets it first and holds this.
     lock: Mutex<()>,
 }
+
+// SAFETY: the stream is an opaque handle that HIP's functions take from any thread; calls are ordered by the lock.
+unsafe impl Send for HipDevice {}
+// SAFETY: as above.
+unsafe impl Sync for HipDevice {}
 
 /// Device memory.
 struct Memory {
@@ -73,8 +80,21 @@ impl Drop for Module {
 const PROPERTIES: usize = 16 << 10;
 
 impl HipDevice {
-    /// The device of this number.
+    /// The device of this number, on its default stream.
     pub fn open(index: u32) -> Result<HipDevice> {
+        HipDevice::on(index, ptr::null_mut())
+    }
+
+    /// The same on a stream of the caller's (`hipStream_t`; null for the default one), so that copies and launches come in order
+    /// with what others queue there.
+    ///
+    /// # Safety
+    /// The stream is one of that device, and outlives the device and all that was made of it.
+    pub unsafe fn open_on(index: u32, stream: *mut c_void) -> Result<HipDevice> {
+        HipDevice::on(index, stream)
+    }
+
+    fn on(index: u32, stream: Handle) -> Result<HipDevice> {
         let hip = api::hip()?;
         let mut count = 0;
         // SAFETY: the calls take a flag word that must be 0, and a place for the number.
@@ -105,7 +125,7 @@ impl HipDevice {
                 Error::Unsupported(format!("device `hip:{index}` is {model} ({arch}), which no target is made for"))
             })?,
         };
-        Ok(HipDevice { hip, index, model, target, lock: Mutex::new(()) })
+        Ok(HipDevice { hip, index, model, target, stream, lock: Mutex::new(()) })
     }
 
     /// Makes this the thread's device and keeps others out.
@@ -152,7 +172,8 @@ impl Device for HipDevice {
         let _guard = self.enter()?;
         // SAFETY: the range lies in the buffer, and the call returns when the bytes have been read.
         let status = unsafe {
-            (self.hip.copy)(memory.address.byte_add(offset), bytes.as_ptr().cast(), bytes.len(), api::TO_DEVICE)
+            let to = memory.address.byte_add(offset);
+            (self.hip.copy)(to, bytes.as_ptr().cast(), bytes.len(), api::TO_DEVICE, self.stream)
         };
         self.hip.check(status, "copying to the device")
     }
@@ -163,7 +184,8 @@ impl Device for HipDevice {
         let _guard = self.enter()?;
         // SAFETY: the range lies in the buffer, and the call returns when the bytes have been written.
         let status = unsafe {
-            (self.hip.copy)(bytes.as_mut_ptr().cast(), memory.address.byte_add(offset), bytes.len(), api::TO_HOST)
+            let from = memory.address.byte_add(offset);
+            (self.hip.copy)(bytes.as_mut_ptr().cast(), from, bytes.len(), api::TO_HOST, self.stream)
         };
         self.hip.check(status, "copying from the device")
     }
@@ -245,7 +267,7 @@ impl Device for HipDevice {
                 y,
                 z,
                 0,
-                ptr::null_mut(),
+                self.stream,
                 pointers.as_mut_ptr(),
                 ptr::null_mut(),
             )
@@ -255,7 +277,7 @@ impl Device for HipDevice {
 
     fn synchronize(&self) -> Result<()> {
         let _guard = self.enter()?;
-        // SAFETY: the call takes nothing.
-        self.hip.check(unsafe { (self.hip.synchronize)() }, "waiting for the device")
+        // SAFETY: the stream is the default one, or the caller's, which lives.
+        self.hip.check(unsafe { (self.hip.synchronize)(self.stream) }, "waiting for the stream")
     }
 }

@@ -16,15 +16,29 @@ impl KvCache {
             if !list.is_empty() && list.len() != self.shape.heads {
                 return Err(Error::invalid(format!("{} {what}; accepted: one per query head, or none", list.len())));
             }
+            if let Some(number) = list.iter().find(|number| !number.is_finite()) {
+                return Err(Error::invalid(format!("{number} among the {what}; accepted: finite numbers")));
+            }
         }
         let part = self.layer(layer)?;
         let (layout, page) = (part.layout, self.shape.page);
-        let group = (self.shape.heads / self.shape.kv_heads.max(1)).max(1);
         let longest = self.step.iter().map(|&(_, tokens)| tokens).max().unwrap_or(0);
         if longest == 0 {
             return Ok(());
         }
-        let queries = longest.min((self.programs.most_rows() / group).max(1));
+        let op = Attend {
+            layout,
+            heads: self.shape.heads,
+            queries: 1,
+            input: self.shape.dtype,
+            scale: options.scale,
+            softcap: options.softcap,
+            alibi: !options.slopes.is_empty(),
+            sight: options.sight,
+        };
+        KvOp::Attend(op).checked()?;
+        let queries = self.programs.queries(&op, longest);
+        let op = Attend { queries, ..op };
         // Tables live until the plan is made.
         let mut tables = Vec::new();
         for &(id, _) in &self.step {
@@ -51,16 +65,6 @@ impl KvCache {
         let pools = 1 + usize::from(part.window.is_some());
         let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.workers() * 4));
         let plan = plan_attend(&batch, pools, page, queries, options.sight, splits)?;
-        let op = Attend {
-            layout,
-            heads: self.shape.heads,
-            queries,
-            input: self.shape.dtype,
-            scale: options.scale,
-            softcap: options.softcap,
-            alibi: !options.slopes.is_empty(),
-            sight: options.sight,
-        };
         let rows_per_slot = self.shape.kv_heads * op.rows();
         let o = self.programs.scratch("o", plan.slots.max(1) * rows_per_slot * self.shape.v_dim * 4)?;
         let ml = self.programs.scratch("ml", plan.slots.max(1) * rows_per_slot * 8)?;

@@ -12,16 +12,19 @@
 //! ```
 
 mod attention;
+mod operations;
 mod pages;
 mod plan;
 mod programs;
 mod window;
 
+pub use operations::operations;
 pub use pages::{Pages, RequestId};
 pub use plan::{AttendPlan, Queries, Segment, Splits, attend as plan_attend, spans as plan_spans};
 
 use self::programs::Programs;
 use self::window::Window;
+use crate::bundle::Kernels;
 use crate::{Buffer, Device, LaunchArg, View};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
@@ -44,6 +47,22 @@ pub struct KvShape {
     pub page: usize,
     /// Type of keys, values, queries and outputs.
     pub dtype: DType,
+}
+
+impl KvShape {
+    /// Fails where the heads do not fit, or the type is none of floats. The rest is checked with the formats.
+    fn check(&self) -> Result<()> {
+        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads > 4096 {
+            return Err(Error::invalid(format!(
+                "{} query heads over {} KV heads; accepted: multiples of the latter up to 4096",
+                self.heads, self.kv_heads
+            )));
+        }
+        if !matches!(self.dtype, DType::F16 | DType::Bf16 | DType::F32) {
+            return Err(Error::invalid(format!("keys and values of {}; accepted: f16, bf16, f32", self.dtype.name())));
+        }
+        Ok(())
+    }
 }
 
 /// How attention runs.
@@ -101,6 +120,30 @@ impl KvCache {
         pages: usize,
         requests: usize,
     ) -> Result<KvCache> {
+        KvCache::with(Programs::new(Arc::clone(&device)), device, shape, formats, pages, requests)
+    }
+
+    /// The same with the kernels of a bundle: nothing is compiled, and a call that needs another kernel fails with its name.
+    pub fn of_bundle(
+        kernels: Arc<Kernels>,
+        shape: KvShape,
+        formats: &[KvFormat],
+        pages: usize,
+        requests: usize,
+    ) -> Result<KvCache> {
+        let device = Arc::clone(kernels.device());
+        KvCache::with(Programs::of_bundle(kernels), device, shape, formats, pages, requests)
+    }
+
+    fn with(
+        programs: Programs,
+        device: Arc<dyn Device>,
+        shape: KvShape,
+        formats: &[KvFormat],
+        pages: usize,
+        requests: usize,
+    ) -> Result<KvCache> {
+        shape.check()?;
         if requests == 0 || requests > 1 << 20 {
             return Err(Error::invalid(format!("{requests} requests; accepted: 1 to 1048576")));
         }
@@ -121,7 +164,6 @@ impl KvCache {
             return Err(Error::invalid("a cache of no layers; accepted: one format per layer, at least one"));
         }
         let pages = Pages::new(shape.page, pages)?;
-        let programs = Programs::new(Arc::clone(&device));
         Ok(KvCache {
             device,
             shape,
@@ -176,6 +218,11 @@ impl KvCache {
         self.layers.get_mut(layer).ok_or_else(|| Error::invalid(format!("layer {layer} of {count}")))
     }
 
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
     /// The layout of a layer's pages.
     pub fn layout(&self, layer: usize) -> Result<&KvLayout> {
         Ok(&self.layer(layer)?.layout)
@@ -220,6 +267,8 @@ impl KvCache {
 
     /// Takes back a request's newest tokens, as after a speculation that failed. Fails where that reaches past a window.
     pub fn truncate(&mut self, id: RequestId, tokens: usize) -> Result<()> {
+        // A request that is not open has no place in the windows.
+        self.pages.tokens(id)?;
         let sealed =
             self.layers.iter().filter_map(|l| l.window.as_ref()).map(|w| w.sealed[id.slot()]).max().unwrap_or(0);
         if tokens < sealed * self.shape.page {
@@ -238,7 +287,7 @@ impl KvCache {
     pub fn grow(&mut self, step: &[(RequestId, usize)]) -> Result<()> {
         if let Some((_, _, positions)) = self.rope {
             for &(id, tokens) in step {
-                let end = self.pages.tokens(id)? + tokens;
+                let end = self.pages.tokens(id)?.saturating_add(tokens);
                 if end > positions {
                     return Err(Error::invalid(format!("{end} tokens; the rotary table has {positions} positions")));
                 }
@@ -358,7 +407,7 @@ impl KvCache {
         v: View<'_>,
     ) -> Result<()> {
         let tokens = self.pages.tokens(id)?;
-        if start + count > tokens {
+        if start.checked_add(count).is_none_or(|end| end > tokens) {
             return Err(Error::invalid(format!("tokens {start}+{count} of a request of {tokens}")));
         }
         let bytes = |dim: usize| count * self.shape.kv_heads * dim * self.shape.dtype.bits() as usize / 8;

@@ -14,6 +14,16 @@ impl RequestId {
     pub fn slot(self) -> usize {
         self.0 as usize
     }
+
+    /// It as a number, for callers of other languages: never 0, never the same for two requests of a cache.
+    pub fn number(self) -> u64 {
+        u64::from(self.1) << 32 | u64::from(self.0)
+    }
+
+    /// Back from a number; one that stands for no request is refused where it is used.
+    pub fn of_number(number: u64) -> RequestId {
+        RequestId(number as u32, (number >> 32) as u32)
+    }
 }
 
 /// What a request has.
@@ -94,17 +104,19 @@ impl Pages {
     /// Pages that so many more tokens would take.
     pub fn wanted(&self, id: RequestId, tokens: usize) -> Result<usize> {
         let request = self.get(id)?;
-        Ok((request.tokens + tokens).div_ceil(self.page).saturating_sub(request.pages.len()))
+        let end = request.tokens.checked_add(tokens);
+        let end = end.ok_or_else(|| Error::invalid(format!("{tokens} more tokens; no cache holds that many")))?;
+        Ok(end.div_ceil(self.page).saturating_sub(request.pages.len()))
     }
 
     /// Makes room for several requests at once. Fails, and changes nothing, where pages run out.
     pub fn grow(&mut self, wanted: &[(RequestId, usize)]) -> Result<()> {
-        let mut total = 0;
+        let mut total = 0usize;
         for (i, &(id, tokens)) in wanted.iter().enumerate() {
             if wanted[..i].iter().any(|&(other, _)| other == id) {
                 return Err(Error::invalid(format!("request {} is named twice", id.0)));
             }
-            total += self.wanted(id, tokens)?;
+            total = total.saturating_add(self.wanted(id, tokens)?);
         }
         if total > self.free.len() {
             return Err(Error::invalid(format!(

@@ -1,30 +1,55 @@
 //! Compiled kernels of a cache's operations, and the small buffers that their launches take.
 
+use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
-use bitsmith_compiler::caps::Feature;
+use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::KvOp;
+use bitsmith_compiler::op::kv::{Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Kernels, made when they are first used, and scratch memory by name.
+/// Where kernels come from.
+enum Source {
+    /// The compiler, when one is first used.
+    Compiler,
+    /// A bundle, which has what it has.
+    Bundle(Arc<Kernels>),
+}
+
+/// Query rows of a work item that a kernel takes well.
+pub fn most_rows(caps: &Caps) -> usize {
+    if caps.features.has(Feature::Workgroups) { 8 } else { 32 }
+}
+
+/// Kernels, made or loaded when they are first used, and scratch memory by name.
 pub struct Programs {
     device: Arc<dyn Device>,
+    source: Source,
     made: Vec<(KvOp, KvSchedule, Program)>,
     scratch: HashMap<&'static str, Buffer>,
 }
 
 impl Programs {
-    /// Nothing yet.
+    /// Kernels of the compiler.
     pub fn new(device: Arc<dyn Device>) -> Programs {
-        Programs { device, made: Vec::new(), scratch: HashMap::new() }
+        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new() }
     }
 
-    /// Query rows of a work item that a kernel takes well.
-    pub fn most_rows(&self) -> usize {
-        if self.device.caps().features.has(Feature::Workgroups) { 8 } else { 32 }
+    /// Kernels of a bundle.
+    pub fn of_bundle(kernels: Arc<Kernels>) -> Programs {
+        let device = Arc::clone(kernels.device());
+        Programs { device, source: Source::Bundle(kernels), made: Vec::new(), scratch: HashMap::new() }
+    }
+
+    /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.
+    pub fn queries(&self, op: &Attend, longest: usize) -> usize {
+        let most = longest.min((most_rows(self.device.caps()) / op.group().max(1)).max(1));
+        let Source::Bundle(kernels) = &self.source else { return most };
+        let there = kernels.attend_queries(op);
+        // The next larger one; where none is there, launching says so.
+        there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
     /// Work items that run at a time, about.
@@ -70,9 +95,15 @@ impl Programs {
         let index = match found {
             Some(index) => index,
             None => {
-                let schedule = choose(op, self.device.caps());
-                let compiled = compile_kv(op, &schedule, self.device.target())?;
-                self.made.push((*op, schedule, self.device.load(&compiled.artifact)?));
+                let (schedule, program) = match &self.source {
+                    Source::Compiler => {
+                        let schedule = choose(op, self.device.caps());
+                        let compiled = compile_kv(op, &schedule, self.device.target())?;
+                        (schedule, self.device.load(&compiled.artifact)?)
+                    }
+                    Source::Bundle(kernels) => kernels.kv(op)?,
+                };
+                self.made.push((*op, schedule, program));
                 self.made.len() - 1
             }
         };

@@ -9,7 +9,7 @@ mod direct;
 use self::decode::float;
 use self::direct::Direct;
 use super::load_number;
-use crate::caps::{Caps, Feature};
+use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::format::qt16::{Class, LaneOrder, PANEL, Qt16, STRIP, Section, section_rows, tile_columns};
 use crate::format::{Code, Zero};
@@ -300,7 +300,7 @@ impl<'a> Fragments<'a> {
     fn number(&self, b: &mut Builder, section: &Section, entry: Pos, (row, count): (usize, u8)) -> Value {
         let place = self.place(b, section, entry, self.summed, row);
         let address = at(self.memory, place.index, place.fixed);
-        let f16_convert = self.features.has(Feature::F16Convert);
-        load_number(b, section.dtype, address, count, (count as usize * section.size()).min(16) as u32, f16_convert)
+        let align = (count as usize * section.size()).min(16) as u32;
+        load_number(b, section.dtype, address, count, align, self.features)
     }
 }

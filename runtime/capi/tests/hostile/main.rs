@@ -1,11 +1,13 @@
 //! Hostile callers: each call answers with a status, and the library goes on.
 
-use crate::*;
+mod cache;
+
+use bitsmith::*;
 use bitsmith_runtime::bundle::{Bundle, MANIFEST};
 use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut};
 
-const HEADER: &str = include_str!("../../../templates/c/bitsmith.h");
+const HEADER: &str = include_str!("../../templates/c/bitsmith.h");
 
 fn last() -> String {
     let mut text = [0i8; 512];
@@ -38,8 +40,13 @@ fn the_header_states_what_the_library_has() {
         assert!(HEADER.contains(&format!("BITSMITH_{name} = {value}")), "{name}");
     }
     // Every function that is exported stands in the header, and the other way round.
-    let sources =
-        [include_str!("bundle.rs"), include_str!("device.rs"), include_str!("guard.rs"), include_str!("weights.rs")];
+    let sources = [
+        include_str!("../../src/bundle.rs"),
+        include_str!("../../src/device.rs"),
+        include_str!("../../src/guard.rs"),
+        include_str!("../../src/kv.rs"),
+        include_str!("../../src/weights.rs"),
+    ];
     let exported: Vec<&str> = sources
         .iter()
         .flat_map(|source| source.split("extern \"C\" fn ").skip(1))
@@ -59,6 +66,8 @@ fn the_header_states_what_the_library_has() {
     assert_eq!(size_of::<BitsmithWant>(), 48);
     assert_eq!(size_of::<BitsmithArgument>(), 56);
     assert_eq!(size_of::<BitsmithView>(), 24);
+    assert_eq!(size_of::<BitsmithKvShape>(), 32);
+    assert_eq!(size_of::<BitsmithAttention>(), 48);
 }
 
 #[test]
