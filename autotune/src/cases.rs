@@ -241,8 +241,8 @@ const MATRIX_FORMATS: [&str; 42] = [
     "int2-g64-fzerobf16",
     "int8-g128-fzero",
     "int4-g32-offset",
-    "int4-g32-offset-dq",
-    "int5-g32-offset-dq",
+    "int4-channel-offset",
+    "int5-g32-offset",
     "int3-channel-offset",
 ];
 
