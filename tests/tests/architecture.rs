@@ -50,7 +50,7 @@ fn all_sources() -> Vec<PathBuf> {
         "cli/tests",
         "tests",
         "benches",
-        "examples",
+        "runtime/candle",
         "runtime/capi",
     ] {
         sources(&root().join(part), &mut files);

@@ -12,14 +12,14 @@ use support::{bitsmith, libraries, run, skip};
 fn a_feed_forward_block_on_candle_agrees_with_candles_own_matmuls() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let manifest = root.join("examples/candle/Cargo.toml");
+    let manifest = root.join("runtime/candle/Cargo.toml");
     let command = |word: &str| {
         let mut command = Command::new(&cargo);
         command.args([word, "--offline", "--locked", "--manifest-path"]).arg(&manifest);
         command
     };
     if !command("tree").output().is_ok_and(|output| output.status.success()) {
-        return skip("candle", "needs its crates (cargo fetch --manifest-path examples/candle/Cargo.toml)");
+        return skip("candle", "needs its crates (cargo fetch --manifest-path runtime/candle/Cargo.toml)");
     }
     let target = libraries().ancestors().find(|folder| folder.ends_with("target")).map(|folder| folder.join("candle"));
     let target = target.unwrap_or_else(|| root.join("target/candle"));

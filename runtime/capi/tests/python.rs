@@ -29,7 +29,7 @@ fn a_wheel_is_built_installed_and_agrees_with_numpy() {
     };
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../python");
     let library = libraries().join("libbitsmith.so");
     // Built as any PEP 517 front end does it, with nothing from outside.
     let build = || {

@@ -27,7 +27,7 @@ def _platform():
 def _library():
     name = next((name for start, name in NAMES.items() if _platform().startswith(start)), "libbitsmith.so")
     given = os.environ.get("BITSMITH_LIBRARY")
-    path = pathlib.Path(given) if given else HERE.parent / "target" / "release" / name
+    path = pathlib.Path(given) if given else HERE.parents[1] / "target" / "release" / name
     if not path.is_file():
         raise SystemExit(f"{path} is missing: cargo build --release --workspace, or set BITSMITH_LIBRARY")
     strip = shutil.which("strip")
@@ -42,7 +42,7 @@ def _library():
 
 
 def _version():
-    text = (HERE.parent / "Cargo.toml").read_text()
+    text = (HERE.parents[1] / "Cargo.toml").read_text()
     return re.search(r'^version = "(.*)"', text, re.MULTILINE).group(1)
 
 
