@@ -78,7 +78,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         f"Wheel-Version: 1.0\nGenerator: bitsmith {version}\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
     )
     for licence in ("LICENSE-MIT", "LICENSE-APACHE"):
-        files[f"{info}/licenses/{licence}"] = (HERE.parent / licence).read_bytes()
+        files[f"{info}/licenses/{licence}"] = (HERE.parents[1] / licence).read_bytes()
     record = []
     for path, content in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
