@@ -39,7 +39,7 @@ pub struct Compiled {
 pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Compiled> {
     let kernel = lower::lower(op, schedule, target.caps())?;
     let legal = legalize(&kernel, target)?;
-    let artifact = target.emit(&verified(&legal, target)?)?;
+    let artifact = target.annotate(target.emit(&verified(&legal, target)?)?, &lower::describe(op, schedule));
     let resources = resources(&legal, target.caps());
     Ok(Compiled { kernel, legal, resources, artifact })
 }

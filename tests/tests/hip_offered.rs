@@ -1,5 +1,9 @@
 //! Every kernel that is offered for AMD GPUs, by instruction set, family, format and model: clang takes it, nothing spills, it
 //! stays within what lowering estimated, and the instructions that it is made for are there. Its source is short.
+//!
+//! Sources are made and measured for all of them. Clang takes a fixed selection of more than 1,000, with each family of each
+//! format on each instruction set at least once; with `BITSMITH_HIP_OFFERED=all` it takes every one (some minutes).
+//! `BITSMITH_HIP_KEEP=folder` keeps the sources there, for readers.
 
 use bitsmith_calibrate::shapes::MODELS;
 use bitsmith_compiler::caps::Matrix;
@@ -20,11 +24,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Kernels that one compilation takes.
 const BATCH: usize = 24;
 
-/// Most lines of a kernel's source.
-const LINES: usize = 700;
+/// A kernel's source has fewer lines.
+const LINES: usize = 400;
 
-/// Lines below which most sources stay: those of few rows and of decoding do, some for many rows do not.
-const SHORT: usize = 400;
+/// Fewest kernels that the selection must hold.
+const WANTED: usize = 1000;
+
+/// A device of each instruction set.
+const DEVICES: [&str; 5] = ["mi250", "mi300x", "mi350x", "rx7900xtx", "rx9070xt"];
+
+/// What the environment may ask for beside the fixed selection.
+const ALL: &str = "BITSMITH_HIP_OFFERED";
+const KEEP: &str = "BITSMITH_HIP_KEEP";
 
 /// One kernel.
 struct Offered {
@@ -126,9 +137,20 @@ fn expected(target: &HipTarget, kernel: &Offered) -> Vec<&'static [&'static str]
     }
 }
 
-/// Registers that the compiler may take for an estimate: a quarter more, since it moves loads further up.
-fn allowed(estimate: u32) -> u32 {
-    estimate + estimate / 4
+/// The kernels that clang takes where not all are asked for: the first of each family and weight format, and every second of
+/// the rest.
+fn selected(kernels: Vec<Offered>) -> Vec<Offered> {
+    let mut seen = BTreeSet::new();
+    let key = |kernel: &Offered| {
+        let weight = match &kernel.op {
+            Op::Matmul(op) => op.weight.to_string(),
+            Op::Dequant(op) => op.weight.to_string(),
+            Op::Quantize(op) => format!("{op:?}"),
+        };
+        (kernel.schedule.family.name(), weight)
+    };
+    let keep = |(number, kernel): (usize, Offered)| (seen.insert(key(&kernel)) || number % 2 == 0).then_some(kernel);
+    kernels.into_iter().enumerate().filter_map(keep).collect()
 }
 
 fn faults(target: &HipTarget, kernel: &Offered, found: &Assembly) -> Vec<String> {
@@ -138,7 +160,7 @@ fn faults(target: &HipTarget, kernel: &Offered, found: &Assembly) -> Vec<String>
         faults.push(format!("scratch {}, spills {} and {}", needs.scratch, needs.sgpr_spills, needs.vgpr_spills));
     }
     let estimate = kernel.made.resources.expect("an AMD GPU");
-    if needs.vgprs == 0 || needs.vgprs + needs.agprs > allowed(estimate.registers) {
+    if needs.vgprs == 0 || needs.vgprs + needs.agprs > estimate.registers {
         faults.push(format!("{} + {} registers, estimated {}", needs.vgprs, needs.agprs, estimate.registers));
     }
     if u64::from(needs.shared) != estimate.shared_bytes {
@@ -148,10 +170,6 @@ fn faults(target: &HipTarget, kernel: &Offered, found: &Assembly) -> Vec<String>
         if !choices.iter().any(|name| found.text.contains(name)) {
             faults.push(format!("no {}", choices.join(" or ")));
         }
-    }
-    let lines = kernel.source.lines().count();
-    if lines >= LINES {
-        faults.push(format!("{lines} lines of source; below {LINES} are wanted"));
     }
     let name = |fault: String| format!("{}, {:?}, {:?}: {fault}", target.arch(), kernel.op, kernel.schedule);
     faults.into_iter().map(name).collect()
@@ -181,15 +199,48 @@ fn check(clang: &Path, target: &HipTarget, kernels: &[Offered]) -> (Vec<String>,
 }
 
 #[test]
-#[ignore = "has passed on parts of gfx90a and gfx942 only: run it to its end with --ignored before it becomes a gate"]
+fn every_offered_source_is_short() {
+    let keep = std::env::var_os(KEEP).map(std::path::PathBuf::from);
+    let (mut long, mut total, mut most) = (Vec::new(), 0, 0);
+    for device in DEVICES {
+        let target = HipTarget::named(device).unwrap();
+        for kernel in offered(&target) {
+            let lines = kernel.source.lines().count();
+            (total, most) = (total + 1, most.max(lines));
+            if lines >= LINES {
+                long.push(format!("{}, {:?}, {:?}: {lines} lines", target.arch(), kernel.op, kernel.schedule));
+            }
+            if let Some(folder) = &keep {
+                let folder = folder.join(target.arch());
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(folder.join(format!("{}.hip", kernel.made.artifact.entry)), &kernel.source).unwrap();
+            }
+        }
+    }
+    println!("{total} sources, at most {most} lines");
+    assert!(total >= WANTED, "{total} kernels are offered");
+    assert!(long.is_empty(), "{} sources of {LINES} lines or more:\n{}", long.len(), long.join("\n"));
+}
+
+#[test]
+#[ignore = "of 1,941 kernels 4 for RDNA spill (2-bit codes by f16, family mma) and 24 exceed their estimate, by 4 words to 29"]
 fn every_offered_kernel_is_taken_by_clang_within_its_estimate() {
     let test = "hip_offered";
+    let all = match std::env::var(ALL) {
+        Err(_) => false,
+        Ok(text) if text == "all" => true,
+        Ok(text) => panic!("{ALL} is {text}; accepted: all"),
+    };
     let Some(clang) = clang::find(test) else { return };
-    let (mut jobs, mut counts) = (Vec::new(), BTreeMap::new());
-    for device in ["mi250", "mi300x", "mi350x", "rx7900xtx", "rx9070xt"] {
+    let (mut jobs, mut counts, mut targets) = (Vec::new(), BTreeMap::new(), 0);
+    for device in DEVICES {
         let target = HipTarget::named(device).unwrap();
         let Some(clang) = clang::that_knows(&clang, target.arch(), test) else { continue };
+        targets += 1;
         let mut kernels = offered(&target);
+        if !all {
+            kernels = selected(kernels);
+        }
         for kernel in &kernels {
             *counts.entry((target.arch(), kernel.schedule.family.name())).or_insert(0) += 1;
         }
@@ -198,10 +249,7 @@ fn every_offered_kernel_is_taken_by_clang_within_its_estimate() {
             jobs.push((clang.clone(), target, std::mem::replace(&mut kernels, rest)));
         }
     }
-    let sources = || jobs.iter().flat_map(|(_, _, kernels)| kernels).map(|kernel| kernel.source.lines().count());
-    let (short, total) = (sources().filter(|&lines| lines < SHORT).count(), sources().count());
-    println!("{short} of {total} sources have fewer than {SHORT} lines");
-    let (next, all) = (AtomicUsize::new(0), Mutex::new((Vec::new(), Vec::new())));
+    let (next, found) = (AtomicUsize::new(0), Mutex::new((Vec::new(), Vec::new())));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -210,20 +258,20 @@ fn every_offered_kernel_is_taken_by_clang_within_its_estimate() {
                     for fault in &faults {
                         eprintln!("{fault}");
                     }
-                    let mut all = all.lock().unwrap();
-                    all.0.extend(faults);
-                    all.1.extend(registers);
+                    let mut found = found.lock().unwrap();
+                    found.0.extend(faults);
+                    found.1.extend(registers);
                 }
             });
         }
     });
-    let (faults, registers) = all.into_inner().unwrap();
+    let (faults, registers) = found.into_inner().unwrap();
     let (most, close) = registers.iter().fold((0, 0.0f64), |(most, close), &(found, estimate)| {
         (most.max(found), close.max(f64::from(found) / f64::from(estimate)))
     });
     println!("{} kernels: {counts:?}; at most {most} registers, at most {close:.2} of the estimate", registers.len());
-    assert!(4 * short > 3 * total, "{short} of {total} sources have fewer than {SHORT} lines");
     let shown = faults.iter().take(12).cloned().collect::<Vec<_>>().join("\n");
     assert!(faults.is_empty(), "{} faults:\n{shown}", faults.len());
-    assert!(registers.len() >= 1000, "{} kernels are offered", registers.len());
+    // Without a clang that knows every instruction set the others are checked all the same.
+    assert!(registers.len() * DEVICES.len() >= WANTED * targets, "{} kernels are offered", registers.len());
 }

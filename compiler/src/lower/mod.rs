@@ -149,6 +149,33 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     (family.build)(&op, schedule, caps)
 }
 
+/// An operation and a schedule in words, for the head of a source.
+pub fn describe(op: &Op, schedule: &Schedule) -> Vec<String> {
+    let what = match op {
+        Op::Matmul(op) => format!(
+            "Y[m, {}] = X[m, {}] times W transposed: X {}, W {}, Y {}",
+            op.n,
+            op.k,
+            op.activation,
+            op.weight,
+            op.out.name()
+        ),
+        Op::Dequant(op) => {
+            format!("The numbers of W[{}, {}], which is {}, as {}", op.n, op.k, op.weight, op.out.name())
+        }
+        Op::Quantize(op) => format!("The codes of X[m, {}], which is {}, as {}", op.k, op.input.name(), op.code.name()),
+    };
+    let Schedule { family, tile_m, tile_n, unroll, threads, split, strips } = *schedule;
+    let summary = FAMILIES.iter().chain(MATRIX_FAMILIES).find(|known| known.family == family).map_or("", |f| f.summary);
+    vec![
+        what,
+        format!("Family {}: {summary}", family.name()),
+        format!(
+            "Schedule: tile_m {tile_m}, tile_n {tile_n}, unroll {unroll}, threads {threads}, split {split}, strips {strips}"
+        ),
+    ]
+}
+
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {

@@ -68,7 +68,9 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let row = b.builtin(Builtin::WorkgroupId(0));
     let row = b.cast(CastOp::ExtendS, row, Scalar::I64);
     let wide = (schedule.tile_n * schedule.unroll).min(16) as usize;
-    let team = many.then(|| Team::new(&mut b, 1, threads));
+    // Threads that each take groups of their own have nothing to combine.
+    let meets = quantize.norm.is_some() || quantize.group() >= quantize.k;
+    let team = many.then(|| if meets { Team::new(&mut b, 1, threads) } else { Team::apart(&mut b, 1, threads) });
     let together = team.as_ref().map(|team| (team, team.split(&mut b)));
     let mut kernel = Rows { op: quantize, params: &params, row, wide, gain: None, together };
     if let Some(norm) = quantize.norm {

@@ -23,6 +23,12 @@ pub trait Target: std::fmt::Debug + Send + Sync {
     /// Emits a legalized kernel. A pure function: the same kernel gives the same bytes.
     fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact>;
 
+    /// Writes lines for the reader into an artifact that is source made to be read; others stay as they are.
+    fn annotate(&self, artifact: Artifact, lines: &[String]) -> Artifact {
+        let _ = lines;
+        artifact
+    }
+
     /// A stage between kernel and artifact as text for a person, by name (`clif`, `asm`); `None` if it has no such stage.
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>>;
 }

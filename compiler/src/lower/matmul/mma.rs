@@ -130,23 +130,37 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
         .then(|| format!("sums at most 65536 columns in 32 bits, not {segment}"))
 }
 
+/// Most sums of a lane; each has a result beside it. In order TG a lane decodes rows of two tiles of W at once, for which a
+/// quarter of the registers is left to sums and results.
+fn most_sums(lanes: &Lanes, caps: &Caps) -> u32 {
+    match lanes.order {
+        LaneOrder::Gt => 64,
+        LaneOrder::Tg => caps.vector_registers / 8,
+    }
+}
+
 /// Few rows: many small workgroups whose subgroups split K. Many rows: as many sums as registers hold.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok(matmul) = as_matmul(op) else { return Vec::new() };
-    let Ok(Some((lanes, _))) = instruction(matmul, caps) else { return Vec::new() };
+    let Ok(Some((lanes, layout))) = instruction(matmul, caps) else { return Vec::new() };
     let segments = matmul.k / matmul.segment().max(1);
     let mut list = Vec::new();
     let least = lanes.shape.n;
     let tokens = m.min(32).next_multiple_of(least as usize).next_power_of_two() as u32;
+    let strip = tile_columns(layout.planes[0].0) as u32;
     for tile_m in [tokens, least].into_iter().take(if tokens == least { 1 } else { 2 }) {
+        // What all blocks of a strip multiply with stays in registers: in order TG, an eighth of them.
+        let held = tile_m * strip * lanes.shape.b.bits() / 32 / caps.subgroup;
+        if lanes.order == LaneOrder::Tg && tile_m > least && held > caps.vector_registers / 8 {
+            continue;
+        }
         for tile_n in if m > 32 { [64, 32, 16] } else { [32, 16, 64] } {
             for split in if m > 32 { [4, 2, 8, 1] } else { [8, 4, 2, 1] } {
                 let schedule =
                     Schedule::single(Family::Mma, tile_m, tile_n, 1).with_threads(caps.subgroup * split, split);
                 let shared = schedule.threads <= caps.max_workgroup && (segments == 1 || segments >= split as usize);
                 let whole = tile_n.is_multiple_of(lanes.block_rows() as u32);
-                // Sums and results of a lane, two registers each.
-                if shared && whole && tile_m * tile_n / caps.subgroup <= 64 {
+                if shared && whole && tile_m * tile_n / caps.subgroup <= most_sums(&lanes, caps) {
                     list.push(schedule);
                     list.push(Schedule { unroll: 2, ..schedule });
                 }

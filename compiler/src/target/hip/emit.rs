@@ -6,13 +6,12 @@
 use super::facts::{Fact, facts};
 use super::matrix;
 use super::names::Names;
+use super::outline::{Outlines, outlines};
 use super::text::{Binds, Expr};
 use super::types::Vectors;
 use super::webs::webs;
 use crate::caps::{AmdGpu, Matrix};
-use crate::ir::{
-    Address, Block, Constant, For, If, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value,
-};
+use crate::ir::{Address, Block, Constant, Inst, Kernel, ReduceOp, Scalar, ShuffleMode, Statement, Type, Value};
 use std::collections::BTreeSet;
 
 /// A part of the helpers, which a kernel has only if it uses it. In the order in which they stand.
@@ -33,6 +32,7 @@ pub(super) enum Piece {
     LookUp,
     Order,
     Halves,
+    Inline,
 }
 
 /// Longest text that is written where it is read.
@@ -40,7 +40,7 @@ const INLINE_TEXT: usize = 64;
 /// Most operations in it, one inside the other.
 const INLINE_DEPTH: u32 = 3;
 /// Longest line.
-const LINE: usize = 116;
+pub(super) const LINE: usize = 116;
 
 pub(super) struct Emitter<'k> {
     pub kernel: &'k Kernel,
@@ -49,15 +49,27 @@ pub(super) struct Emitter<'k> {
     pub names: Names,
     pub vectors: Vectors,
     pub pieces: BTreeSet<Piece>,
+    /// Small floats that the kernel converts.
+    pub floats: BTreeSet<&'static str>,
     /// Helpers of matrix instructions.
-    products: Vec<String>,
+    pub products: Vec<String>,
+    /// What the kernel says again and again.
+    pub outlines: Outlines,
+    /// What the functions of `outlines` are called.
+    pub functions: Vec<String>,
+    /// The value that a function gives back where it is made.
+    pub returns: Option<Value>,
     /// What each value is called, or the expression that stands for it.
-    spelled: Vec<Option<Expr>>,
+    pub spelled: Vec<Option<Expr>>,
     inlined: Vec<bool>,
     /// The carried variable that takes a value where it is made.
-    webs: Vec<Option<Value>>,
-    lines: Vec<String>,
-    depth: usize,
+    pub webs: Vec<Option<Value>>,
+    pub lines: Vec<String>,
+    pub depth: usize,
+    /// The last declaration: its line and its type, for others of that type to join.
+    declared: Option<(usize, String)>,
+    /// The line of the last assignment.
+    assigned: Option<usize>,
 }
 
 /// The body of a kernel and what it needs.
@@ -65,28 +77,18 @@ pub(super) struct Body {
     pub lines: Vec<String>,
     pub types: Vec<String>,
     pub pieces: BTreeSet<Piece>,
+    pub floats: BTreeSet<&'static str>,
     pub products: Vec<String>,
     pub names: Names,
 }
 
 /// Emits the body of a kernel.
 pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
-    let mut emitter = Emitter {
-        kernel,
-        gpu,
-        webs: Vec::new(),
-        facts: facts(kernel),
-        names: Names::new(kernel),
-        vectors: Vectors::default(),
-        pieces: BTreeSet::new(),
-        products: Vec::new(),
-        spelled: vec![None; kernel.types.len()],
-        inlined: vec![false; kernel.types.len()],
-        lines: Vec::new(),
-        depth: 1,
-    };
+    let mut emitter = Emitter::new(kernel, gpu);
     emitter.webs = webs(kernel, &emitter.facts);
+    emitter.outlines = outlines(kernel, &emitter.facts, &emitter.webs);
     emitter.shared();
+    emitter.write_functions();
     emitter.block(&kernel.body);
     if emitter.pieces.contains(&Piece::LookUp) {
         emitter.vectors.name(Type::vector(Scalar::I32, 4));
@@ -95,8 +97,35 @@ pub(super) fn body(kernel: &Kernel, gpu: &AmdGpu) -> Body {
         lines: emitter.lines,
         types: emitter.vectors.declarations(),
         pieces: emitter.pieces,
+        floats: emitter.floats,
         products: emitter.products,
         names: emitter.names,
+    }
+}
+
+impl<'k> Emitter<'k> {
+    /// An emitter of a kernel that has written nothing.
+    pub(super) fn new(kernel: &'k Kernel, gpu: &'k AmdGpu) -> Emitter<'k> {
+        Emitter {
+            kernel,
+            gpu,
+            facts: facts(kernel),
+            names: Names::new(kernel),
+            vectors: Vectors::default(),
+            pieces: BTreeSet::new(),
+            floats: BTreeSet::new(),
+            products: Vec::new(),
+            outlines: Outlines::default(),
+            functions: Vec::new(),
+            returns: None,
+            spelled: vec![None; kernel.types.len()],
+            inlined: vec![false; kernel.types.len()],
+            webs: vec![None; kernel.types.len()],
+            lines: Vec::new(),
+            depth: 1,
+            declared: None,
+            assigned: None,
+        }
     }
 }
 
@@ -108,6 +137,11 @@ impl Emitter<'_> {
     /// Whether a value stands where it is read.
     pub(super) fn is_inlined(&self, value: Value) -> bool {
         self.inlined[value.0 as usize]
+    }
+
+    /// Whether a value has a name or an expression here; what a function has taken in has none.
+    pub(super) fn is_spelled(&self, value: Value) -> bool {
+        self.spelled[value.0 as usize].is_some()
     }
 
     /// Notes that a part of the helpers is used.
@@ -124,14 +158,15 @@ impl Emitter<'_> {
         }
     }
 
-    fn line(&mut self, text: &str) {
+    pub(super) fn line(&mut self, text: &str) {
         let indent = "    ".repeat(self.depth);
+        let more = if text.starts_with("//") { "// " } else { "        " };
         let mut rest = format!("{indent}{text}");
         // Long lists break after a comma.
         while rest.len() > LINE {
             let Some(at) = rest[..LINE].rfind(", ").filter(|&at| at > indent.len() + 20) else { break };
             self.lines.push(rest[..=at].to_string());
-            rest = format!("{indent}        {}", &rest[at + 2..]);
+            rest = format!("{indent}{more}{}", &rest[at + 2..]);
         }
         self.lines.push(rest);
     }
@@ -144,14 +179,14 @@ impl Emitter<'_> {
         }
     }
 
-    fn block(&mut self, block: &Block) {
+    pub(super) fn block(&mut self, block: &Block) {
         for statement in &block.statements {
             self.statement(statement);
         }
     }
 
     /// Declares a value with an expression, or keeps the expression for the one place that reads it.
-    fn define(&mut self, value: Value, expr: Expr) {
+    pub(super) fn define(&mut self, value: Value, expr: Expr) {
         if let Some(variable) = self.webs[value.0 as usize] {
             return self.assign_to(variable, value, &expr.text);
         }
@@ -160,9 +195,15 @@ impl Emitter<'_> {
         let is_name = matches!(fact.inst, Some(Inst::Arg(_)))
             || matches!(fact.inst, Some(Inst::Const(Constant::Splat(_))))
             || matches!(fact.inst, Some(Inst::Const(_))) && self.ty(value).lanes == 1;
+        // A lane of a vector that has a name has one too, as long as no loop changes it.
+        let is_lane = matches!(fact.inst, Some(Inst::Extract { .. }))
+            && expr.binds == Binds::Atom
+            && expr.depth <= 1
+            && expr.reads.is_empty();
         let builtin = matches!(fact.inst, Some(Inst::Builtin(_)));
         let short = expr.text.len() <= INLINE_TEXT && expr.depth <= INLINE_DEPTH;
-        if is_name || at_home && short && !builtin {
+        let returned = self.returns == Some(value);
+        if !returned && (is_name || is_lane || at_home && short && !builtin) {
             self.inlined[value.0 as usize] = true;
             self.spelled[value.0 as usize] = Some(expr);
             return;
@@ -171,29 +212,59 @@ impl Emitter<'_> {
     }
 
     /// Declares a value, or gives it to the carried variable that takes it.
-    fn define_here(&mut self, value: Value, text: &str) {
+    pub(super) fn define_here(&mut self, value: Value, text: &str) {
         match self.webs[value.0 as usize] {
             Some(variable) => self.assign_to(variable, value, text),
             None => self.declare(value, text),
         }
     }
 
-    /// Gives a carried variable its next value.
+    /// Gives a carried variable its next value; short neighbours share a line.
     fn assign_to(&mut self, variable: Value, value: Value, text: &str) {
         let name = self.operand(variable);
-        self.line(&format!("{} = {text};", name.text));
+        let text = format!("{} = {text};", name.text);
+        let last = self.lines.len().wrapping_sub(1);
+        match self.lines.last_mut() {
+            Some(line) if self.assigned == Some(last) && line.len() + 1 + text.len() <= LINE => {
+                line.push(' ');
+                line.push_str(&text);
+            }
+            _ => {
+                self.line(&text);
+                self.assigned = Some(self.lines.len() - 1);
+            }
+        }
         self.spelled[value.0 as usize] = Some(name);
     }
 
-    /// Declares a value.
+    /// Declares a value, or returns it where a function does.
     fn declare(&mut self, value: Value, text: &str) {
+        if self.returns == Some(value) {
+            return self.line(&format!("return {text};"));
+        }
         let ty = self.ty(value);
         let (name, type_name) = self.variable(value, ty);
+        self.declaration(&type_name, &name, text);
+    }
+
+    /// Writes a declaration; neighbours of one type share a line.
+    pub(super) fn declaration(&mut self, type_name: &str, name: &str, text: &str) {
+        let last = self.lines.len().wrapping_sub(1);
+        if let (Some((line, known)), Some(open)) = (&self.declared, self.lines.last())
+            && (*line, known.as_str()) == (last, type_name)
+        {
+            let joined = format!("{}, {name} = {text};", open.trim_end_matches(';'));
+            if joined.len() <= LINE {
+                self.lines[last] = joined;
+                return;
+            }
+        }
         self.line(&format!("{type_name} {name} = {text};"));
+        self.declared = Some((self.lines.len() - 1, type_name.to_string()));
     }
 
     /// A name and the C++ type for a value that becomes a variable.
-    fn variable(&mut self, value: Value, ty: Type) -> (String, String) {
+    pub(super) fn variable(&mut self, value: Value, ty: Type) -> (String, String) {
         let signed =
             ty.lanes == 1 && matches!(ty.scalar, Scalar::I32 | Scalar::I64) && self.facts[value.0 as usize].signed > 0;
         let name = self.names.value(value, ty, &self.facts);
@@ -203,6 +274,9 @@ impl Emitter<'_> {
     }
 
     fn statement(&mut self, statement: &Statement) {
+        if self.is_taken_in(statement) || self.call(statement) {
+            return;
+        }
         let result = statement.results.first().copied();
         match &statement.inst {
             Inst::Load { address, align } => {
@@ -306,7 +380,7 @@ impl Emitter<'_> {
     }
 
     /// A place in memory, as a pointer.
-    fn place(&mut self, address: &Address) -> String {
+    pub(super) fn place(&mut self, address: &Address) -> String {
         let mut text = self.names.memory(address.memory).to_string();
         if let Some(index) = address.index {
             // The index has a sign; the constant beside it must not wrap with it.
@@ -319,135 +393,4 @@ impl Emitter<'_> {
             offset => format!("{text} - {}", offset.unsigned_abs()),
         }
     }
-
-    /// The text of values that a block hands to variables, as assignments that do not disturb each other.
-    fn assign(&mut self, block: &Block, variables: &[(Value, String)]) {
-        let Some(Inst::Yield(values)) = block.statements.last().map(|statement| &statement.inst) else { return };
-        let mut pending: Vec<(Value, String, Expr)> = Vec::new();
-        for ((variable, name), &value) in variables.iter().zip(values) {
-            let signed = self.spelled[variable.0 as usize].as_ref().is_some_and(|expr| expr.signed);
-            let expr = self.assigned(value, signed);
-            if expr.text != *name {
-                pending.push((*variable, name.clone(), expr));
-            }
-        }
-        for at in 0..pending.len() {
-            // A later assignment that reads this variable must see it as it was.
-            let (variable, name, expr) = pending[at].clone();
-            let read_later = pending[at + 1..].iter().any(|(_, _, later)| later.reads.contains(&variable));
-            if read_later {
-                let old = self.names.fresh("old");
-                self.line(&format!("auto {old} = {name};"));
-                for (_, _, later) in &mut pending[at + 1..] {
-                    later.text = replace_name(&later.text, &name, &old);
-                }
-            }
-            self.line(&format!("{name} = {};", expr.text));
-        }
-    }
-
-    /// A value as a variable takes it: C++ converts between signed and unsigned of one width without loss.
-    fn assigned(&mut self, value: Value, signed: bool) -> Expr {
-        let constant = matches!(self.facts[value.0 as usize].inst, Some(Inst::Const(_)));
-        if constant && signed { self.signed(value) } else { self.operand(value) }
-    }
-
-    fn for_loop(&mut self, inner: &For, results: &[Value]) {
-        let mut variables = Vec::new();
-        for (&(name, start), &result) in inner.carried.iter().zip(results) {
-            let ty = self.ty(name);
-            if let Some(variable) = self.continued(start) {
-                // The loop goes on with a variable that nobody else reads.
-                self.spelled[name.0 as usize] = Some(variable.clone());
-                self.spelled[result.0 as usize] = Some(variable.clone());
-                variables.push((variable.reads[0], variable.text));
-                continue;
-            }
-            // The sign that readers of either want.
-            let both = self.facts[name.0 as usize].signed + self.facts[result.0 as usize].signed;
-            self.facts[name.0 as usize].signed = both;
-            let (text, type_name) = self.variable(name, ty);
-            let first = self.assigned(start, type_name.starts_with('i'));
-            self.line(&format!("{type_name} {text} = {};", first.text));
-            if let Some(expr) = &mut self.spelled[name.0 as usize] {
-                expr.reads = vec![name];
-                self.spelled[result.0 as usize] = self.spelled[name.0 as usize].clone();
-            }
-            variables.push((name, text));
-        }
-        let type_name = self.vectors.signed(self.ty(inner.variable));
-        let start = self.signed(inner.start);
-        let end = self.bound(inner.end, &type_name);
-        let counter = self.names.open_loop();
-        let step = if inner.step == 1 { format!("{counter}++") } else { format!("{counter} += {}", inner.step) };
-        self.line(&format!("for ({type_name} {counter} = {}; {counter} < {end}; {step}) {{", start.text));
-        self.spelled[inner.variable.0 as usize] = Some(Expr::atom(counter).taken_signed());
-        self.depth += 1;
-        self.block(&inner.body);
-        self.assign(&inner.body, &variables);
-        self.depth -= 1;
-        self.names.close_loop();
-        self.line("}");
-    }
-
-    /// The variable of a loop outside of this one, or before it, that a loop can go on with: it is read nowhere else.
-    fn continued(&self, start: Value) -> Option<Expr> {
-        let fact = &self.facts[start.0 as usize];
-        let variable = self.spelled[start.0 as usize].as_ref()?;
-        let is_variable = variable.binds == Binds::Atom && variable.reads.len() == 1 && variable.depth == 0;
-        let carried = fact.sums || matches!(fact.inst, Some(Inst::For(_))) || self.webs[start.0 as usize].is_some();
-        let at_home = fact.uses == 1 && fact.used_in == Some(fact.defined_in);
-        (at_home && is_variable && carried && !self.is_inlined(start)).then(|| variable.clone())
-    }
-
-    /// The end of a loop: a name or a number, since every turn reads it.
-    fn bound(&mut self, end: Value, type_name: &str) -> String {
-        let end = self.signed(end);
-        if end.depth == 0 || end.reads.is_empty() && end.depth == 1 && end.text.len() < 24 {
-            return end.at_least(Binds::Sum);
-        }
-        let name = self.names.fresh("end");
-        self.line(&format!("{type_name} {name} = {};", end.text));
-        name
-    }
-
-    fn branch(&mut self, inner: &If, results: &[Value]) {
-        let mut variables = Vec::new();
-        for &result in results {
-            let ty = self.ty(result);
-            let (name, type_name) = self.variable(result, ty);
-            self.line(&format!("{type_name} {name};"));
-            variables.push((result, name));
-        }
-        let condition = self.operand(inner.cond);
-        self.line(&format!("if ({}) {{", condition.text));
-        self.depth += 1;
-        self.block(&inner.then);
-        self.assign(&inner.then, &variables);
-        self.depth -= 1;
-        if inner.otherwise.statements.len() > 1 || !results.is_empty() {
-            self.line("} else {");
-            self.depth += 1;
-            self.block(&inner.otherwise);
-            self.assign(&inner.otherwise, &variables);
-            self.depth -= 1;
-        }
-        self.line("}");
-    }
-}
-
-/// Replaces a name where it stands alone.
-fn replace_name(text: &str, name: &str, by: &str) -> String {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(name) {
-        let before = rest[..at].chars().next_back().or(out.chars().next_back());
-        let after = rest[at + name.len()..].chars().next();
-        let alone = !before.is_some_and(word) && !after.is_some_and(word);
-        out.push_str(&rest[..at]);
-        out.push_str(if alone { by } else { name });
-        rest = &rest[at + name.len()..];
-    }
-    out + rest
 }

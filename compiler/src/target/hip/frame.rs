@@ -26,6 +26,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("dot4", include_str!("../../../templates/hip/dot4.h.tera")),
     ("look_up", include_str!("../../../templates/hip/look_up.h.tera")),
     ("halves", include_str!("../../../templates/hip/halves.h.tera")),
+    ("inline", include_str!("../../../templates/hip/inline.h.tera")),
     ("order", include_str!("../../../templates/hip/order.h.tera")),
 ];
 
@@ -52,6 +53,7 @@ fn template(piece: Piece) -> &'static str {
         Piece::LookUp => "look_up",
         Piece::Order => "order",
         Piece::Halves => "halves",
+        Piece::Inline => "inline",
     }
 }
 
@@ -105,8 +107,12 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
             },
         },
     );
-    context.insert("floats", &floats(gpu.float8));
-    context.insert("vectors", &["bf16", "e8m0", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz"]);
+    let used = |name: &str| body.floats.contains(name);
+    let floats: Vec<Float> = floats(gpu.float8).into_iter().filter(|float| used(float.name)).collect();
+    context.insert("in_software", &floats.iter().any(|float| float.hardware.is_empty()));
+    context.insert("floats", &floats);
+    context.insert("bf16", &used("bf16"));
+    context.insert("e8m0", &used("e8m0"));
     let render = |name: &str, context: &Context| {
         TERA.render(name, context)
             .map(|text| text.trim_end().to_string())

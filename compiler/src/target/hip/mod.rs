@@ -3,15 +3,19 @@
 //! Reads a verified kernel, makes an [`Artifact`] whose payload is text. Always holds: the text is a pure function of the
 //! kernel and the device's facts; integers wrap, floats are never contracted, and a NaN goes where the IR says.
 //!
-//! `facts` gathers who reads each value, `webs` which values share a variable, `names` names them, `expr` spells pure instructions, `emit` writes statements,
-//! `frame` puts the file together from `templates/hip`.
+//! `facts` gathers who reads each value, `webs` which values share a variable, `outline` what is said again and again,
+//! `names` names it all, `expr` spells pure instructions, `emit` writes statements, `flow` loops and branches, `functions`
+//! what `outline` found; `frame` puts the file together from `templates/hip`.
 
 mod emit;
 mod expr;
 mod facts;
+mod flow;
 mod frame;
+mod functions;
 mod matrix;
 mod names;
+mod outline;
 mod support;
 mod text;
 mod types;
@@ -90,6 +94,19 @@ impl Target for HipTarget {
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
         })
+    }
+
+    fn annotate(&self, artifact: Artifact, lines: &[String]) -> Artifact {
+        let payload = match artifact.payload {
+            // After the line that names the kernel.
+            Payload::Text(text) => {
+                let (head, rest) = text.split_once('\n').unwrap_or((&text, ""));
+                let lines: String = lines.iter().map(|line| format!("// {line}\n")).collect();
+                Payload::Text(format!("{head}\n{lines}{rest}"))
+            }
+            other => other,
+        };
+        Artifact { payload, ..artifact }
     }
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {

@@ -249,6 +249,19 @@ impl Names {
         self.loops -= 1;
     }
 
+    /// A stem for a parameter of a function that takes such a value.
+    pub fn argument(fact: &Fact<'_>, ty: Type) -> String {
+        match fact.inst {
+            Some(Inst::Const(_)) if ty.scalar.is_int() && ty.lanes == 1 => "count".to_string(),
+            Some(Inst::Const(_)) => "constant".to_string(),
+            Some(Inst::Load { .. }) => "loaded".to_string(),
+            Some(Inst::Builtin(_)) => "which".to_string(),
+            Some(Inst::Extract { .. }) if ty.scalar.is_int() => "word".to_string(),
+            Some(inst) => stem(inst, ty, fact).to_string(),
+            None => if fact.sums { "sum" } else { "turn" }.to_string(),
+        }
+    }
+
     /// A name for a value.
     pub fn value(&mut self, value: Value, ty: Type, facts: &[Fact<'_>]) -> String {
         let fact = &facts[value.0 as usize];

@@ -21,6 +21,7 @@ impl Emitter<'_> {
             (op, self.facts[a.0 as usize].inst)
             && self.ty(narrow) == ty
             && self.is_inlined(a)
+            && self.is_spelled(narrow)
         {
             return self.operand(narrow);
         }
@@ -75,6 +76,7 @@ impl Emitter<'_> {
             }
             small => {
                 self.helper(Piece::SmallFloat, "");
+                self.floats.insert(types::element(small));
                 Expr::call(&format!("{}_to_f32", types::element(small)), &[&x])
             }
         }
@@ -91,6 +93,7 @@ impl Emitter<'_> {
             }
             small => {
                 self.helper(Piece::SmallFloat, "");
+                self.floats.insert(types::element(small));
                 Expr::call(&format!("f32_to_{}", types::element(small)), &[&x])
             }
         }
@@ -101,6 +104,7 @@ impl Emitter<'_> {
         let mut origin = value;
         while let Some(&Inst::Bitcast(a)) = self.facts[origin.0 as usize].inst
             && self.is_inlined(origin)
+            && self.is_spelled(a)
         {
             origin = a;
         }
