@@ -132,7 +132,7 @@ mod tests {
         let program = device.load(&compile(&op, &schedule, device.target()).unwrap().artifact).unwrap();
         let x: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
         let (mut codes, mut scales, mut sums) = (vec![0u8; m * k], vec![0f32; m * 3], vec![0i32; m * 3]);
-        let at = |start: *mut u8| DirectArg::Memory(start);
+        let at = DirectArg::Memory;
         let args = [
             at(x.as_ptr().cast_mut().cast()),
             at(codes.as_mut_ptr()),
