@@ -200,7 +200,7 @@ pub fn matrix_case(seed: u64) -> (Op, usize) {
 }
 
 /// Formats of [`matrix_case`].
-const MATRIX_FORMATS: [&str; 34] = [
+const MATRIX_FORMATS: [&str; 42] = [
     "int4-g128",
     "int4-g128-asym",
     "int4-g64",
@@ -235,6 +235,15 @@ const MATRIX_FORMATS: [&str; 34] = [
     "fp8e4m3-block128",
     "fp8e5m2-tensor",
     "fp8e4m3-g32",
+    // Float zero points and offsets, as HQQ, Q4_1, Q4_K and Q5_K have them.
+    "int4-g64-fzero",
+    "int4-channel-fzero32",
+    "int2-g64-fzerobf16",
+    "int8-g128-fzero",
+    "int4-g32-offset",
+    "int4-g32-offset-dq",
+    "int5-g32-offset-dq",
+    "int3-channel-offset",
 ];
 
 fn pick<T: Copy>(rng: &mut fastrand::Rng, list: &[T]) -> T {

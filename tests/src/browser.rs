@@ -21,8 +21,14 @@ impl Drop for Running {
     }
 }
 
-/// How long a page may take.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a page may ask for nothing: it fetches each kernel when it comes to it, however many there are.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What the page did.
+enum Sign {
+    Asked,
+    Reported(String),
+}
 
 impl Browser {
     /// Finds one, by `BITSMITH_CHROMIUM` or on the path.
@@ -40,7 +46,8 @@ impl Browser {
         found.map(Browser)
     }
 
-    /// Opens the page of a folder in a fresh profile; what it posts to `report`.
+    /// Opens the page of a folder in a fresh profile; what it posts to `report`. Each kernel is launched twice, the second
+    /// time for its time.
     pub fn report(&self, folder: &Path) -> Result<String, String> {
         let profile = tempfile::tempdir().map_err(|error| error.to_string())?;
         let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
@@ -67,25 +74,31 @@ impl Browser {
             ])
             .args(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
             .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
-            .arg(format!("http://{address}/index.html?report=/report"))
+            .arg(format!("http://{address}/index.html?once&report=/report"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
             .map_err(|error| format!("{}: {error}", self.0.display()))?;
         let running = Running(child);
-        let report = receiver.recv_timeout(PATIENCE);
+        let report = loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok(Sign::Asked) => {}
+                Ok(Sign::Reported(report)) => break Ok(report),
+                Err(silence) => break Err(silence),
+            }
+        };
         drop(running);
         report.map_err(|_| {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             let last: Vec<&str> = said.lines().rev().take(8).collect();
-            format!("no report within {} s; the browser said: {}", PATIENCE.as_secs(), last.join("\n"))
+            format!("the page asked for nothing for {} s; the browser said: {}", PATIENCE.as_secs(), last.join("\n"))
         })
     }
 }
 
 /// Answers one request: a file of the folder, or the report.
-fn serve(stream: TcpStream, root: &Path, reports: &Sender<String>) {
+fn serve(stream: TcpStream, root: &Path, signs: &Sender<Sign>) {
     let mut reader = BufReader::new(&stream);
     let (mut request, mut length) = (String::new(), 0);
     if reader.read_line(&mut request).is_err() {
@@ -112,10 +125,11 @@ fn serve(stream: TcpStream, root: &Path, reports: &Sender<String>) {
         let mut body = vec![0; length];
         if reader.read_exact(&mut body).is_ok() {
             // Nobody waits any more where the browser was too slow.
-            let _ = reports.send(String::from_utf8_lossy(&body).into_owned());
+            let _ = signs.send(Sign::Reported(String::from_utf8_lossy(&body).into_owned()));
         }
         ("200 OK", "text/plain", Vec::new())
     } else {
+        let _ = signs.send(Sign::Asked);
         match std::fs::read(root.join(name)) {
             Ok(body) if !name.contains("..") => {
                 ("200 OK", if name.ends_with(".html") { "text/html" } else { "application/octet-stream" }, body)

@@ -6,7 +6,7 @@ use bitsmith_compiler::compile;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::ir::{Asynchronous, Block, Inst, Kernel, ReduceOp, Scalar, resources};
-use bitsmith_compiler::lower::{families, matrix_families};
+use bitsmith_compiler::lower::{families, matrix_families, offered};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
 use bitsmith_compiler::schedule::Family;
 use bitsmith_compiler::target::Target;
@@ -84,7 +84,7 @@ struct Made {
     families: BTreeMap<&'static str, usize>,
 }
 
-/// The favourite schedule of each family that serves an operation, each kernel under a name of its own.
+/// The schedule that each family which serves an operation offers, each kernel under a name of its own.
 fn make(target: &PtxTarget, share: usize) -> Made {
     let mut made = Made::default();
     for (i, (op, m)) in operations().into_iter().enumerate() {
@@ -97,7 +97,9 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                 if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel, false)) {
                     continue;
                 }
-                let Some(schedule) = (family.space)(&op, target.caps(), m).into_iter().next() else { continue };
+                let Some(schedule) = offered(family, &op, target.caps(), m).expect("kernels of its space") else {
+                    continue;
+                };
                 let compiled = compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
                 let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();
                 let name = format!("kernel_{}", made.kernels.len());
@@ -238,15 +240,8 @@ fn every_kernel_assembles_within_its_means() {
     let mut families: BTreeMap<&'static str, usize> = BTreeMap::new();
     results.iter().flat_map(|(made, _)| made).for_each(|(name, count)| *families.entry(name).or_default() += count);
     let count: usize = families.values().sum();
-    // Not good yet: a register bound below what `ptxas` needs makes it spill in a few kernels of many planes.
-    let (spilled, wrong): (Vec<String>, Vec<String>) =
-        results.into_iter().flat_map(|(.., wrong)| wrong).partition(|fault| fault.contains("bytes of spills"));
-    println!(
-        "{count} kernels assembled for {} architectures, by family {families:?}; {} spill",
-        ARCHES.len(),
-        spilled.len()
-    );
-    assert!(spilled.len() * 50 <= count, "{} of {count} kernels spill:\n{}", spilled.len(), spilled.join("\n"));
+    println!("{count} kernels assembled for {} architectures, by family {families:?}", ARCHES.len());
+    let wrong: Vec<String> = results.into_iter().flat_map(|(.., wrong)| wrong).collect();
     let shown = wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
     assert!(wrong.is_empty(), "{} faults in {count} kernels:\n{shown}", wrong.len());
     assert!(count > 2000, "{count} kernels are too few");

@@ -12,6 +12,8 @@ use bitsmith_compiler::op::{Dequant, Epilogue, Matmul, Op};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::target::ptx::PtxTarget;
+use bitsmith_compiler::target::spirv::SpirvTarget;
+use bitsmith_compiler::target::wgsl::WgslTarget;
 use bitsmith_compiler::{Result, compile};
 use std::fmt::Write;
 use std::path::Path;
@@ -46,8 +48,16 @@ fn ptx() -> Result<Box<dyn Target>> {
     Ok(Box::new(PtxTarget::named(name)?))
 }
 
+fn vulkan() -> Result<Box<dyn Target>> {
+    Ok(Box::new(SpirvTarget::named("vulkan")?))
+}
+
+fn webgpu() -> Result<Box<dyn Target>> {
+    Ok(Box::new(WgslTarget::named("webgpu")?))
+}
+
 /// The targets, each with how its code was run and the test that does it.
-const COLUMNS: [(&str, Open, Evidence); 5] = [
+const COLUMNS: [(&str, Open, Evidence); 7] = [
     // differential.rs, on every machine with AVX2.
     ("x86-64-v3", cpu::<0>, Evidence::Hardware),
     // x86_machine.rs, on a software machine; differential.rs on machines that have it.
@@ -55,8 +65,12 @@ const COLUMNS: [(&str, Open, Evidence); 5] = [
     // foreign.rs, under qemu.
     ("aarch64+i8mm", cpu::<2>, Evidence::Here),
     ("riscv64", cpu::<3>, Evidence::Here),
-    // Kernels of random.rs go through ptxas and the PTX machine; families for matmul come later.
+    // ptx_validate.rs and ptx_machine.rs, through ptxas and on the PTX machine.
     ("PTX", ptx, Evidence::Here),
+    // vulkan.rs, through spirv-val and on Mesa's driver for the CPU.
+    ("Vulkan", vulkan, Evidence::Here),
+    // wgsl.rs and browser.rs, through naga and in a browser on a software device.
+    ("WebGPU", webgpu, Evidence::Here),
 ];
 
 /// What is made for each format.

@@ -171,6 +171,7 @@ const BASIC: Features = Features::of(&[
     Feature::Atomics,
     Feature::F16Arithmetic,
     Feature::Fma,
+    Feature::Subnormals,
     Feature::Dot4SignedSigned,
     Feature::Dot4UnsignedSigned,
     Feature::PermuteBytes,

@@ -5,7 +5,7 @@ use super::{Caps, Feature, Features};
 const fn level(name: &'static str, features: &[Feature], vector_bytes: u32, vector_registers: u32) -> Caps {
     Caps {
         name,
-        features: Features::of(features),
+        features: Features::of(features).with(Feature::Subnormals),
         subgroup: 1,
         max_workgroup: 1,
         max_shared_bytes: 16 << 20,

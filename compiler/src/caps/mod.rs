@@ -39,6 +39,8 @@ pub enum Feature {
     Dot4UnsignedSigned,
     /// `dot4` of signed bytes in one instruction.
     Dot4SignedSigned,
+    /// Arithmetic on `f32` takes and gives subnormal numbers. A device without it may take zeros in their place.
+    Subnormals,
     /// Byte table look-up in one instruction.
     PermuteBytes,
     /// Hardware conversion between f16 and f32.
@@ -63,7 +65,7 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 18] = [
+    pub const ALL: [Feature; 19] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -72,6 +74,7 @@ impl Feature {
         Feature::Fma,
         Feature::Dot4UnsignedSigned,
         Feature::Dot4SignedSigned,
+        Feature::Subnormals,
         Feature::PermuteBytes,
         Feature::F16Convert,
         Feature::Mma,
@@ -95,6 +98,7 @@ impl Feature {
             Feature::Fma => "fma",
             Feature::Dot4UnsignedSigned => "dot4-unsigned-signed",
             Feature::Dot4SignedSigned => "dot4-signed-signed",
+            Feature::Subnormals => "subnormals",
             Feature::PermuteBytes => "permute-bytes",
             Feature::F16Convert => "f16-convert",
             Feature::Mma => "mma",

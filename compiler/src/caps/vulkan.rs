@@ -78,7 +78,14 @@ const GENERIC: Vulkan = Vulkan {
 
 const fn device(name: &'static str, features: Features, subgroup: u32, shared: u32, fuses_f16: bool) -> Vulkan {
     Vulkan {
-        caps: Caps { name, features, subgroup, max_workgroup: 1024, max_shared_bytes: shared << 10, ..GENERIC.caps },
+        caps: Caps {
+            name,
+            features: features.with(Feature::Subnormals),
+            subgroup,
+            max_workgroup: 1024,
+            max_shared_bytes: shared << 10,
+            ..GENERIC.caps
+        },
         f16_modes: IEEE,
         f32_modes: IEEE,
         casts_f16: true,
@@ -93,7 +100,14 @@ pub const DEVICES: &[Vulkan] = &[
     device("vulkan-nvidia", DOT, 32, 48, true),
     device("vulkan-amd", DOT, 64, 64, true),
     device("vulkan-intel", DOT, 16, 64, true),
-    // Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself. It
-    // promises nothing of subnormal numbers, and converts them as they are.
-    Vulkan { fuses_f32: false, f16_modes: COMMON, f32_modes: COMMON, ..device("vulkan-lavapipe", DOT, 8, 32, false) },
+    LAVAPIPE,
 ];
+
+/// Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself. It
+/// promises nothing of subnormal numbers; those of f16 it converts as they are.
+const LAVAPIPE: Vulkan = {
+    let like_gpus = device("vulkan-lavapipe", DOT, 8, 32, false);
+    let features = like_gpus.caps.features.without(Feature::Subnormals);
+    let caps = Caps { features, ..like_gpus.caps };
+    Vulkan { caps, fuses_f32: false, f16_modes: COMMON, f32_modes: COMMON, ..like_gpus }
+};

@@ -4,6 +4,7 @@
 //! order in which it is written, has more live words than the estimate says.
 
 use super::kernel::{Block, Inst, Kernel};
+use super::late::late;
 use super::types::{Scalar, Type, Value};
 use crate::caps::Caps;
 
@@ -21,6 +22,15 @@ pub struct Resources {
 /// Registers beside the live values: addresses under construction, what an instruction decodes on its way, the stack pointer.
 const SPARE: u32 = 32;
 
+/// Registers beside the most live values without which `ptxas` was seen to spill.
+const MARGIN: u32 = 10;
+
+/// Words of sums that start in one block before it matters that their products may run side by side.
+const STARTED: u32 = 64;
+
+/// Most registers that sums beyond these are given.
+const MOST_STARTED: u32 = 60;
+
 /// The estimate for a kernel on a GPU; `None` for other devices.
 pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
     let gpu = caps.gpu?;
@@ -35,6 +45,57 @@ pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
     let by_registers = gpu.registers_per_unit / (registers.next_multiple_of(8) * threads);
     let fits = (by_registers.min(gpu.threads_per_unit / threads) as u64).min(by_shared);
     Some(Resources { registers, shared_bytes, workgroups_per_unit: fits.max(1) as u32 })
+}
+
+/// Whether a GPU's registers hold the values of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// They do.
+    Sure,
+    /// More words are live than is sure to fit, this many; an assembler may find a better order than the one counted here.
+    Doubtful(u32),
+    /// Far more are.
+    No,
+}
+
+/// Counts the values of a kernel, each made as late as possible, and a few registers for what an instruction needs on its
+/// way. Where more products start from nothing in one block than one tile has, an assembler begins the next before it has
+/// scaled the last: 7 of 16 of their words count. Devices that are no GPUs hold everything.
+///
+/// The constants are fitted to `ptxas`, which test `ptx_validate` runs over all kernels that families offer.
+pub fn fit(kernel: &Kernel, caps: &Caps) -> Fit {
+    let Some(gpu) = caps.gpu else { return Fit::Sure };
+    let threads = kernel.threads().max(1);
+    let registers = (gpu.registers_per_unit / threads).min(gpu.registers_per_thread);
+    let mut constant = vec![false; kernel.types.len()];
+    let started = started_words(&kernel.body, kernel, &mut constant).saturating_sub(STARTED) * 7 / 16;
+    let live = live_words(&late(kernel.clone()));
+    if live + MARGIN + started.min(MOST_STARTED) <= registers {
+        Fit::Sure
+    } else if live <= registers * 11 / 8 {
+        Fit::Doubtful(live)
+    } else {
+        Fit::No
+    }
+}
+
+/// The most words of sums of matrix products that start from constants in one block.
+fn started_words(block: &Block, kernel: &Kernel, constant: &mut [bool]) -> u32 {
+    let (mut here, mut most) = (0, 0);
+    for statement in &block.statements {
+        match &statement.inst {
+            Inst::Const(_) => statement.results.iter().for_each(|value| constant[value.0 as usize] = true),
+            Inst::Mma { acc, .. } if constant[acc.0 as usize] => here += words(kernel.ty(*acc)),
+            Inst::For(inner) => most = most.max(started_words(&inner.body, kernel, constant)),
+            Inst::If(inner) => {
+                for body in [&inner.then, &inner.otherwise] {
+                    most = most.max(started_words(body, kernel, constant));
+                }
+            }
+            _ => {}
+        }
+    }
+    most.max(here)
 }
 
 /// The most 32-bit words that are live at one place. Constants are operands of instructions and take none; bools are
@@ -156,7 +217,7 @@ impl Analysis<'_> {
     }
 }
 
-fn words(ty: Type) -> u32 {
+pub(super) fn words(ty: Type) -> u32 {
     match ty.scalar {
         Scalar::Bool => 0,
         _ => ty.bytes().div_ceil(4),

@@ -24,7 +24,7 @@ pub use space::{Axis, Estimate, declared, estimate};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
-use crate::ir::Kernel;
+use crate::ir::{self, Fit, Kernel};
 use crate::op::Op;
 use crate::schedule::{Family, Schedule};
 
@@ -85,8 +85,10 @@ pub fn space(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
 
 /// The schedule to take for `m` rows where nothing has been measured.
 pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
-    if let Some(schedule) = matrix_families(op, caps, m).into_iter().flat_map(|f| (f.space)(op, caps, m)).next() {
-        return Ok(schedule);
+    for family in matrix_families(op, caps, m) {
+        if let Some(schedule) = offered(family, op, caps, m)? {
+            return Ok(schedule);
+        }
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
     let (mut first, others): (Vec<&Implementation>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
@@ -94,9 +96,30 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
         wanted.contains(&f.family)
     });
     first.extend(others);
-    first.iter().find_map(|f| (f.space)(op, caps, m).into_iter().next()).ok_or_else(|| {
-        Error::Unsupported(format!("{} on {}: no family has a schedule for {m} rows", op.name(), caps.name))
-    })
+    for family in first {
+        if let Some(schedule) = offered(family, op, caps, m)? {
+            return Ok(schedule);
+        }
+    }
+    Err(Error::Unsupported(format!("{} on {}: no family has a schedule for {m} rows", op.name(), caps.name)))
+}
+
+/// What a family offers for `m` rows: the first schedule of its space whose kernel a GPU's registers hold ([`ir::fit`]), since
+/// a tile in local memory is slower than a smaller one in registers. Where that is sure of none, the one with the fewest
+/// live words, unless they are far too many. `None` where there is no such schedule.
+pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Result<Option<Schedule>> {
+    let mut best = None;
+    for schedule in (family.space)(op, caps, m) {
+        if caps.gpu.is_none() {
+            return Ok(Some(schedule));
+        }
+        match ir::fit(&(family.build)(op, &schedule, caps)?, caps) {
+            Fit::Sure => return Ok(Some(schedule)),
+            Fit::Doubtful(live) if best.is_none_or(|(least, _)| live < least) => best = Some((live, schedule)),
+            Fit::Doubtful(_) | Fit::No => {}
+        }
+    }
+    Ok(best.map(|(_, schedule)| schedule))
 }
 
 /// The families of matrix instructions that can serve an operation, that for so many rows first.

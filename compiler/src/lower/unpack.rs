@@ -8,11 +8,11 @@ pub(super) mod fragments;
 
 use super::memory::{at, split, times};
 use super::walk::Pos;
-use crate::caps::{Caps, Feature};
+use crate::caps::{Caps, Feature, Features};
 use crate::dtype::DType;
 use crate::format::n16::{N16, ROWS, Section};
 use crate::format::{Code, Zero};
-use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Memory, Scalar, Type, Value};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Dot4Signs, Memory, Scalar, Type, Value};
 
 /// Reads the packed weights of a strip of rows.
 pub(super) struct Weights<'a> {
@@ -27,7 +27,7 @@ pub(super) struct Weights<'a> {
     inside: bool,
     /// The last block, where the strip may reach past it: what lies there is never stored, but must be readable.
     last_block: Option<usize>,
-    f16_convert: bool,
+    features: Features,
 }
 
 /// How codes enter an integer dot product: `code = (factor · byte - offset) · scale`.
@@ -69,7 +69,7 @@ impl<'a> Weights<'a> {
             row,
             inside: !tile.is_multiple_of(ROWS),
             last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),
-            f16_convert: caps.features.has(Feature::F16Convert),
+            features: caps.features,
         }
     }
 
@@ -182,7 +182,7 @@ impl<'a> Weights<'a> {
             }
             Code::Float(dtype) => {
                 let raw = plain(b, int);
-                small_float(b, raw, dtype)
+                small_float(b, raw, dtype, self.features)
             }
             Code::Log { bits } => {
                 let raw = plain(b, int);
@@ -207,7 +207,7 @@ impl<'a> Weights<'a> {
         let start = start.add(b, base);
         let address = at(self.memory, start.index, start.fixed + section.offset);
         let align = (self.lanes as u32 * size as u32).min(64);
-        load_number(b, section.dtype, address, self.lanes, align, self.f16_convert)
+        load_number(b, section.dtype, address, self.lanes, align, self.features)
     }
 
     fn two_level(&self, b: &mut Builder, inner: &Section, outer: Option<&Section>, group: Pos, v: usize) -> Value {
@@ -347,19 +347,19 @@ fn load_number(
     address: crate::ir::Address,
     lanes: u8,
     align: u32,
-    f16_convert: bool,
+    features: Features,
 ) -> Value {
     let load = |b: &mut Builder, scalar: Scalar| b.load(Type::vector(scalar, lanes), address, align);
     match dtype {
         DType::F32 => load(b, Scalar::F32),
-        DType::F16 if f16_convert => {
+        DType::F16 if features.has(Feature::F16Convert) => {
             let raw = load(b, Scalar::F16);
             b.cast(CastOp::Float, raw, Scalar::F32)
         }
         DType::F16 => {
             let raw = load(b, Scalar::I16);
             let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
-            finite_f16(b, raw)
+            finite_float(b, raw, F16, features)
         }
         DType::Bf16 => {
             let raw = load(b, Scalar::I16);
@@ -370,7 +370,7 @@ fn load_number(
         DType::E4m3fn => {
             let raw = load(b, Scalar::I8);
             let raw = b.cast(CastOp::ExtendU, raw, Scalar::I32);
-            small_float(b, raw, DType::E4m3fn)
+            small_float(b, raw, DType::E4m3fn, features)
         }
         DType::E8m0 => {
             let raw = load(b, Scalar::E8m0);
@@ -396,35 +396,48 @@ fn with_sign(b: &mut Builder, magnitude: Value, raw: Value, bit: u8) -> Value {
     b.bitcast(bits, ty)
 }
 
-/// A finite 8- or 4-bit float in the low bits of `i32` lanes, as `f32`: its exponent and mantissa are placed in those of
-/// an `f32` and a product with a power of two moves the exponent's bias, subnormals included. Exact.
-fn small_float(b: &mut Builder, raw: Value, dtype: DType) -> Value {
-    let (bits, mantissa, bias) = match dtype {
+/// A float with a sign by its numbers: bits in all, bits of the fraction, bias of the exponent.
+type Shape = (u8, u8, i32);
+
+/// binary16.
+const F16: Shape = (16, 10, 15);
+
+/// A finite 8- or 4-bit float in the low bits of `i32` lanes, as `f32`. Exact.
+fn small_float(b: &mut Builder, raw: Value, dtype: DType, features: Features) -> Value {
+    let shape = match dtype {
         DType::E4m3fn => (8, 3, 7),
         DType::E4m3fnuz => (8, 3, 8),
         DType::E5m2 => (8, 2, 15),
         DType::E5m2fnuz => (8, 2, 16),
         _ => (4, 1, 1),
     };
+    finite_float(b, raw, shape, features)
+}
+
+/// A finite float in the low bits of `i32` lanes, as `f32`. Exact: its exponent and fraction are placed in those of an
+/// `f32`, and a product with a power of two moves the exponent's bias. Subnormals become subnormals on the way; where a
+/// device may take those for zeros, they are made apart, as the small integers that they are times the smallest step.
+fn finite_float(b: &mut Builder, raw: Value, (bits, fraction, bias): Shape, features: Features) -> Value {
     let magnitude = b.bin_imm(BinOp::And, raw, (1 << (bits - 1)) - 1);
-    let placed = b.bin_imm(BinOp::Shl, magnitude, 23 - mantissa);
-    rebias(b, placed, raw, bits as u8 - 1, 127 - bias)
-}
-
-/// A finite binary16 in the low bits of `i32` lanes, as `f32`. Exact.
-fn finite_f16(b: &mut Builder, raw: Value) -> Value {
-    let magnitude = b.bin_imm(BinOp::And, raw, 0x7fff);
-    let placed = b.bin_imm(BinOp::Shl, magnitude, 13);
-    rebias(b, placed, raw, 15, 112)
-}
-
-fn rebias(b: &mut Builder, placed: Value, raw: Value, sign_bit: u8, exponent: i32) -> Value {
-    let ty = b.ty(placed).with_scalar(Scalar::F32);
-    let float = b.bitcast(placed, ty);
-    let factor = b.f32(ty.lanes, (exponent as f32).exp2());
-    let scaled = b.mul(float, factor);
-    let bits = b.bitcast(scaled, ty.with_scalar(Scalar::I32));
-    with_sign(b, bits, raw, sign_bit)
+    let placed = b.bin_imm(BinOp::Shl, magnitude, 23 - i64::from(fraction));
+    let ty = b.ty(placed);
+    let floats = ty.with_scalar(Scalar::F32);
+    let unsigned = if features.has(Feature::Subnormals) {
+        let float = b.bitcast(placed, floats);
+        let factor = b.f32(ty.lanes, 2f32.powi(127 - bias));
+        let scaled = b.mul(float, factor);
+        b.bitcast(scaled, ty)
+    } else {
+        let normal = b.bin_imm(BinOp::Add, placed, i64::from(127 - bias) << 23);
+        let steps = b.cast(CastOp::IntToFloatS, magnitude, Scalar::F32);
+        let step = b.f32(ty.lanes, 2f32.powi(1 - bias - i32::from(fraction)));
+        let tiny = b.mul(steps, step);
+        let tiny = b.bitcast(tiny, ty);
+        let limit = b.int(ty, 1 << fraction);
+        let is_tiny = b.cmp(CmpOp::LtS, magnitude, limit);
+        b.select(is_tiny, tiny, normal)
+    };
+    with_sign(b, unsigned, raw, bits - 1)
 }
 
 /// `values[raw]` for `i32` lanes below 16: each byte of the float comes from its own byte table.

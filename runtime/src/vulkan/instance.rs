@@ -4,11 +4,12 @@
 //! target is chosen only where the driver has all that the target's code may use, and the error names what is missing.
 
 use super::facts::Facts;
+use super::pool::Pool;
 use ash::{Device, Entry, Instance, vk};
 use bitsmith_compiler::caps::vulkan::{DEVICES, Vulkan};
 use bitsmith_compiler::{Error, Result};
 use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How to get a loader and a driver.
 const INSTALL: &str = "install a Vulkan loader and a driver: on Debian, `apt install libvulkan1` with the graphics \
@@ -26,6 +27,8 @@ pub(super) struct Context {
     pub physical: vk::PhysicalDevice,
     pub queue_family: u32,
     pub facts: Facts,
+    /// Device memory. Who holds a piece of it holds this context too.
+    pool: Mutex<Pool>,
     messenger: Option<(ash::ext::debug_utils::Instance, vk::DebugUtilsMessengerEXT)>,
     /// What the validation layers said. Boxed, since the driver holds its address.
     complaints: Box<Mutex<Vec<String>>>,
@@ -74,7 +77,14 @@ impl Context {
         };
         let (physical, facts) = choose(&instance, index).map_err(&destroy)?;
         let (device, queue_family) = logical(&instance, physical, &facts).map_err(&destroy)?;
-        Ok(Context { device, physical, queue_family, facts, messenger, complaints, _entry: entry, instance })
+        let pool = Mutex::default();
+        Ok(Context { device, physical, queue_family, facts, pool, messenger, complaints, _entry: entry, instance })
+    }
+
+    /// The device's memory.
+    pub fn pool(&self) -> MutexGuard<'_, Pool> {
+        // Its lists are whole between any two statements that can panic.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the validation layers have said so far.
@@ -85,6 +95,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        self.pool().clear(&self.device);
         // SAFETY: every owner of a part of the device holds this context and has destroyed its part; the queue was
         // waited for before.
         unsafe {

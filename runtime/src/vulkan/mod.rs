@@ -7,6 +7,7 @@ mod facts;
 mod instance;
 mod memory;
 mod pipeline;
+mod pool;
 mod queue;
 
 use self::instance::Context;
@@ -71,6 +72,11 @@ impl VulkanDevice {
     /// What the validation layers have said so far.
     pub fn complaints(&self) -> Vec<String> {
         self.context.complaints()
+    }
+
+    /// Blocks of device memory that the driver has given out: many buffers share one.
+    pub fn blocks(&self) -> usize {
+        self.context.pool().count()
     }
 
     /// Time that the launches up to now took by the device's own clock; waits for them. `None` where it has no clock.

@@ -17,8 +17,8 @@ use super::{Plan, as_matmul, entry};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::Code;
 use crate::format::qt16::{Class, LaneOrder, Qt16, tile_columns};
+use crate::format::{Code, Zero};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Kernel, Memory, Scalar, Type, Value};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
@@ -109,6 +109,9 @@ fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     }
     if lanes.shape.a.bits() == 8 && lanes.shape.acc == DType::F32 && lanes.order == LaneOrder::Gt {
         return Some("leaves 8-bit floats to families that take their sums over to f32 block by block".into());
+    }
+    if matches!(op.weight.zero, Zero::Float(_) | Zero::Offset { .. }) {
+        return Some(format!("takes no float zero points or offsets, not those of {}", op.weight));
     }
     if layout.planes.len() != 1 {
         return Some(format!("decodes codes of one plane, not the {} planes of {}", layout.planes.len(), op.weight));

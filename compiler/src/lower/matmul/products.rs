@@ -10,9 +10,9 @@ use super::{Plan, as_matmul};
 use crate::caps::{Caps, MmaShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::Code;
 use crate::format::qt16::{Class, LaneOrder, Qt16};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Scalar, Type, Value};
+use crate::format::{Code, Zero};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Scalar, Type, UnOp, Value};
 use crate::lower::activation::Rows;
 use crate::lower::lanes::Lanes;
 use crate::lower::memory::{Params, scalar_of, times};
@@ -136,6 +136,30 @@ impl Products<'_> {
         self.fragments.blocks * self.rows.len()
     }
 
+    /// Whether sums of activations are made beside the others, as one more tile of rows of W whose weights are all 1:
+    /// zero points that are no integers, and those of 8-bit floats, are paid by them. Sums of integers are an operand.
+    pub fn sums_activations(&self) -> bool {
+        let zero = self.fragments.layout.format.zero;
+        let late = matches!(zero, Zero::Float(_) | Zero::Offset { .. })
+            || matches!(zero, Zero::Int(_)) && self.fragments.layout.class == Class::B8;
+        self.shape.acc == DType::F32 && late
+    }
+
+    /// Tiles of rows of W that are summed: those of results, then the one of [`Products::sums_activations`].
+    pub fn summed_tiles(&self) -> usize {
+        self.fragments.blocks + usize::from(self.sums_activations())
+    }
+
+    /// Operand A of that tile.
+    pub fn ones(&self, b: &mut Builder) -> Value {
+        let bits = self.shape.a.bits();
+        let one = self.shape.a.encode(1.0) as u64;
+        let word = (0..32 / bits).fold(0, |word, i| word | one << (i * bits)) as u32 as i32;
+        let word = b.int(Scalar::I32, i64::from(word));
+        let registers = vec![word; (self.shape.a_elements() * bits / 32) as usize];
+        fragment(b, &registers, self.shape.a, self.shape.a_elements())
+    }
+
     /// Results of nothing, `[tile][rows of X]`.
     pub fn zeros(&self, b: &mut Builder) -> Vec<Value> {
         vec![b.f32(4, 0.0); self.count()]
@@ -193,11 +217,22 @@ impl Products<'_> {
     pub fn group(&self, b: &mut Builder, column: Pos) -> Group {
         let layout = self.fragments.layout;
         let group = if layout.groups == 1 { Pos::fixed(0) } else { column.divide(b, layout.group) };
-        self.fragments.group(b, group)
+        let mut found = self.fragments.group(b, group);
+        if self.shape.acc == DType::F32
+            && let Some(zeros) = found.zeros.take()
+        {
+            let offset = |(&zero, &scale): (&Value, &Value)| {
+                let zero = b.cast(CastOp::IntToFloatS, zero, Scalar::F32);
+                let zero = b.un(UnOp::Neg, zero);
+                b.mul(zero, scale)
+            };
+            found.offsets = Some(zeros.iter().zip(&found.scales).map(offset).collect());
+        }
+        found
     }
 
     /// The results with the sums of a segment or of a part of one, scaled, its zeros taken off where decoding has not.
-    /// `sum` gives an element of the sums of a tile and 8 rows of X.
+    /// `sum` gives an element of the sums of a tile, of [`Products::summed_tiles`], and 8 rows of X.
     pub fn scaled(
         &self,
         b: &mut Builder,
@@ -209,23 +244,30 @@ impl Products<'_> {
         let offset = self.fragments.offset(self.shape.a);
         let corrects = integers && (offset != 0 || group.zeros.is_some());
         let column = segment.times(b, self.cut.segment);
-        let factors: Vec<_> = self
-            .rows
-            .iter()
-            .map(|(_, rows)| {
-                [0, 1].map(|row| {
-                    let sum = corrects.then(|| rows.sum(b, row, segment));
-                    (rows.group_scale(b, row, column), sum)
-                })
-            })
-            .collect();
+        let mut factors = Vec::new();
+        for (token, (_, rows)) in self.rows.iter().enumerate() {
+            let mut of_row = |row: usize| {
+                let integer = (corrects || integers && group.offsets.is_some()).then(|| rows.sum(b, row, segment));
+                let scale = rows.group_scale(b, row, column);
+                let activations = group.offsets.is_some().then(|| {
+                    let sum = match integer {
+                        Some(sum) => b.cast(CastOp::IntToFloatS, sum, Scalar::F32),
+                        // All rows of the last tile hold the same.
+                        None => sum(b, self.fragments.blocks, token, row as u8),
+                    };
+                    scale.map_or(sum, |scale| b.mul(scale, sum))
+                });
+                (scale, integer.filter(|_| corrects), activations)
+            };
+            factors.push([of_row(0), of_row(1)]);
+        }
         let mut list = Vec::with_capacity(results.len());
         for (i, &result) in results.iter().enumerate() {
             let (tile, token) = (i / self.rows.len(), i % self.rows.len());
             let parts: Vec<Value> = (0..4u8)
                 .map(|element| {
                     let (half, parity) = (element / 2, (element % 2) as usize);
-                    let (scale_x, sum_x) = factors[token][parity];
+                    let (scale_x, sum_x, activations) = factors[token][parity];
                     let mut number = sum(b, tile, token, element);
                     if let Some(sum_x) = sum_x {
                         let fixed = b.int(Scalar::I32, offset as i64);
@@ -244,8 +286,12 @@ impl Products<'_> {
                     }
                     let scale = b.extract(group.scales[tile], half);
                     let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                    let old = b.extract(result, element);
-                    b.fma(number, factor, old)
+                    let mut result = b.extract(result, element);
+                    if let (Some(offsets), Some(activations)) = (&group.offsets, activations) {
+                        let offset = b.extract(offsets[tile], half);
+                        result = b.fma(offset, activations, result);
+                    }
+                    b.fma(number, factor, result)
                 })
                 .collect();
             list.push(b.vector(&parts));

@@ -9,11 +9,11 @@ mod direct;
 use self::decode::float;
 use self::direct::Direct;
 use super::load_number;
-use crate::caps::{Caps, Feature};
+use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::format::qt16::{Class, LaneOrder, PANEL, Qt16, STRIP, Section, section_rows, tile_columns};
 use crate::format::{Code, Zero};
-use crate::ir::{Address, BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
+use crate::ir::{Address, BinOp, Builder, CastOp, Memory, Scalar, Type, UnOp, Value};
 use crate::lower::lanes::{Lanes, gather, higher, through};
 use crate::lower::memory::at;
 use crate::lower::walk::Pos;
@@ -46,6 +46,8 @@ pub(in crate::lower) struct Group {
     pub scales: Vec<Value>,
     /// Integer zero points of the same rows, `i32`, if the format has them.
     pub zeros: Option<Vec<Value>>,
+    /// What the same rows add to `scale · code` for each activation, `f32`, if zero points are floats or offsets.
+    pub offsets: Option<Vec<Value>>,
     /// Integer zero points of the rows of A that a lane holds, g and g + 8 of each block, `i32`.
     held_zeros: Option<Vec<[Value; 2]>>,
 }
@@ -69,10 +71,10 @@ pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String>
             }
         }
         (Code::Float(dtype), Class::B8) if dtype == element => {}
-        // Numbers up to 16 are exact in this type, so a look-up makes them of codes without zero points of their own.
-        (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::E4m3fn && matches!(width, 2 | 4) => {
-            if !matches!(format.zero, Zero::None | Zero::Bias(-1..=16)) {
-                return Some(format!("makes 8-bit floats of codes with one zero for all, not of {name}"));
+        // Numbers up to 16 are exact in this type, so a look-up makes them of codes; zero points of groups come later.
+        (Code::Int { .. } | Code::Ternary, Class::B8) if element == DType::E4m3fn && matches!(width, 2..=4) => {
+            if matches!(format.zero, Zero::Bias(bias) if !(-1..=16).contains(&bias)) {
+                return Some(format!("makes 8-bit floats of codes with a bias from -1 to 16, not of {name}"));
             }
         }
         _ => return Some(format!("has no fragments of {} from {name}", element.name())),
@@ -80,6 +82,8 @@ pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String>
     match format.zero {
         // In a 16-bit float both `power + offset + zero` and `code - offset - zero` must be exact.
         Zero::None | Zero::Bias(-64..=64) => None,
+        // Taken off by sums of activations, see [`Group::offsets`].
+        Zero::Float(_) | Zero::Offset { .. } => None,
         Zero::Int(bits) if bits <= width => None,
         _ => Some(format!("takes integer zero points as wide as codes, not those of {name}")),
     }
@@ -196,7 +200,12 @@ impl<'a> Fragments<'a> {
         for row in self.rows_of_sums() {
             scales.push(self.scale(b, group, row));
         }
-        let mut found = Group { scales, zeros: None, held_zeros: None };
+        let mut found = Group { scales, zeros: None, offsets: self.offsets(b, group), held_zeros: None };
+        for (offset, &scale) in found.offsets.iter_mut().flatten().zip(&found.scales) {
+            if matches!(self.layout.format.zero, Zero::Float(_)) {
+                *offset = b.mul(*offset, scale);
+            }
+        }
         if let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) {
             if self.layout.class == Class::B8 {
                 let zeros = self.rows_of_sums().into_iter().map(|row| self.zeros(b, section, group, self.summed, row));
@@ -240,8 +249,34 @@ impl<'a> Fragments<'a> {
     }
 
     fn scale(&self, b: &mut Builder, group: Pos, rows: (usize, u8)) -> Value {
-        let inner = self.number(b, &self.layout.scales, group, rows);
-        let Some(outer) = &self.layout.outer else { return inner };
+        self.two_levels(b, (&self.layout.scales, self.layout.outer.as_ref()), group, rows)
+    }
+
+    /// Minus the float zero points of a group, or its offsets with their sign; `None` if the format has neither.
+    fn offsets(&self, b: &mut Builder, group: Pos) -> Option<Vec<Value>> {
+        let sections = (self.layout.zeros.as_ref()?, self.layout.zeros_outer.as_ref());
+        let negative = match self.layout.format.zero {
+            Zero::Float(_) => true,
+            Zero::Offset { sign, .. } => sign < 0,
+            Zero::None | Zero::Bias(_) | Zero::Int(_) => return None,
+        };
+        let offset = |rows| {
+            let number = self.two_levels(b, sections, group, rows);
+            if negative { b.un(UnOp::Neg, number) } else { number }
+        };
+        Some(self.rows_of_sums().into_iter().map(offset).collect())
+    }
+
+    /// Numbers of a group that may have a second level.
+    fn two_levels(
+        &self,
+        b: &mut Builder,
+        (section, outer): (&Section, Option<&Section>),
+        group: Pos,
+        rows: (usize, u8),
+    ) -> Value {
+        let inner = self.number(b, section, group, rows);
+        let Some(outer) = outer else { return inner };
         let entry = if outer.entries == 1 { Pos::fixed(0) } else { group.divide(b, outer.span / self.layout.group) };
         let outer = self.number(b, outer, entry, rows);
         b.mul(inner, outer)
@@ -265,7 +300,7 @@ impl<'a> Fragments<'a> {
     fn number(&self, b: &mut Builder, section: &Section, entry: Pos, (row, count): (usize, u8)) -> Value {
         let place = self.place(b, section, entry, self.summed, row);
         let address = at(self.memory, place.index, place.fixed);
-        let f16_convert = self.features.has(Feature::F16Convert);
-        load_number(b, section.dtype, address, count, (count as usize * section.size()).min(16) as u32, f16_convert)
+        let align = (count as usize * section.size()).min(16) as u32;
+        load_number(b, section.dtype, address, count, align, self.features)
     }
 }

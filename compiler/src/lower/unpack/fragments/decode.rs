@@ -67,6 +67,8 @@ impl Fragments<'_> {
                 row.extend([0, 1].map(|i| b.extract(chunk, 2 * half as u8 + i)));
             }
         }
+        let small_floats = self.layout.class == Class::B8 && element == DType::E4m3fn;
+        let table = self.table(b);
         let code = |b: &mut Builder, number: usize, half: usize| {
             let (mut low, mut all) = (0, None);
             for (rows, &(width, _)) in rows.iter().zip(&self.layout.planes) {
@@ -83,7 +85,7 @@ impl Fragments<'_> {
             }
             let all = all.expect("a format has a plane");
             if self.layout.class == Class::B8 {
-                return all;
+                return if small_floats { look_up(b, table, all) } else { all };
             }
             if let Some(direct) = self.direct(element) {
                 return direct.pair(b, all, 0, element);
