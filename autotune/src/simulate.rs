@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const NAME: &str = "simulated";
 
 /// Axes of a schedule, as names of entries spell them.
-const AXES: [&str; 3] = ["m", "n", "u"];
+const AXES: [&str; 4] = ["m", "n", "u", "x"];
 
 /// The world that a device and its clock share.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl SimulatedDevice {
 }
 
 /// The end of an entry name that says how a kernel runs: family and numbers.
-fn schedule_part(entry: &str) -> (&str, [f64; 3]) {
+fn schedule_part(entry: &str) -> (&str, [f64; AXES.len()]) {
     let families = ["stream_", "tile_"];
     let start = families.iter().filter_map(|f| entry.rfind(f)).max().unwrap_or(0);
     let (family, numbers) = entry[start..].split_once('_').unwrap_or((&entry[start..], ""));

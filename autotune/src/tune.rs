@@ -221,16 +221,17 @@ pub fn tune(
     let replayed = journal.found();
     let (mut entries, mut outcomes, mut done) = (Vec::new(), Vec::new(), 0);
     let mut last: Option<Problem> = None;
-    let mut spaces: Vec<(Op, Points)> = Vec::new();
+    let mut spaces: Vec<((Op, usize), Points)> = Vec::new();
     for chain in &mine {
         let mut found: Vec<(Key, Vec<Schedule>)> = Vec::new();
         for group in chain {
             let key = &group.keys[0];
             progress.entry(done, count, key, (count - done) as f64 * provenance.seconds_per_entry);
-            if !spaces.iter().any(|(op, _)| *op == group.op) {
-                spaces.push((group.op, search::points(&group.op, device.caps(), key.m)?));
+            let what = (group.op, key.m);
+            if !spaces.iter().any(|(known, _)| *known == what) {
+                spaces.push((what, search::points(&group.op, device.caps(), key.m)?));
             }
-            let points = spaces.iter().find(|(op, _)| *op == group.op).map_or(&[][..], |(_, points)| points);
+            let points = spaces.iter().find(|(known, _)| *known == what).map_or(&[][..], |(_, points)| points);
             let ceiling = provenance.ceiling.over(&group.op);
             let sliced = Key { n: group.columns, ..key.clone() };
             let space = Space::new(&sliced, &group.op, device.caps(), &ceiling, device.info().threads, points);

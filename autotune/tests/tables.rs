@@ -123,7 +123,6 @@ fn lines(path: &Path) -> usize {
 }
 
 #[test]
-#[ignore = "not green yet: a shard starts from other neighbours than one run does"]
 fn shards_merge_in_any_order_to_the_bytes_of_one_run() {
     let folder = tempfile::tempdir().unwrap();
     let one = run(&folder.path().join("one.json"), &options("1/1"));

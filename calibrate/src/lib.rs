@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod export;
 pub mod file;
 pub mod import;
+pub mod kv;
 pub mod model;
 pub mod pick;
 pub mod quantize;

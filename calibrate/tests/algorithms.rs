@@ -239,3 +239,63 @@ fn moments_that_cannot_be_inverted_fall_back_to_rounding() {
     assert_eq!(found.damping, None);
     assert_eq!(found.quantized, format.encode_nearest(&w, n, k, None).unwrap());
 }
+
+/// KIVI's own codes of random keys (per channel over 32 tokens) and values (groups of 32 channels). Ours have scales rounded
+/// up and offsets rounded down to bf16, KIVI's are exact: a scale is wider by at most two steps of bf16 (the offset's step
+/// may widen it too), a code differs by at most one, and most are the same; numbers are within a step of what went in.
+#[test]
+fn kivi_codes_are_those_of_kivi_up_to_bf16_scales() {
+    use bitsmith_compiler::format::kv::{KvLayout, Side};
+    use bitsmith_compiler::op::kv::Pool;
+    let name = "kivi_codes_are_those_of_kivi_up_to_bf16_scales";
+    let Some(data) = support::data("golden/packing/kivi_b4.safetensors", name) else { return };
+    let golden = Golden::open(&data);
+    let ints = |name: &str| -> Vec<u32> {
+        let tensor = golden.0.tensor(name).unwrap();
+        golden.0.data(tensor).as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect()
+    };
+    let (heads, tokens, dim) = (2, 64, 32);
+    let format = bitsmith_calibrate::kv::format("int4-kivi").unwrap().unwrap();
+    let layout = KvLayout::new(format, 32, heads, dim, dim).unwrap();
+    let mut bytes = vec![0; 2 * layout.page_bytes()];
+    let mut pool = Pool { layout, statics: &[], bytes: &mut bytes };
+    let (k, v) = (golden.f32s("k"), golden.f32s("v"));
+    let row = |x: &[f32], head: usize, token: usize| x[(head * tokens + token) * dim..][..dim].to_vec();
+    for (page, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let rows: Vec<Vec<f32>> = (0..32).map(|token| row(&k, head, page * 32 + token)).collect();
+        pool.store_page(Side::K, page, head, &rows);
+        (0..32).for_each(|token| pool.store_token(Side::V, page, head, token, &row(&v, head, page * 32 + token)));
+    }
+    let (k_codes, v_codes) = (ints("k_code"), ints("v_code"));
+    let scales = (golden.f32s("k_scale"), golden.f32s("v_scale"));
+    let (mut same, mut count) = (0, 0);
+    for (head, token, c) in (0..heads).flat_map(|h| (0..tokens).flat_map(move |t| (0..dim).map(move |c| (h, t, c)))) {
+        let (page, at) = (token / 32, token % 32);
+        let sides = [
+            (
+                Side::K,
+                k_codes[(head * 8 + token / 8) * dim + c] >> (4 * (token % 8)),
+                scales.0[(head * 2 + page) * dim + c],
+                &k,
+            ),
+            (
+                Side::V,
+                v_codes[(head * tokens + token) * 4 + c / 8] >> (4 * (c % 8)),
+                scales.1[head * tokens + token],
+                &v,
+            ),
+        ];
+        for (side, theirs, scale, x) in sides {
+            let ours = pool.code(side, page, head, at, c);
+            assert!(ours.abs_diff(theirs & 15) <= 1, "{side:?} {head} {token} {c}: {ours}, theirs {}", theirs & 15);
+            same += usize::from(ours == theirs & 15);
+            count += 1;
+            let wider = pool.scale(side, page, head, at, c).0 / scale;
+            assert!((1.0 - 1e-5..1.02).contains(&wider), "{side:?} {head} {token} {c}: scale {wider} of theirs");
+            let off = (pool.stored(side, page, head, at, c) - row(x, head, token)[c]).abs();
+            assert!(off <= 0.52 * scale * wider, "{side:?} {head} {token} {c}: off by {off}, scale {scale}");
+        }
+    }
+    println!("{same} of {count} codes are KIVI's");
+    assert!(same as f64 > 0.9 * count as f64);
+}

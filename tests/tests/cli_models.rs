@@ -72,6 +72,32 @@ fn a_model_goes_from_a_pick_to_a_report_and_to_other_tools() {
     let (again, first) = (&found["comparison"]["model"]["perplexity"], &done["comparison"]["model"]["perplexity"]);
     assert!((again.as_f64().unwrap() / first.as_f64().unwrap() - 1.0).abs() < 1e-4, "{again} after {first}");
 
+    // Keys and values through the kernels of the cache, and the same codes dequantized.
+    let kv = |more: &[&str]| {
+        let mut args = vec!["eval", MODEL, "--text", &text, "--reference", MODEL, "--json"];
+        args.extend(small.iter().chain(more));
+        ok_json(&args)["comparison"]["model"]["perplexity"].as_f64().unwrap()
+    };
+    let (real, exact) = (kv(&["--kv", "int4-kivi"]), kv(&["--kv", "int4-kivi", "--kv-via", "dequantized"]));
+    assert!((real / exact - 1.0).abs() < 1e-3 && real != kv(&[]), "{real}, dequantized {exact}");
+    let eval_kv = ["eval", MODEL, "--text", &text, "--kv", "fp8-head"];
+    fails(2, &eval_kv, &["calibrate --kv fp8e4m3-head"]);
+    fails(
+        2,
+        &["calibrate", MODEL, "--text", &text, "--out", &place("no"), "--kv", "int8-token"],
+        &["makes these scales itself"],
+    );
+    let with_scales: Vec<&str> = calibrate.iter().copied().chain(["--kv", "fp8-head"]).collect();
+    assert_eq!(ok_json(&with_scales)["kv_scales"]["layers"].as_array().unwrap().len(), 2);
+    let scales = Path::new(&statistics).join("kv_scales.json").display().to_string();
+    assert!(kv(&["--kv", "fp8-head", "--kv-scales", &scales]) > 1.0);
+    fails(
+        2,
+        &["eval", MODEL, "--text", &text, "--kv", "int8-head", "--kv-scales", &scales],
+        &["fp8e4m3-head", "int8-head"],
+    );
+    fails(2, &["eval", MODEL, "--text", &text, "--kv", "int9"], &["`int9` is no code"]);
+
     let report = place("report");
     let probes = format!("{MODEL}/probes");
     let mut args = vec!["report", &quantized, "--reference", MODEL, "--text", &text, "--out", &report];

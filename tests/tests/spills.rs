@@ -56,7 +56,6 @@ fn fault(target: &CpuTarget, op: &Op, m: usize) -> Option<Result<(), String>> {
 }
 
 #[test]
-#[ignore = "755 of 9224 spill: tiles of many rows by 8-bit activations"]
 fn chosen_kernels_do_not_spill_in_loops() {
     let targets = LEVELS.map(|level| CpuTarget::named(level).expect("a level"));
     let next = AtomicUsize::new(0);

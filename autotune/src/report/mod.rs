@@ -19,6 +19,8 @@ use bitsmith_runtime::roofs::picture::{Plot, Point};
 use std::collections::BTreeMap;
 
 const FRAME: &str = include_str!("../../templates/tune.html");
+/// Shared with the page of a quantized model.
+const STYLE: &str = include_str!("../../templates/page.css");
 
 /// A page from its parts: title, verdict, sentence, facts (value, name, note), pictures, table head and rows.
 pub struct Page {
@@ -63,6 +65,7 @@ impl Page {
         context.insert("about", &self.about);
         context.insert("facts", &facts);
         context.insert("pictures", &self.pictures.concat());
+        context.insert("style", STYLE);
         context.insert("head", &cells("th", &self.head));
         context.insert("rows", &rows);
         tera::Tera::one_off(FRAME, &context, true)

@@ -63,18 +63,29 @@ impl Space {
         self.candidates.iter().find(|candidate| candidate.schedule == *schedule)
     }
 
-    /// Open points that differ from one in a single knob, by the next value up or down that the space holds.
+    /// Open points that differ from one in a single knob.
+    fn line(&self, of: &Schedule, knob: Knob) -> impl Iterator<Item = &Candidate> {
+        self.open().filter(move |c| c.schedule != *of && knob.set(c.schedule, knob.of(of)) == *of)
+    }
+
+    /// Open points one step from another: the next value of a single knob, up or down, that the space holds, or the same
+    /// numbers in another family.
     pub fn neighbours(&self, of: &Schedule) -> Vec<Schedule> {
         let mut list = Vec::new();
         for knob in Knob::ALL {
-            let line = || {
-                let same = |c: &&Candidate| knob.set(c.schedule, knob.of(of)) == *of;
-                self.open().filter(same).map(|c| c.schedule)
-            };
+            let line = || self.line(of, knob).map(|c| c.schedule);
             list.extend(line().filter(|s| knob.of(s) > knob.of(of)).min_by_key(|s| knob.of(s)));
             list.extend(line().filter(|s| knob.of(s) < knob.of(of)).max_by_key(|s| knob.of(s)));
         }
+        let twin = |c: &&Candidate| Schedule { family: of.family, ..c.schedule } == *of && c.schedule != *of;
+        list.extend(self.open().filter(twin).map(|c| c.schedule));
         list
+    }
+
+    /// Open points that differ from one in a single knob by any number of steps, but for those whose prior is over `most`.
+    pub fn lines(&self, of: &Schedule, most: f64) -> Vec<Schedule> {
+        let lines = Knob::ALL.into_iter().flat_map(|knob| self.line(of, knob));
+        lines.filter(|c| c.prior <= most).map(|c| c.schedule).collect()
     }
 }
 

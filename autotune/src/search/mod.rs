@@ -7,14 +7,14 @@
 //! record of the samples gives the same outcome again; the incumbent is replaced only by what beat it beyond doubt.
 
 mod candidates;
+mod run;
 
 pub use candidates::{Candidate, Space, points};
 
-use crate::measure::statistics::{faster, level, median};
 use crate::measure::{Bench, Verdict};
 use bitsmith_compiler::Result;
 use bitsmith_compiler::schedule::Schedule;
-use std::collections::BTreeMap;
+use run::Run;
 
 /// How much is searched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,14 +67,8 @@ pub struct Outcome {
     pub cut: bool,
 }
 
-/// A rival that is this close counts as equal.
-const EQUAL: f64 = 0.01;
-/// What replaces the incumbent must be faster by this.
-const WORTH: f64 = 0.015;
-/// Most steps from leader to leader.
-const CLIMB: usize = 5;
-/// Between how many samples the incumbent is measured again.
-const AGAIN: usize = 6;
+/// Most steps from leader to leader, and looks along their axes.
+const CLIMB: usize = 10;
 
 /// Says how a search goes, for people.
 pub trait Watch {
@@ -85,221 +79,6 @@ pub trait Watch {
 /// Nobody watches.
 impl Watch for () {
     fn best(&mut self, _best: &Schedule, _seconds: f64, _incumbent: f64) {}
-}
-
-struct Run<'a> {
-    bench: &'a mut dyn Bench,
-    incumbent: Schedule,
-    samples: BTreeMap<Schedule, Vec<(u64, f64)>>,
-    ordinal: u64,
-    spent: f64,
-    seconds: f64,
-    dropped: BTreeMap<Schedule, String>,
-    left: BTreeMap<Schedule, usize>,
-    watch: &'a mut dyn Watch,
-}
-
-impl<'a> Run<'a> {
-    fn new(bench: &'a mut dyn Bench, incumbent: &Schedule, seconds: f64, watch: &'a mut dyn Watch) -> Run<'a> {
-        Run {
-            bench,
-            incumbent: *incumbent,
-            samples: BTreeMap::new(),
-            ordinal: 0,
-            spent: 0.0,
-            seconds,
-            dropped: BTreeMap::new(),
-            left: BTreeMap::new(),
-            watch,
-        }
-    }
-
-    /// Sums up. `unlikely` are points that were not tried, with the reason; it counts where no other does.
-    fn outcome(self, space: &Space, best: Schedule, unlikely: Vec<(Schedule, String)>, cut: bool) -> Outcome {
-        let mut dropped = self.dropped.clone();
-        let pruned = space.candidates.iter().filter_map(|c| Some((c.schedule, c.pruned.clone()?)));
-        let late = space.open().map(|c| (c.schedule, "the time was used up".to_string()));
-        for (schedule, why) in pruned.chain(unlikely).chain(late) {
-            if !self.samples.contains_key(&schedule) {
-                dropped.entry(schedule).or_insert(why);
-            }
-        }
-        let all: Vec<Schedule> = self.samples.keys().copied().collect();
-        let measured = self
-            .ranked(&all)
-            .into_iter()
-            .map(|schedule| Measured {
-                schedule,
-                seconds: self.level(&schedule),
-                samples: self.samples[&schedule].len(),
-                left: self.left.get(&schedule).copied().unwrap_or(4),
-            })
-            .collect();
-        Outcome {
-            best,
-            seconds: self.level(&best),
-            incumbent_seconds: self.level(&self.incumbent),
-            measured,
-            dropped: dropped.into_iter().collect(),
-            samples: self.samples.values().map(Vec::len).sum(),
-            cut: cut || self.over(),
-        }
-    }
-
-    fn over(&self) -> bool {
-        self.spent >= self.seconds
-    }
-
-    /// Takes a sample, of a sound candidate.
-    fn sample(&mut self, schedule: &Schedule) -> Result<f64> {
-        let sample = self.bench.sample(schedule, self.ordinal)?;
-        self.samples.entry(*schedule).or_default().push((self.ordinal, sample.seconds));
-        self.ordinal += 1;
-        self.spent += sample.spent;
-        Ok(sample.seconds)
-    }
-
-    /// Whether a candidate computes what it should; if not, it is dropped.
-    fn sound(&mut self, schedule: &Schedule) -> Result<bool> {
-        if self.samples.contains_key(schedule) {
-            return Ok(true);
-        }
-        if self.dropped.contains_key(schedule) {
-            return Ok(false);
-        }
-        match self.bench.admit(schedule)? {
-            Verdict::Sound => Ok(true),
-            Verdict::Rejected(why) => {
-                self.dropped.insert(*schedule, why);
-                Ok(false)
-            }
-        }
-    }
-
-    /// How slow the machine was at a sample, against its usual: the median of the incumbent's nearest three samples over
-    /// the median of all of them.
-    fn drift(&self, ordinal: u64) -> f64 {
-        let Some(own) = self.samples.get(&self.incumbent) else { return 1.0 };
-        let mut near: Vec<(u64, f64)> = own.iter().map(|(at, s)| (at.abs_diff(ordinal), *s)).collect();
-        near.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let near: Vec<f64> = near.into_iter().take(3).map(|(_, s)| s).collect();
-        let all: Vec<f64> = own.iter().map(|(_, s)| *s).collect();
-        if near.len() < 3 { 1.0 } else { median(&near) / median(&all) }
-    }
-
-    /// What a candidate stands for.
-    fn level(&self, schedule: &Schedule) -> f64 {
-        let Some(own) = self.samples.get(schedule) else { return f64::INFINITY };
-        level(&own.iter().map(|(at, s)| s / self.drift(*at)).collect::<Vec<_>>())
-    }
-
-    fn ranked(&self, list: &[Schedule]) -> Vec<Schedule> {
-        let mut ranked: Vec<(f64, Schedule)> = list.iter().map(|s| (self.level(s), *s)).collect();
-        ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        ranked.dedup();
-        ranked.into_iter().map(|(_, s)| s).collect()
-    }
-
-    /// Some samples of each candidate, in turn. Candidates that are refused, or not reached in time, fall out.
-    fn round(&mut self, list: &[Schedule], samples: usize) -> Result<Vec<Schedule>> {
-        let mut alive: Vec<Schedule> = Vec::new();
-        for pass in 0..samples {
-            let turn: Vec<Schedule> = if pass == 0 { list.to_vec() } else { alive.clone() };
-            for (i, schedule) in turn.iter().enumerate() {
-                if self.over() {
-                    return Ok(alive);
-                }
-                if i % AGAIN == 0 {
-                    self.sample(&self.incumbent.clone())?;
-                }
-                if pass == 0 {
-                    if !self.sound(schedule)? {
-                        continue;
-                    }
-                    alive.push(*schedule);
-                }
-                self.sample(schedule)?;
-            }
-            self.tell(&alive);
-        }
-        Ok(alive)
-    }
-
-    fn tell(&mut self, alive: &[Schedule]) {
-        let mut all = alive.to_vec();
-        all.push(self.incumbent);
-        if let Some(best) = self.ranked(&all).first() {
-            let (seconds, incumbent) = (self.level(best), self.level(&self.incumbent));
-            self.watch.best(best, seconds, incumbent);
-        }
-    }
-
-    fn leave(&mut self, before: &[Schedule], after: &[Schedule], round: usize) {
-        for schedule in before.iter().filter(|s| !after.contains(s)) {
-            self.left.insert(*schedule, round);
-        }
-    }
-
-    /// Races a few candidates, the incumbent among them, until the leader is ahead of each for sure or equal to it.
-    fn race(&mut self, list: Vec<Schedule>, samples: usize) -> Result<Schedule> {
-        let mut paired: BTreeMap<Schedule, Vec<f64>> = BTreeMap::new();
-        let mut alive = list;
-        if !alive.contains(&self.incumbent) {
-            alive.push(self.incumbent);
-        }
-        for lap in 0..samples {
-            if self.over() {
-                break;
-            }
-            // Everybody goes first now and then.
-            alive.rotate_left(1);
-            for schedule in alive.clone() {
-                let seconds = self.sample(&schedule)?;
-                paired.entry(schedule).or_default().push(seconds);
-            }
-            self.tell(&alive);
-            if lap + 1 < 6 {
-                continue;
-            }
-            let leader = self.ranked(&alive)[0];
-            let incumbent = self.incumbent;
-            let beaten = |s: &Schedule| *s != leader && *s != incumbent && faster(&paired[&leader], &paired[s], 0.0);
-            let (out, rest): (Vec<Schedule>, Vec<Schedule>) = alive.iter().partition(|s| beaten(s));
-            self.leave(&out, &[], 3);
-            // Pairs must come from the same laps: who is out stays out.
-            alive = rest;
-            let equal = |s: &Schedule| {
-                let ratio: Vec<f64> = paired[s].iter().zip(&paired[&leader]).map(|(a, b)| a / b).collect();
-                (median(&ratio) - 1.0).abs() < EQUAL
-            };
-            if alive
-                .iter()
-                .all(|s| *s == leader || beaten(s) || *s == incumbent && decided(&paired, &leader, s) || equal(s))
-            {
-                break;
-            }
-        }
-        let leader = self.ranked(&alive)[0];
-        if leader == self.incumbent {
-            return Ok(leader);
-        }
-        // The incumbent gives way to what won the samples that both took turns in, by more than noise makes.
-        let worth = self.level(&leader) * (1.0 + WORTH) < self.level(&self.incumbent);
-        let ratio: Vec<f64> = paired
-            .get(&self.incumbent)
-            .into_iter()
-            .flatten()
-            .zip(paired.get(&leader).into_iter().flatten())
-            .map(|(a, b)| a / b)
-            .collect();
-        let sure = ratio.is_empty() || median(&ratio) > 1.0 + WORTH;
-        Ok(if worth && sure { leader } else { self.incumbent })
-    }
-}
-
-/// Whether the leader and the incumbent are told apart, one way or the other.
-fn decided(paired: &BTreeMap<Schedule, Vec<f64>>, leader: &Schedule, incumbent: &Schedule) -> bool {
-    faster(&paired[leader], &paired[incumbent], WORTH) || faster(&paired[incumbent], &paired[leader], 0.0)
 }
 
 /// Searches a space. `incumbent` is what would be taken without tuning, `warm` what did well for neighbours, the best first.
@@ -351,20 +130,28 @@ pub fn search(
     let first = run.round(&pool, 2)?;
     let kept: Vec<Schedule> = run.ranked(&first).into_iter().take(first.len().div_ceil(5).clamp(4, 8)).collect();
     run.leave(&first, &kept, 0);
-    // Around the leaders the space is looked at whatever the prior said, as long as that leads on.
+    // Around the leaders the space is looked at whatever the prior said, as long as that leads on; where it does not, along
+    // every axis through the best, since a step may cost what the next ones bring.
     let mut second = kept;
+    let mut far_along = false;
     for _ in 0..CLIMB {
         let leaders: Vec<Schedule> = run.ranked(&second).into_iter().take(2).collect();
-        let mut near: Vec<Schedule> = leaders.iter().flat_map(|leader| space.neighbours(leader)).collect();
+        let Some(&leader) = leaders.first() else { break };
+        let mut near: Vec<Schedule> = if far_along {
+            space.lines(&leader, effort.reach * best_prior)
+        } else {
+            leaders.iter().flat_map(|leader| space.neighbours(leader)).collect()
+        };
         near.retain(|s| !run.samples.contains_key(s) && !run.dropped.contains_key(s));
         near.sort();
         near.dedup();
-        if near.is_empty() {
-            break;
-        }
         second.extend(run.round(&near, 2)?);
-        if run.ranked(&second).first() == leaders.first() {
+        if run.ranked(&second).first() != Some(&leader) {
+            far_along = false;
+        } else if far_along {
             break;
+        } else {
+            far_along = true;
         }
     }
     let kept: Vec<Schedule> = run.ranked(&second).into_iter().take(6).collect();

@@ -3,11 +3,10 @@
 //! [`KvCache`] is the seam for quantized caches: a cache takes keys and values after rotation and answers queries, and
 //! how it keeps them is its own affair. [`FloatCache`] keeps `f32`.
 
+use super::gemm::{Threads, View, multiply};
 use super::math::softmax;
 use crate::model::Config;
 use bitsmith_compiler::{Error, Result};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 /// The cache of one layer and one sequence.
@@ -19,11 +18,11 @@ pub trait KvCache: Send {
     fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<()>;
 
     /// What the queries `[m, heads · head_dim]` of the last `m` tokens see, causally.
-    fn attend(&self, queries: &[f32], m: usize) -> Result<Vec<f32>>;
+    fn attend(&mut self, queries: &[f32], m: usize) -> Result<Vec<f32>>;
 }
 
-/// Makes the cache of a layer.
-pub type NewCache<'a> = &'a (dyn Fn(&Config) -> Result<Box<dyn KvCache>> + Sync);
+/// Makes an empty cache for the layer of a number.
+pub type NewCache<'a> = &'a (dyn Fn(&Config, usize) -> Result<Box<dyn KvCache>> + Sync);
 
 /// Keys and values as `f32`.
 #[derive(Clone, Debug)]
@@ -51,7 +50,7 @@ impl FloatCache {
     }
 
     /// [`FloatCache::new`] as a [`NewCache`].
-    pub fn boxed(config: &Config) -> Result<Box<dyn KvCache>> {
+    pub fn boxed(config: &Config, _layer: usize) -> Result<Box<dyn KvCache>> {
         Ok(Box::new(FloatCache::new(config)))
     }
 }
@@ -70,7 +69,7 @@ impl KvCache for FloatCache {
         Ok(())
     }
 
-    fn attend(&self, queries: &[f32], m: usize) -> Result<Vec<f32>> {
+    fn attend(&mut self, queries: &[f32], m: usize) -> Result<Vec<f32>> {
         let (dim, total) = (self.dim, self.tokens());
         let (width, kv_width) = (self.heads * dim, self.kv_heads * dim);
         if queries.len() != m * width || m > total || m == 0 {
@@ -88,14 +87,8 @@ impl KvCache for FloatCache {
                 let q = view(queries, head * dim, m, width);
                 let (keys, values) = (view(&self.keys, kv, total, kv_width), view(&self.values, kv, total, kv_width));
                 let mut scores = vec![0.0f32; m * total];
-                matmul(
-                    MatMut::from_row_major_slice_mut(&mut scores, m, total),
-                    Accum::Replace,
-                    MatRef::from_row_major_slice(&q, m, dim),
-                    MatRef::from_row_major_slice(&keys, total, dim).transpose(),
-                    scale,
-                    Par::Seq,
-                );
+                let (left, right) = (View::rows(&q, m, dim, dim), View::rows(&keys, total, dim, dim).transposed());
+                multiply(&mut scores, total, false, scale, left, right, Threads::One);
                 for (i, row) in scores.chunks_exact_mut(total).enumerate() {
                     let end = first + i + 1;
                     let start = self.window.map_or(0, |window| end.saturating_sub(window));
@@ -104,14 +97,8 @@ impl KvCache for FloatCache {
                     row[end..].fill(0.0);
                 }
                 let mut out = vec![0.0f32; m * dim];
-                matmul(
-                    MatMut::from_row_major_slice_mut(&mut out, m, dim),
-                    Accum::Replace,
-                    MatRef::from_row_major_slice(&scores, m, total),
-                    MatRef::from_row_major_slice(&values, total, dim),
-                    1.0,
-                    Par::Seq,
-                );
+                let (left, right) = (View::rows(&scores, m, total, total), View::rows(&values, total, dim, dim));
+                multiply(&mut out, dim, false, 1.0, left, right, Threads::One);
                 out
             })
             .collect();

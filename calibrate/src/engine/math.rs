@@ -1,25 +1,14 @@
 //! Float arithmetic of a decoder: products, norms, softmax.
 //!
-//! Products go to faer; everything else is a loop. Always holds: sums of norms and softmax are taken in `f64`, so that
+//! Products go to [`super::gemm`]; everything else is a loop. Always holds: sums of norms and softmax are taken in `f64`, so that
 //! the float path can serve as the reference of the quantized ones.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use super::gemm::{Threads, View, multiply};
 
 /// `out[m, n] = x[m, k] · w[n, k]ᵀ`.
 pub fn product(x: &[f32], w: &[f32], m: usize, n: usize, k: usize) -> Vec<f32> {
     let mut out = vec![0.0f32; m * n];
-    if m == 0 {
-        return out;
-    }
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut out, m, n),
-        Accum::Replace,
-        MatRef::from_row_major_slice(x, m, k),
-        MatRef::from_row_major_slice(w, n, k).transpose(),
-        1.0,
-        Par::rayon(0),
-    );
+    multiply(&mut out, n, false, 1.0, View::rows(x, m, k, k), View::rows(w, n, k, k).transposed(), Threads::All);
     out
 }
 

@@ -7,13 +7,16 @@
 mod block;
 mod cache;
 mod dense;
+pub mod gemm;
 mod kernels;
 pub mod math;
+mod paged;
 
 pub use block::{Block, Site};
 pub use cache::{FloatCache, KvCache, NewCache};
 pub use dense::{Activations, Dense};
 pub use kernels::Kernels;
+pub use paged::{PagedCaches, Through, with_caches};
 
 use crate::model::{Config, Layers, Linear, Weight, row};
 use bitsmith_compiler::{Error, Result};
@@ -68,7 +71,7 @@ impl Engine {
 
     /// Empty caches for one sequence.
     pub fn caches(&self, new: NewCache<'_>) -> Result<Vec<Box<dyn KvCache>>> {
-        self.blocks.iter().map(|_| new(&self.config)).collect()
+        (0..self.blocks.len()).map(|layer| new(&self.config, layer)).collect()
     }
 
     /// Runs tokens that follow those in the caches; calls `each` with the place of a token among them and its logits, for

@@ -108,7 +108,7 @@ impl Run {
             for at in 0..streams.len() {
                 let mut x = streams.get(at)?;
                 let m = x.len() / config.shape.hidden;
-                block.forward(&mut x, m, cache(config)?.as_mut(), &mut |_, _, _| Ok(()))?;
+                block.forward(&mut x, m, cache(config, index)?.as_mut(), &mut |_, _, _| Ok(()))?;
                 streams.set(at, x)?;
             }
         }

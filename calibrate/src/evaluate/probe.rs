@@ -3,7 +3,7 @@
 //! Reads JSON lines with `sentence_good` and `sentence_bad`; makes accuracies with confidence intervals.
 
 use crate::engine::math::log_sum_exp;
-use crate::engine::{Engine, FloatCache};
+use crate::engine::{Engine, NewCache};
 use crate::file::clip;
 use crate::text::Tokenizer;
 use bitsmith_compiler::{Error, Result};
@@ -76,8 +76,8 @@ fn read(file: &Path, limit: usize) -> Result<Probe> {
     Ok(Probe { name, pairs: pairs.collect::<Result<_>>()? })
 }
 
-/// Runs a task.
-pub fn probe(engine: &Engine, tokenizer: &Tokenizer, probe: &Probe) -> Result<ProbeResult> {
+/// Runs a task; each sentence gets caches of its own.
+pub fn probe(engine: &Engine, tokenizer: &Tokenizer, probe: &Probe, cache: NewCache<'_>) -> Result<ProbeResult> {
     let likelihood = |text: &str| -> Result<f64> {
         let ids = tokenizer.encode(text)?;
         let ids: Vec<u32> = engine.config().bos.into_iter().chain(ids).collect();
@@ -85,7 +85,7 @@ pub fn probe(engine: &Engine, tokenizer: &Tokenizer, probe: &Probe) -> Result<Pr
             return Ok(0.0);
         }
         let mut sum = 0.0;
-        let mut caches = engine.caches(&FloatCache::boxed)?;
+        let mut caches = engine.caches(cache)?;
         engine.forward(&ids[..ids.len() - 1], &mut caches, ids.len() - 1, |at, logits| {
             sum += logits[ids[at + 1] as usize % logits.len()] as f64 - log_sum_exp(logits);
         })?;

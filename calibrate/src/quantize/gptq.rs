@@ -10,10 +10,10 @@
 //! Always holds: where no damping makes the moments positive definite, the result is round to nearest, and says so.
 
 use super::stats::Stats;
+use crate::engine::gemm::{Threads, View, multiply};
 use bitsmith_compiler::format::{Format, Granularity, PLAIN, Quantized, Rounder, Zero};
 use bitsmith_compiler::{Error, Result};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::{Mat, Par, Side};
 use rayon::prelude::*;
 
 /// How to go about it.
@@ -45,7 +45,7 @@ pub struct GptqResult {
 /// Columns between updates of all later ones.
 const BLOCK: usize = 128;
 /// Rows of one task.
-const ROWS: usize = 32;
+const ROWS: usize = 128;
 
 impl Gptq {
     /// Quantizes.
@@ -55,21 +55,21 @@ impl Gptq {
         }
         let nearest =
             || if self.clip { super::clip::mse(format, w, n, k) } else { format.encode_nearest(w, n, k, None) };
-        let mut moments = stats.full_moments();
+        let moments = stats.lower_moments();
         let mut w = w.to_vec();
-        for i in 0..k {
-            if moments[i * k + i] == 0.0 {
-                moments[i * k + i] = 1.0;
-                w.iter_mut().skip(i).step_by(k).for_each(|w| *w = 0.0);
-            }
+        // An input that is always 0 gets a moment of 1, and its weights become 0.
+        let diagonal: Vec<f32> =
+            moments.iter().step_by(k + 1).map(|&moment| if moment == 0.0 { 1.0 } else { moment }).collect();
+        for i in (0..k).filter(|i| moments[i * k + i] == 0.0) {
+            w.iter_mut().skip(i).step_by(k).for_each(|w| *w = 0.0);
         }
         let mut order: Vec<usize> = (0..k).collect();
         if self.act_order {
-            order.sort_by(|&a, &b| moments[b * k + b].total_cmp(&moments[a * k + a]).then(a.cmp(&b)));
+            order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
         }
         let mut damping = self.damping;
         let factor = loop {
-            match inverse_factor(&moments, k, &order, damping) {
+            match inverse_factor(&moments, &diagonal, &order, damping) {
                 Some(factor) => break factor,
                 None if damping < 1.0 => damping *= 10.0,
                 None => return Ok(GptqResult { quantized: nearest()?, damping: None }),
@@ -183,15 +183,9 @@ impl Task<'_> {
                 }
             }
             if end < k {
-                matmul(
-                    // By way of columns: the row-major constructor of faer 0.24.4 takes the stride for that of columns.
-                    MatMut::from_column_major_slice_with_stride_mut(&mut w[end..], k - end, rows, k).transpose_mut(),
-                    Accum::Add,
-                    MatRef::from_row_major_slice_with_stride(&errors, rows, end - start, BLOCK),
-                    MatRef::from_row_major_slice_with_stride(&factor[start * k + end..], end - start, k - end, k),
-                    -1.0,
-                    Par::Seq,
-                );
+                let (made, step) = (end - start, &factor[start * k + end..]);
+                let (left, right) = (View::rows(&errors, rows, made, BLOCK), View::rows(step, made, k - end, k));
+                multiply(&mut w[end..], k, true, -1.0, left, right, Threads::One);
             }
         }
         Ok(())
@@ -241,15 +235,22 @@ fn meaning(q: &Quantized, row: usize, column: usize) -> (f64, f64, f64) {
     }
 }
 
-/// `U` of `H⁻¹ = Uᵀ U`, row-major, for columns in an order; `None` where the damped matrix is not positive definite.
-fn inverse_factor(moments: &[f32], k: usize, order: &[usize], damping: f64) -> Option<Vec<f32>> {
-    let mean = (0..k).map(|i| moments[i * k + i] as f64).sum::<f64>() / k as f64;
+/// `U` of `H⁻¹ = Uᵀ U`, row-major, for columns in an order; `None` where the damped matrix is not positive definite. Of the
+/// moments the lower triangle is read, and their diagonal from `diagonal`. Beside them two matrices are in memory at a time.
+fn inverse_factor(lower: &[f32], diagonal: &[f32], order: &[usize], damping: f64) -> Option<Vec<f32>> {
+    let k = diagonal.len();
+    let mean = diagonal.iter().map(|&moment| moment as f64).sum::<f64>() / k as f64;
     let damp = (damping * mean) as f32;
     let at = |i: usize| order[k - 1 - i];
-    let reversed = Mat::<f32>::from_fn(k, k, |i, j| moments[at(i) * k + at(j)] + if i == j { damp } else { 0.0 });
-    let lower = reversed.llt(Side::Lower).ok()?;
+    let reversed = Mat::<f32>::from_fn(k, k, |i, j| match (at(i), at(j)) {
+        (a, b) if a == b => diagonal[a] + damp,
+        (a, b) => lower[a.max(b) * k + a.min(b)],
+    });
+    let cholesky = reversed.llt(Side::Lower).ok()?;
+    drop(reversed);
     let mut inverse = Mat::<f32>::zeros(k, k);
-    faer::linalg::triangular_inverse::invert_lower_triangular(inverse.as_mut(), lower.L(), Par::rayon(0));
+    faer::linalg::triangular_inverse::invert_lower_triangular(inverse.as_mut(), cholesky.L(), Par::rayon(0));
+    drop(cholesky);
     let mut factor = vec![0.0; k * k];
     factor.par_chunks_exact_mut(k).enumerate().for_each(|(i, row)| {
         for (j, out) in row.iter_mut().enumerate().skip(i) {

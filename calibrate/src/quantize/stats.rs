@@ -3,14 +3,14 @@
 //! Reads rows of inputs as they stream by; keeps numbers whose size depends on the width of the layer, not on the number
 //! of tokens. Always holds: the same rows in the same order give the same statistics, bit for bit.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use crate::engine::gemm::{Threads, View, multiply};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Bins of the histogram of magnitudes.
 const BINS: usize = 2048;
-/// Rows of second moments of one task.
+/// Largest square on the diagonal of the second moments, of which both halves are computed.
 const BAND: usize = 256;
 /// Columns of one task.
 const COLUMNS: usize = 512;
@@ -66,7 +66,10 @@ impl Histogram {
     /// Takes the finite ones of some numbers.
     fn add(&mut self, x: &[f32]) {
         let finite = |x: &f32| Some(x.abs()).filter(|x| x.is_finite());
-        self.reach(x.iter().filter_map(finite).fold(0.0, f32::max));
+        // Magnitudes that are not finite count as 0; comparing and choosing is what vectors do well.
+        let most =
+            |part: &[f32]| part.iter().fold(0.0f32, |a, x| if x.abs() < f32::INFINITY { a.max(x.abs()) } else { a });
+        self.reach(x.par_chunks(1 << 16).map(most).reduce(|| 0.0, f32::max));
         // The range is a power of two, so that this factor, and where it puts a number, is exact.
         let scale = BINS as f32 / self.top;
         let parts: Vec<Vec<u64>> = x
@@ -157,18 +160,21 @@ impl Stats {
         list
     }
 
-    /// `Σ x xᵀ` as a full symmetric matrix; from the sampled rows where moments were not asked for.
-    pub fn full_moments(&self) -> Vec<f32> {
-        let mut own;
-        let lower = match &self.moments {
-            Some(lower) => lower,
+    /// `Σ x xᵀ`, of which the lower triangle holds; from the sampled rows where moments were not asked for.
+    pub fn lower_moments(&self) -> Cow<'_, [f32]> {
+        match &self.moments {
+            Some(lower) => Cow::Borrowed(lower),
             None => {
-                own = Stats::new(self.k, true);
-                own.add(&self.sample);
-                own.moments.get_or_insert_default()
+                let mut own = vec![0.0; self.k * self.k];
+                add_moments(&mut own, &self.sample, self.k);
+                Cow::Owned(own)
             }
-        };
-        let mut full = lower.clone();
+        }
+    }
+
+    /// `Σ x xᵀ` as a full symmetric matrix.
+    pub fn full_moments(&self) -> Vec<f32> {
+        let mut full = self.lower_moments().into_owned();
         for i in 0..self.k {
             for j in 0..i {
                 full[j * self.k + i] = full[i * self.k + j];
@@ -216,21 +222,32 @@ impl Stats {
     }
 }
 
-/// `Σ x xᵀ`, as far as bands of rows reach over the diagonal: about half of the products of the whole.
+/// `Σ x xᵀ` on and below the diagonal: squares of [`BAND`] on it, and what is left of it in halves, so that the largest part
+/// is one large product.
 fn add_moments(moments: &mut [f32], x: &[f32], k: usize) {
-    let x = MatRef::from_row_major_slice(x, x.len() / k, k);
-    moments.par_chunks_mut(BAND * k).enumerate().for_each(|(at, band)| {
-        let rows = band.len() / k;
-        let columns = at * BAND + rows;
-        matmul(
-            MatMut::from_column_major_slice_with_stride_mut(band, columns, rows, k),
-            Accum::Add,
-            x.subcols(0, columns).transpose(),
-            x.subcols(at * BAND, rows),
-            1.0,
-            Par::Seq,
-        );
-    });
+    let rows = x.len() / k;
+    let mut parts = vec![(0, k)];
+    while let Some((start, end)) = parts.pop() {
+        let mut block = |rows_at: (usize, usize), columns: (usize, usize)| {
+            let (left, right) = (rows_at.1 - rows_at.0, columns.1 - columns.0);
+            multiply(
+                &mut moments[rows_at.0 * k + columns.0..],
+                k,
+                true,
+                1.0,
+                View::rows(&x[rows_at.0.min(x.len())..], rows, left, k).transposed(),
+                View::rows(&x[columns.0.min(x.len())..], rows, right, k),
+                Threads::All,
+            );
+        };
+        if end - start <= BAND {
+            block((start, end), (start, end));
+        } else {
+            let middle = start + ((end - start) / 2).next_multiple_of(BAND).min(end - start - 1);
+            block((middle, end), (start, middle));
+            parts.extend([(start, middle), (middle, end)]);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,9 @@ impl Plan {
     pub fn new(recipe: &RecipeFile, linears: &[Sizes], calibrated: bool) -> Result<Plan> {
         let rules = Rules::new(recipe)?;
         let (mut list, mut faults) = (Vec::new(), Vec::new());
+        if let Some(Err(error)) = recipe.kv.as_deref().map(crate::kv::format) {
+            faults.push(error.to_string());
+        }
         for sizes in linears {
             match rules.linear(recipe, sizes, calibrated) {
                 Ok(plan) => list.push(plan),

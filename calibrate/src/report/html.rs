@@ -6,6 +6,8 @@ use crate::evaluate::DIVERGENCE_SHARES;
 use bitsmith_compiler::{Error, Result};
 
 const FRAME: &str = include_str!("../../templates/report.html");
+/// Shared with the page of a tuning run.
+const STYLE: &str = include_str!("../../templates/page.css");
 
 /// The whole page.
 pub fn html(r: &Report) -> Result<String> {
@@ -64,8 +66,8 @@ pub fn html(r: &Report) -> Result<String> {
         .iter()
         .flat_map(|s| {
             [
-                (format!("{}, reference (f32)", s.phase), s.reference, format!("{:.0}/s", s.reference)),
-                (format!("{}, quantized", s.phase), s.model, format!("{:.0}/s", s.model)),
+                ("reference (f32)".to_owned(), s.reference, format!("{:.0}", s.reference)),
+                ("quantized".to_owned(), s.model, format!("{:.0}", s.model)),
             ]
         })
         .collect();
@@ -73,23 +75,30 @@ pub fn html(r: &Report) -> Result<String> {
     if !noise.is_empty() {
         let worst: Vec<String> = r.worst.iter().map(|name| short(name)).collect();
         plots +=
-            &bars("Signal to quantization noise, decibels (longer is better; the worst stand out)", &noise, &worst);
+            &bars("Signal to quantization noise in decibels (longer is better; the worst stand out)", &noise, &worst);
     }
     let tokens: Vec<_> = DIVERGENCE_SHARES
         .iter()
         .zip(c.divergences)
         .map(|(share, x)| (format!("{} % of tokens below", 100.0 * share), x, format!("{x:.2e} nats")))
         .collect();
-    plots += &decades("Divergence of the next token from the reference's (logarithmic)", &tokens);
+    plots += &decades("Divergence of the next token's distribution from the reference's (logarithmic)", &tokens);
     if !saturation.is_empty() {
-        plots += &bars("Codes at either end of their range", &saturation, &[]);
+        plots +=
+            &bars("Share of codes at either end of their range (where many are, ranges are cut)", &saturation, &[]);
     }
     if !tasks.is_empty() {
-        plots += &intervals("Tasks: quantized (dot, with 95 % interval), reference (ring)", &tasks);
+        plots += &intervals(
+            "Share of task pairs that are right: quantized (dot, with 95 % interval), reference (ring)",
+            &tasks,
+        );
     }
     // Prefill and decode differ by orders of magnitude, so each has its own scale.
-    for pair in speed.chunks(2) {
-        plots += &bars("Tokens per second on this machine", pair, &[]);
+    for (pair, phase) in speed.chunks(2).zip(&r.performance) {
+        let at_once =
+            if phase.tokens == 1 { "one token at a time".into() } else { format!("{} tokens at once", phase.tokens) };
+        let title = format!("{}, {at_once}: tokens per second on this machine", capital(phase.phase));
+        plots += &bars(&title, pair, &[]);
     }
     let decibels = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.1}"));
     let rows: String = r
@@ -97,7 +106,7 @@ pub fn html(r: &Report) -> Result<String> {
         .iter()
         .map(|l| {
             format!(
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
                 escape(&l.name),
                 escape(&l.format),
                 escape(l.activation.as_deref().unwrap_or("–")),
@@ -108,13 +117,14 @@ pub fn html(r: &Report) -> Result<String> {
         })
         .collect();
     let mut context = tera::Context::new();
+    context.insert("style", STYLE);
     context.insert("title", &r.model);
     context.insert("verdict", &r.verdict);
     context.insert(
         "about",
         &format!(
-            "Quantized as {}; compared with {} on {}: {} windows of {} tokens. Matrices multiplied by {}.",
-            r.scheme, r.reference, r.text, c.model.windows, c.model.window, r.path
+            "Quantized as {}; compared with {} on {}: {} windows of {} tokens. Matrices multiplied by {}; keys and values in {}.",
+            r.scheme, r.reference, r.text, c.model.windows, c.model.window, r.path, r.kv
         ),
     );
     context.insert("facts", &facts.concat());
@@ -123,6 +133,12 @@ pub fn html(r: &Report) -> Result<String> {
     context.insert("worst", &r.worst.join(", "));
     tera::Tera::one_off(FRAME, &context, true)
         .map_err(|error| Error::Bug { message: format!("report template: {error:?}"), text: FRAME.to_string() })
+}
+
+/// With a capital, as a title begins.
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// Bytes as people read them.

@@ -6,8 +6,17 @@ use super::Report;
 pub fn markdown(r: &Report) -> String {
     let c = &r.comparison;
     let mut out = format!(
-        "# {}\n\n**{}**\n\nQuantized as {}; compared with {} on {} ({} windows of {} tokens, {} in all); matrices multiplied by {}.\n\n",
-        r.model, r.verdict, r.scheme, r.reference, r.text, c.model.windows, c.model.window, c.model.tokens, r.path
+        "# {}\n\n**{}**\n\nQuantized as {}; compared with {} on {} ({} windows of {} tokens, {} in all); matrices multiplied by {}, keys and values in {}.\n\n",
+        r.model,
+        r.verdict,
+        r.scheme,
+        r.reference,
+        r.text,
+        c.model.windows,
+        c.model.window,
+        c.model.tokens,
+        r.path,
+        r.kv
     );
     out += "| | reference | model |\n|---|---|---|\n";
     out += &format!(

@@ -10,7 +10,7 @@ mod plot;
 pub use html::html;
 pub use markdown::markdown;
 
-use crate::engine::{Engine, Executor, FloatCache};
+use crate::engine::{Engine, Executor, FloatCache, NewCache};
 use crate::evaluate::{Comparison, Probe, ProbeResult, Windows, compare, probe};
 use crate::model::Model;
 use crate::quantize::{LinearReport, sizes_of};
@@ -32,6 +32,8 @@ pub struct Report {
     pub text: String,
     /// Who multiplied.
     pub path: String,
+    /// How keys and values were kept.
+    pub kv: String,
     /// In a sentence.
     pub verdict: String,
     /// Perplexity, divergence, agreement.
@@ -105,14 +107,16 @@ pub struct Subject<'a> {
     pub floats: &'a dyn Executor,
     /// Who multiplies for the model.
     pub executor: &'a dyn Executor,
+    /// How the model keeps keys and values; the reference keeps floats.
+    pub cache: NewCache<'a>,
     /// Text.
     pub windows: &'a Windows,
     /// Tasks, and the tokenizer for them.
     pub probes: Option<(&'a [Probe], &'a Tokenizer)>,
     /// What `quantize` noted of each matrix.
     pub noted: &'a [LinearReport],
-    /// Names of the model, its reference, its scheme, the text and the path.
-    pub names: [String; 5],
+    /// Names of the model, its reference, its scheme, the text, the path, the KV format.
+    pub names: [String; 6],
 }
 
 /// Measures and writes down.
@@ -123,12 +127,15 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
         (subject.reference, subject.floats),
         (subject.model, subject.executor),
         subject.windows,
-        &FloatCache::boxed,
+        subject.cache,
     )?;
     let mut probes = Vec::new();
     if let Some((tasks, tokenizer)) = subject.probes {
         for task in tasks {
-            probes.push(pair(probe(&reference, tokenizer, task)?, probe(&model, tokenizer, task)?));
+            probes.push(pair(
+                probe(&reference, tokenizer, task, &FloatCache::boxed)?,
+                probe(&model, tokenizer, task, subject.cache)?,
+            ));
         }
     }
     let layers = rows(subject);
@@ -136,13 +143,14 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
     order.sort_by(|a, b| noise(a).unwrap_or(f64::MAX).total_cmp(&noise(b).unwrap_or(f64::MAX)));
     let worst = order.iter().take(5).map(|row| row.name.clone()).collect();
     let bytes = |model: &Model| model.linears().into_iter().chain([&model.embedding]).map(sizes_of).sum();
-    let [name, of, scheme, text, path] = subject.names.clone();
+    let [name, of, scheme, text, path, kv] = subject.names.clone();
     Ok(Report {
         model: name,
         reference: of,
         scheme,
         text,
         path,
+        kv,
         verdict: verdict(&comparison, &probes),
         comparison,
         probes,
@@ -150,7 +158,7 @@ pub fn report(subject: &Subject<'_>) -> Result<Report> {
         worst,
         bytes_before: bytes(subject.reference),
         bytes_after: bytes(subject.model),
-        performance: performance(&reference, &model, subject.windows)?,
+        performance: performance(&reference, (&model, subject.cache), subject.windows)?,
     })
 }
 
@@ -234,19 +242,20 @@ fn verdict(c: &Comparison, probes: &[ProbePair]) -> String {
 }
 
 /// Tokens per second: a window at once, and one token at a time behind half a window.
-fn performance(reference: &Engine, model: &Engine, windows: &Windows) -> Result<Vec<Speed>> {
+fn performance(reference: &Engine, model: (&Engine, NewCache<'_>), windows: &Windows) -> Result<Vec<Speed>> {
     let window = windows.list.first().ok_or_else(|| Error::invalid("no window"))?;
-    let prefill = |engine: &Engine| -> Result<f64> {
+    let prefill = |(engine, cache): (&Engine, NewCache<'_>)| -> Result<f64> {
         best(3, || {
-            let mut caches = engine.caches(&FloatCache::boxed)?;
+            let mut caches = engine.caches(cache)?;
             engine.forward(window, &mut caches, 1, |_, _| {})
         })
         .map(|seconds| window.len() as f64 / seconds)
     };
+    let reference = (reference, &FloatCache::boxed as NewCache<'_>);
     let half = window.len() / 2;
     let steps = (window.len() - half).min(32);
-    let decode = |engine: &Engine| -> Result<f64> {
-        let mut caches = engine.caches(&FloatCache::boxed)?;
+    let decode = |(engine, cache): (&Engine, NewCache<'_>)| -> Result<f64> {
+        let mut caches = engine.caches(cache)?;
         engine.forward(&window[..half], &mut caches, 1, |_, _| {})?;
         // The first step makes programs and buffers for one row.
         engine.forward(&window[half..=half.min(window.len() - 1)], &mut caches, 1, |_, _| {})?;

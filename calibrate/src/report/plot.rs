@@ -6,9 +6,11 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// Room for names, at the left.
-const LABEL: f64 = 270.0;
+const LABEL: f64 = 260.0;
 /// Room for bars.
 const WIDTH: f64 = 410.0;
+/// Room for what stands behind a bar.
+const VALUE: f64 = 100.0;
 /// Letters of a name that fit the room for it.
 const LETTERS: usize = 40;
 const ROW: f64 = 20.0;
@@ -16,8 +18,8 @@ const ROW: f64 = 20.0;
 fn frame(rows: usize, title: &str, body: &str) -> String {
     let height = ROW * rows as f64 + 34.0;
     format!(
-        "<svg viewBox=\"0 0 {:.0} {height:.0}\" role=\"img\" aria-label=\"{}\"><text x=\"0\" y=\"14\" class=\"title\">{}</text>{body}</svg>",
-        LABEL + WIDTH + 70.0,
+        "<svg class=\"plot\" viewBox=\"0 0 {:.0} {height:.0}\" role=\"img\" aria-label=\"{}\"><text x=\"0\" y=\"14\" class=\"title\">{}</text>{body}</svg>",
+        LABEL + WIDTH + VALUE,
         escape(title),
         escape(title)
     )
@@ -74,7 +76,7 @@ pub(super) fn intervals(title: &str, rows: &[(String, f64, f64, f64, f64)]) -> S
             "<line x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"22\" y2=\"{1:.1}\" class=\"grid\"/><text x=\"{0:.1}\" y=\"{2:.1}\" class=\"tick\">{tick}</text>",
             at(tick),
             ROW * rows.len() as f64 + 24.0,
-            ROW * rows.len() as f64 + 33.0
+            ROW * rows.len() as f64 + 36.0
         );
     }
     for (i, (name, reference, value, low, high)) in rows.iter().enumerate() {

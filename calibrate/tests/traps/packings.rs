@@ -1,7 +1,7 @@
 //! AWQ, compressed-tensors, HQQ and bitsandbytes: the order of nibbles and words, offsets, nested scales.
 
 use crate::integers::{code, codes_less};
-use crate::{QUERY, halves, read, singles, values, words};
+use crate::{QUERY, halves, read, singles, support, values, words};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -107,6 +107,32 @@ fn hqq_halves_lie_in_high_and_low_nibbles_and_zeros_are_floats() {
     let mut other = parts.to_vec();
     other[5].3 = int(0);
     assert!(read(2, 32, json!({ "quant_method": "hqq" }), &other).unwrap_err().contains("axis 0"));
+}
+
+/// A matrix that HQQ itself quantized and packed: every number is the one that HQQ makes of it, to a last bit.
+#[test]
+fn hqq_packs_as_hqq_itself() {
+    let Some(data) = support::data("golden/packing/hqq_b4_axis1_opt.safetensors", "hqq_packs_as_hqq_itself") else {
+        return;
+    };
+    let file = bitsmith_calibrate::file::SafeTensorsFile::open(&data).unwrap();
+    let bytes = |name: &str| file.data(file.tensor(name).unwrap()).to_vec();
+    let parts = [
+        ("W_q", Dtype::U8, vec![64, 64], bytes("W_q")),
+        ("scale", Dtype::F32, vec![128, 1], bytes("scale")),
+        ("zero", Dtype::F32, vec![128, 1], bytes("zero")),
+        ("nbits", Dtype::I64, vec![], 4i64.to_le_bytes().to_vec()),
+        ("group_size", Dtype::I64, vec![], 64i64.to_le_bytes().to_vec()),
+        ("axis", Dtype::I64, vec![], 1i64.to_le_bytes().to_vec()),
+    ];
+    let found = values(64, 128, json!({ "quant_method": "hqq" }), &parts);
+    let expected = bytes("deq");
+    let expected: Vec<f32> = expected.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    // HQQ rounds twice in `f32`, after taking the zero off and after scaling; ours is rounded once.
+    for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() <= 2.0f32.powi(-22) * b.abs(), "{i}: {a} is not {b}");
+    }
+    assert_eq!(found.len(), expected.len());
 }
 
 /// NF4: high nibbles are even elements, in one flat row; nested scales have the mean taken off, and it is added again.

@@ -5,6 +5,7 @@ use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
 use bitsmith_calibrate::collect::{collect, read_layer};
 use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_calibrate::kv;
 use bitsmith_calibrate::quantize::Prompts;
 use bitsmith_calibrate::recipe;
 use std::path::PathBuf;
@@ -41,6 +42,9 @@ pub struct Calibrate {
     /// The device of the kernels
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Find the scales of keys and values for a KV format with scales per tensor or head; they go to kv_scales.json
+    #[arg(long, value_name = "FORMAT")]
+    kv: Option<String>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -53,12 +57,25 @@ impl Calibrate {
         let how = recipe::Calibration { samples: self.samples, length: self.length, seed: self.seed };
         let prompts = Prompts::new(&ids, checkpoint.config.bos, &how, self.skip)?;
         let executor = self.via.executor(&self.device)?;
+        let format = self.kv.as_deref().map(kv::format).transpose()?.flatten();
+        if let Some(format) = format.filter(|format| !(format.k.is_static() || format.v.is_static())) {
+            return Err(crate::Failure::invalid(format!(
+                "--kv {format}: the cache makes these scales itself as tokens come; accepted: formats with scales per tensor or head"
+            )));
+        }
         let mut done = Vec::new();
         let manifest = collect(&checkpoint, &prompts, &how, executor.as_ref(), &self.out, &mut |at, _| done.push(at))?;
+        let mut scales = None;
+        if let Some(format) = format {
+            let found = kv::calibrate(&checkpoint, &prompts, executor.as_ref(), &format)?;
+            found.write(&self.out.join(kv::FILE))?;
+            scales = Some(found);
+        }
         let peak = crate::memory::peak();
         if self.json {
             return io.json(&serde_json::json!({
                 "manifest": manifest, "layers_now": done.len(), "peak_memory": peak, "folder": self.out,
+                "kv_scales": scales,
             }));
         }
         let mut table = Table::new(&["layer", "site", "rows", "largest", "99.9 %", "outlier channels"]);
@@ -76,6 +93,15 @@ impl Calibrate {
             }
         }
         write!(io.out, "{table}")?;
+        if let Some(scales) = &scales {
+            writeln!(
+                io.out,
+                "scales of keys and values in {} for {} layers: {}",
+                scales.format,
+                scales.layers.len(),
+                self.out.join(kv::FILE).display()
+            )?;
+        }
         writeln!(
             io.out,
             "{} prompts, {} tokens; {} of {} layers now, the others were there; statistics in {}{}",

@@ -1,9 +1,10 @@
 //! `eval`: perplexity of a model, alone or beside a reference, on the dense path or on a device's kernels.
 
+use crate::kv::KvArgs;
 use crate::place::Place;
 use crate::table::Table;
 use crate::{Io, Outcome};
-use bitsmith_calibrate::engine::{Activations, Dense, Engine, Executor, FloatCache, Kernels};
+use bitsmith_calibrate::engine::{Activations, Dense, Engine, Executor, Kernels, with_caches};
 use bitsmith_calibrate::evaluate::{Windows, compare, perplexity, probe, read_probes};
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::text::Tokenizer;
@@ -33,6 +34,8 @@ pub struct Eval {
     /// Who multiplies: weights dequantized and inputs left floats, inputs quantized in floats too, or the kernels
     #[arg(long, value_enum, default_value_t = Via::Dense)]
     via: Via,
+    #[command(flatten)]
+    kv: KvArgs,
     /// The device of the kernels
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -86,19 +89,22 @@ impl Eval {
         let ids = tokenizer.encode(&read_text(&self.text)?)?;
         let windows = Windows::new(&ids, checkpoint.config.bos, self.window, self.windows)?;
         let executor = self.via.executor(&self.device)?;
+        let caches = self.kv.caches(&checkpoint, &checkpoint.folder, &self.device, self.window + 1)?;
         let mut json = serde_json::json!({
-            "model": self.model, "scheme": checkpoint.scheme.describe(), "text": self.text,
+            "model": self.model, "kv": self.kv.name(), "scheme": checkpoint.scheme.describe(), "text": self.text,
         });
         if let Some(path) = &self.reference {
             let other = Checkpoint::open(path)?;
             let floats = Dense { activations: Activations::Floats };
-            let found = compare((&other, &floats), (&checkpoint, executor.as_ref()), &windows, &FloatCache::boxed)?;
+            let found = with_caches(caches.as_ref(), |cache| {
+                compare((&other, &floats), (&checkpoint, executor.as_ref()), &windows, cache)
+            })?;
             json["comparison"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 let (r, m) = (found.reference, found.model);
                 writeln!(
                     io.out,
-                    "perplexity {:.4} (reference {:.4}, {:+.3} ± {:.3} %) over {} windows of {} tokens\n\
+                    "perplexity {:.4} (reference {:.4}, {:+.3} ± {:.3} %) over {} windows of {} tokens, keys and values in {}\n\
                      divergence from the reference: mean {:.3e} nats, 99.9 % of tokens below {:.3e}\n\
                      same most likely token: {:.2} %; largest difference of a logit: {:.3e}",
                     m.perplexity,
@@ -107,6 +113,7 @@ impl Eval {
                     100.0 * found.increase_error,
                     m.windows,
                     m.window,
+                    self.kv.name(),
                     found.mean_divergence,
                     found.divergence_999,
                     100.0 * found.top_1,
@@ -114,16 +121,18 @@ impl Eval {
                 )?;
             }
         } else {
-            let found = perplexity((&checkpoint, executor.as_ref()), &windows, &FloatCache::boxed)?;
+            let found =
+                with_caches(caches.as_ref(), |cache| perplexity((&checkpoint, executor.as_ref()), &windows, cache))?;
             json["perplexity"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 writeln!(
                     io.out,
-                    "perplexity {:.4} over {} windows of {} tokens ({})",
+                    "perplexity {:.4} over {} windows of {} tokens ({}; keys and values in {})",
                     found.perplexity,
                     found.windows,
                     found.window,
-                    checkpoint.scheme.describe()
+                    checkpoint.scheme.describe(),
+                    self.kv.name()
                 )?;
             }
         }
@@ -132,7 +141,7 @@ impl Eval {
             let mut table = Table::new(&["task", "pairs", "accuracy", "95 % interval"]);
             let mut results = Vec::new();
             for task in read_probes(path, self.pairs)? {
-                let result = probe(&engine, &tokenizer, &task)?;
+                let result = with_caches(caches.as_ref(), |cache| probe(&engine, &tokenizer, &task, cache))?;
                 table.row(vec![
                     result.name.clone(),
                     result.pairs.to_string(),

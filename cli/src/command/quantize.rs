@@ -1,12 +1,14 @@
 //! `quantize`: a model through a recipe, to a folder that other tools read.
 
 use super::eval::{Via, read_text, tokenizer};
+use crate::place::Place;
 use crate::table::{Table, bytes};
 use crate::{Io, Outcome};
-use bitsmith_calibrate::engine::{Activations, Dense, FloatCache};
+use bitsmith_calibrate::engine::{Activations, Dense, PagedCaches, Through, with_caches};
 use bitsmith_calibrate::evaluate::{Windows, compare};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
+use bitsmith_calibrate::kv;
 use bitsmith_calibrate::model::Layers;
 use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, fall_back, quantize};
 use bitsmith_calibrate::recipe::{OnIndivisible, Plan, RecipeFile};
@@ -161,8 +163,21 @@ impl Quantize {
             Some(model) => model,
             None => &done.model,
         };
+        let kv_format = recipe.kv.as_deref().map(kv::format).transpose()?.flatten();
+        let kv_static = kv_format.filter(|format| format.k.is_static() || format.v.is_static());
+        let kv_scales = match (kv_static, &prompts) {
+            (Some(format), Some(prompts)) => Some(kv::calibrate(model, prompts, &floats, &format)?),
+            (Some(format), None) => {
+                writeln!(io.err, "note: kv {format} takes scales from calibration; without --text there are none")?;
+                None
+            }
+            (None, _) => None,
+        };
         let written = export(model, target, &self.out, Some(&checkpoint.folder))?;
         if written.path.is_dir() {
+            if let Some(scales) = &kv_scales {
+                scales.write(&written.path.join(kv::FILE))?;
+            }
             let path = written.path.join(super::report::NOTES);
             let notes = serde_json::to_string(&done.reports).map_err(|error| crate::Failure::Output(error.into()))?;
             std::fs::write(&path, notes).map_err(|error| crate::Failure::file(&path, "written", &error))?;
@@ -186,7 +201,16 @@ impl Quantize {
         }
         if let Some(windows) = &windows {
             let executor = self.via.executor(&self.device)?;
-            let found = compare((&checkpoint, &floats), (model, executor.as_ref()), windows, &FloatCache::boxed)?;
+            let caches = match (kv_format, self.via) {
+                (Some(format), Via::Kernels) => {
+                    let device = Place::running(&self.device)?;
+                    Some(PagedCaches::new(device, format, Through::Kernels, self.window + 1, kv_scales)?)
+                }
+                _ => None,
+            };
+            let found = with_caches(caches.as_ref(), |cache| {
+                compare((&checkpoint, &floats), (model, executor.as_ref()), windows, cache)
+            })?;
             json["comparison"] = serde_json::to_value(found).unwrap_or_default();
             if !self.json {
                 writeln!(

@@ -2,8 +2,9 @@
 
 use super::eval::{Via, read_text, tokenizer};
 use crate::failure::Failure;
+use crate::kv::KvArgs;
 use crate::{Io, Outcome};
-use bitsmith_calibrate::engine::{Activations, Dense};
+use bitsmith_calibrate::engine::{Activations, Dense, with_caches};
 use bitsmith_calibrate::evaluate::{Windows, read_probes};
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::quantize::LinearReport;
@@ -42,6 +43,8 @@ pub struct Report {
     /// Who multiplies for the quantized model
     #[arg(long, value_enum, default_value_t = Via::Kernels)]
     via: Via,
+    #[command(flatten)]
+    kv: KvArgs,
     /// The device of the kernels
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -63,25 +66,30 @@ impl Report {
         let executor = self.via.executor(&self.device)?;
         let (floats, quantized) = (reference.model()?, model.model()?);
         let noted = notes(&model.folder)?;
-        let made = report(&Subject {
-            reference: &floats,
-            model: &quantized,
-            floats: &Dense { activations: Activations::Floats },
-            executor: executor.as_ref(),
-            windows: &windows,
-            probes: tasks.as_deref().map(|tasks| (tasks, &tokenizer)),
-            noted: &noted,
-            names: [
-                name(&self.model),
-                name(&self.reference),
-                model.scheme.describe(),
-                name(&self.text),
-                match self.via {
-                    Via::Dense => "floats, weights dequantized".into(),
-                    Via::Simulated => "floats, weights and inputs dequantized".into(),
-                    Via::Kernels => format!("bitsmith's kernels on {}", self.device),
-                },
-            ],
+        let caches = self.kv.caches(&model, &model.folder, &self.device, self.window + 1)?;
+        let made = with_caches(caches.as_ref(), |cache| {
+            report(&Subject {
+                reference: &floats,
+                model: &quantized,
+                floats: &Dense { activations: Activations::Floats },
+                executor: executor.as_ref(),
+                cache,
+                windows: &windows,
+                probes: tasks.as_deref().map(|tasks| (tasks, &tokenizer)),
+                noted: &noted,
+                names: [
+                    name(&self.model),
+                    name(&self.reference),
+                    model.scheme.describe(),
+                    name(&self.text),
+                    match self.via {
+                        Via::Dense => "floats, weights dequantized".into(),
+                        Via::Simulated => "floats, weights and inputs dequantized".into(),
+                        Via::Kernels => format!("bitsmith's kernels on {}", self.device),
+                    },
+                    self.kv.name().to_owned(),
+                ],
+            })
         })?;
         std::fs::create_dir_all(&self.out).map_err(|error| Failure::file(&self.out, "made", &error))?;
         let json = serde_json::to_string_pretty(&made).map_err(|error| Failure::Output(error.into()))?;

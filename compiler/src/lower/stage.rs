@@ -116,16 +116,22 @@ impl Staged {
     }
 }
 
-/// Results of a register tile that live in scratch, because registers are few.
+/// Results or sums of a register tile that live in scratch, because registers are few.
 pub(super) struct Kept {
     memory: Memory,
+    scalar: Scalar,
     lanes: u8,
 }
 
 impl Kept {
-    /// Scratch of a name for so many vectors.
+    /// Scratch of a name for so many vectors of `f32`.
     pub fn declare(b: &mut Builder, name: &str, vectors: usize, lanes: u8) -> Kept {
-        Kept { memory: b.shared(name, (vectors * lanes as usize * 4) as u32, 64), lanes }
+        Kept { memory: b.shared(name, (vectors * lanes as usize * 4) as u32, 64), scalar: Scalar::F32, lanes }
+    }
+
+    /// The same for vectors of `i32`.
+    pub fn integers(b: &mut Builder, name: &str, vectors: usize, lanes: u8) -> Kept {
+        Kept { scalar: Scalar::I32, ..Kept::declare(b, name, vectors, lanes) }
     }
 
     fn align(&self) -> u32 {
@@ -135,7 +141,7 @@ impl Kept {
     /// Vector `i` from a place on, counted in vectors.
     pub fn load(&self, b: &mut Builder, from: Pos, i: usize) -> Value {
         let place = from.plus(i).times(b, self.align() as usize);
-        b.load(Type::vector(Scalar::F32, self.lanes), at(self.memory, place.index, place.fixed), self.align())
+        b.load(Type::vector(self.scalar, self.lanes), at(self.memory, place.index, place.fixed), self.align())
     }
 
     /// Writes vector `i` from a place on.

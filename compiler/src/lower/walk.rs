@@ -133,6 +133,14 @@ impl Split {
 pub(super) trait Visit {
     /// State at the start of a segment.
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value>;
+    /// The state as steps take it, at the start of a turn of the loop over a segment: for visitors that keep it elsewhere.
+    fn enter(&mut self, _b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        inner
+    }
+    /// The state as turns hand it on, at the end of a turn.
+    fn leave(&mut self, _b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        inner
+    }
     /// The state of the segment after some quads.
     fn step(&mut self, b: &mut Builder, segment: Pos, step: &Step, inner: Vec<Value>) -> Vec<Value>;
     /// Where several threads have shared a segment: its state from their states.
@@ -284,6 +292,7 @@ impl Walk {
                 let local = turn.times(b, per_unit);
                 let columns = turn.times(b, self.unit);
                 let column = column.add(b, columns);
+                inner = visit.enter(b, inner);
                 for i in 0..self.unroll {
                     let step = Step {
                         unit: unit.plus(i),
@@ -294,12 +303,16 @@ impl Walk {
                     };
                     inner = visit.step(b, segment, &step, inner);
                 }
-                inner
+                visit.leave(b, inner)
             };
             inner = share(b, split, turns, self.unroll, inner, &mut turn);
             done = turns * self.unroll * self.unit;
         }
         let mut tail = 0;
+        let rest = done < len;
+        if rest {
+            inner = visit.enter(b, inner);
+        }
         while done < len {
             let at = quad + done / 4;
             let first = at % per_unit;
@@ -322,7 +335,7 @@ impl Walk {
             done += columns;
             tail += 1;
         }
-        inner
+        if rest { visit.leave(b, inner) } else { inner }
     }
 }
 

@@ -63,11 +63,13 @@ pub enum Knob {
     Threads,
     /// [`Schedule::split`].
     Split,
+    /// [`Schedule::strips`].
+    Strips,
 }
 
 impl Knob {
     /// Every knob.
-    pub const ALL: [Knob; 5] = [Knob::TileM, Knob::TileN, Knob::Unroll, Knob::Threads, Knob::Split];
+    pub const ALL: [Knob; 6] = [Knob::TileM, Knob::TileN, Knob::Unroll, Knob::Threads, Knob::Split, Knob::Strips];
 
     /// Stable name, that of the field.
     pub const fn name(self) -> &'static str {
@@ -77,6 +79,7 @@ impl Knob {
             Knob::Unroll => "unroll",
             Knob::Threads => "threads",
             Knob::Split => "split",
+            Knob::Strips => "strips",
         }
     }
 
@@ -88,6 +91,7 @@ impl Knob {
             Knob::Unroll => schedule.unroll,
             Knob::Threads => schedule.threads,
             Knob::Split => schedule.split,
+            Knob::Strips => schedule.strips,
         }
     }
 
@@ -99,6 +103,7 @@ impl Knob {
             Knob::Unroll => Schedule { unroll: value, ..schedule },
             Knob::Threads => Schedule { threads: value, ..schedule },
             Knob::Split => Schedule { split: value, ..schedule },
+            Knob::Strips => Schedule { strips: value, ..schedule },
         }
     }
 }

@@ -214,6 +214,7 @@ impl Block<'_> {
                 late: false,
                 quarters: false,
                 results: Results::Registers,
+                sums: None,
             };
             let inner = sums.begin(b, segment.segment);
             let inner = walk.parts(b, segment, self.columns, inner, &mut |b, piece, inner| {

@@ -26,6 +26,16 @@ pub(super) struct IntegerSums<'a, 'b> {
     pub quarters: bool,
     /// Where results are.
     pub results: Results<'a>,
+    /// Where sums are between the turns of the loop over a segment: in scratch, or in the walk's inner state. Without a dot
+    /// instruction a turn adds up in 16 bits first, so that these would only lie in registers meanwhile.
+    pub sums: Option<&'a Kept>,
+}
+
+/// What the integer sums of a vector of rows of W come to: `scale · (sum - zero · sum of x) + offset · sum of x`.
+struct Factors {
+    scale: Value,
+    zero: Option<Value>,
+    offset: Option<Value>,
 }
 
 /// Where the results of a tile are between segments.
@@ -50,9 +60,28 @@ impl Visit for IntegerSums<'_, '_> {
             sums.extend(std::iter::repeat_n(start, self.tile.vectors));
         }
         let nothing = b.int(Type::vector(Scalar::I32, lanes), 0);
-        let sets = self.tile.chains() + usize::from(self.quarters);
-        sums.resize(sets * self.tile.sums(), nothing);
-        sums
+        sums.resize(self.sets() * self.tile.sums(), nothing);
+        let Some(kept) = self.sums else { return sums };
+        sums.into_iter().enumerate().for_each(|(i, sum)| kept.store(b, Pos::fixed(0), i, sum));
+        Vec::new()
+    }
+
+    fn enter(&mut self, b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        if self.sums.is_none() {
+            return inner;
+        }
+        let nothing = b.int(Type::vector(Scalar::I32, self.tile.weights.lanes), 0);
+        vec![nothing; self.sets() * self.tile.sums()]
+    }
+
+    fn leave(&mut self, b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
+        let Some(kept) = self.sums else { return inner };
+        for (i, &sum) in inner.iter().enumerate() {
+            let before = kept.load(b, Pos::fixed(0), i);
+            let sum = b.add(before, sum);
+            kept.store(b, Pos::fixed(0), i, sum);
+        }
+        Vec::new()
     }
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, mut inner: Vec<Value>) -> Vec<Value> {
@@ -106,6 +135,13 @@ impl Visit for IntegerSums<'_, '_> {
     }
 
     fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value> {
+        if let (Some(kept), 1) = (self.sums, self.sets()) {
+            return self.finish(b, segment, outer, &mut |b, i| kept.load(b, Pos::fixed(0), i));
+        }
+        let inner = match self.sums {
+            Some(kept) => (0..self.sets() * self.tile.sums()).map(|i| kept.load(b, Pos::fixed(0), i)).collect(),
+            None => inner,
+        };
         let mut sums = self.tile.folded(b, &inner);
         if self.quarters {
             for (sum, &four) in sums.iter_mut().zip(&inner[self.tile.sums()..]) {
@@ -118,6 +154,11 @@ impl Visit for IntegerSums<'_, '_> {
 }
 
 impl IntegerSums<'_, '_> {
+    /// Sets of sums that go on beside each other.
+    fn sets(&self) -> usize {
+        self.tile.chains() + usize::from(self.quarters)
+    }
+
     /// The results after a segment, whose sums `sum` gives by `row * vectors + vector`.
     pub fn finish(
         &self,
@@ -127,70 +168,96 @@ impl IntegerSums<'_, '_> {
         sum: &mut dyn FnMut(&mut Builder, usize) -> Value,
     ) -> Vec<Value> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
-        let weights = self.tile.weights;
         let column = segment.times(b, self.segment);
-        let group = column.divide(b, weights.layout.group);
-        let mut factors = Vec::new();
-        for v in 0..vectors {
-            let scale = weights.scale(b, group, v);
-            let scale = if self.how.scale == 1.0 {
-                scale
-            } else {
-                let factor = b.f32(weights.lanes, self.how.scale);
-                b.mul(scale, factor)
-            };
-            let zero = weights.integer_zero(b, group, v);
-            // s · (code - z) with a float z: s · code + (-s · z).
-            let offset = match (zero, weights.float_zero(b, group, v)) {
-                (None, Some(float)) => {
-                    let product = b.mul(scale, float);
-                    Some(b.un(crate::ir::UnOp::Neg, product))
+        let group = column.divide(b, self.tile.weights.layout.group);
+        // What there are fewer of stays in registers.
+        if rows >= vectors {
+            let factors: Vec<Factors> = (0..vectors).map(|v| self.factors(b, group, v)).collect();
+            for row in 0..rows {
+                for (v, factors) in factors.iter().enumerate() {
+                    let sum = sum(b, row * vectors + v);
+                    self.result(b, (segment, column), (row, v), factors, sum, &mut outer);
                 }
-                _ => weights.offset(b, group, v),
-            };
-            factors.push((scale, zero, offset));
+            }
+            return outer;
         }
-        for row in 0..rows {
-            let scale_x = self.tile.rows.group_scale(b, row, column);
-            for (v, &(scale, zero, offset)) in factors.iter().enumerate() {
-                let mut sum = sum(b, row * vectors + v);
-                if self.how.factor == 1 && self.how.offset != 0 && self.late {
-                    let x = self.tile.rows.sum(b, row, segment);
-                    let taken = times(b, x, self.how.offset);
-                    sum = b.bin(BinOp::Sub, sum, taken);
-                }
-                if self.how.factor == 2 {
-                    sum = b.add(sum, sum);
-                    let x = self.tile.rows.sum(b, row, segment);
-                    let taken = b.bin_imm(BinOp::Mul, x, -self.how.offset as i64);
-                    sum = b.add(sum, taken);
-                }
-                if let Some(zero) = zero {
-                    let x = self.tile.rows.sum(b, row, segment);
-                    let taken = b.mul(zero, x);
-                    sum = b.bin(BinOp::Sub, sum, taken);
-                }
-                let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
-                let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-                let at = row * vectors + v;
-                let before = match self.results {
-                    Results::Registers => outer[at],
-                    Results::Scratch(kept, from) => kept.load(b, from, at),
-                };
-                let mut result = b.fma(number, factor, before);
-                if let Some(offset) = offset {
-                    let x = self.tile.rows.sum(b, row, segment);
-                    let x = b.cast(CastOp::IntToFloatS, x, Scalar::F32);
-                    let x = scale_x.map_or(x, |scale| b.mul(x, scale));
-                    result = b.fma(offset, x, result);
-                }
-                match self.results {
-                    Results::Registers => outer[at] = result,
-                    Results::Scratch(kept, from) => kept.store(b, from, at, result),
-                }
+        for v in 0..vectors {
+            let factors = self.factors(b, group, v);
+            for row in 0..rows {
+                let sum = sum(b, row * vectors + v);
+                self.result(b, (segment, column), (row, v), &factors, sum, &mut outer);
             }
         }
         outer
+    }
+
+    /// What the sums of a vector are scaled and shifted by in a group of columns.
+    fn factors(&self, b: &mut Builder, group: Pos, v: usize) -> Factors {
+        let weights = self.tile.weights;
+        let scale = weights.scale(b, group, v);
+        let scale = if self.how.scale == 1.0 {
+            scale
+        } else {
+            let factor = b.f32(weights.lanes, self.how.scale);
+            b.mul(scale, factor)
+        };
+        let zero = weights.integer_zero(b, group, v);
+        // s · (code - z) with a float z: s · code + (-s · z).
+        let offset = match (zero, weights.float_zero(b, group, v)) {
+            (None, Some(float)) => {
+                let product = b.mul(scale, float);
+                Some(b.un(crate::ir::UnOp::Neg, product))
+            }
+            _ => weights.offset(b, group, v),
+        };
+        Factors { scale, zero, offset }
+    }
+
+    /// Adds the sum of a segment to its result.
+    fn result(
+        &self,
+        b: &mut Builder,
+        (segment, column): (Pos, Pos),
+        (row, v): (usize, usize),
+        &Factors { scale, zero, offset }: &Factors,
+        mut sum: Value,
+        outer: &mut [Value],
+    ) {
+        let scale_x = self.tile.rows.group_scale(b, row, column);
+        if self.how.factor == 1 && self.how.offset != 0 && self.late {
+            let x = self.tile.rows.sum(b, row, segment);
+            let taken = times(b, x, self.how.offset);
+            sum = b.bin(BinOp::Sub, sum, taken);
+        }
+        if self.how.factor == 2 {
+            sum = b.add(sum, sum);
+            let x = self.tile.rows.sum(b, row, segment);
+            let taken = b.bin_imm(BinOp::Mul, x, -self.how.offset as i64);
+            sum = b.add(sum, taken);
+        }
+        if let Some(zero) = zero {
+            let x = self.tile.rows.sum(b, row, segment);
+            let taken = b.mul(zero, x);
+            sum = b.bin(BinOp::Sub, sum, taken);
+        }
+        let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
+        let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
+        let at = row * self.tile.vectors + v;
+        let before = match self.results {
+            Results::Registers => outer[at],
+            Results::Scratch(kept, from) => kept.load(b, from, at),
+        };
+        let mut result = b.fma(number, factor, before);
+        if let Some(offset) = offset {
+            let x = self.tile.rows.sum(b, row, segment);
+            let x = b.cast(CastOp::IntToFloatS, x, Scalar::F32);
+            let x = scale_x.map_or(x, |scale| b.mul(x, scale));
+            result = b.fma(offset, x, result);
+        }
+        match self.results {
+            Results::Registers => outer[at] = result,
+            Results::Scratch(kept, from) => kept.store(b, from, at, result),
+        }
     }
 }
 

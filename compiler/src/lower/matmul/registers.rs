@@ -21,6 +21,8 @@ pub(super) struct Tile {
     pub segment: usize,
     /// Whether two-bit codes are read without shifts.
     pub quarters: bool,
+    /// Whether all of K is one segment.
+    pub whole: bool,
 }
 
 /// Where results of a streaming tile live: in scratch or in registers; `None` if the rest alone does not fit.
@@ -48,8 +50,20 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
     // With many registers tiles are large, and so is what the end of a segment takes at once.
     let spare = spare + if caps.vector_registers > 16 { tile.vectors } else { 0 };
     let needed = accumulators + words + operands + widened + spare;
-    if needed > caps.vector_registers {
-        return None;
+    if needed <= caps.vector_registers {
+        return Some(needed + sums > caps.vector_registers);
     }
-    Some(needed + sums > caps.vector_registers)
+    (!dot && caps.vector_registers == 16 && fits_sixteen(tile, how, planes)).then_some(true)
+}
+
+/// Tiles that sixteen registers hold, though more values are alive than that: those that wait are few, and the emitter folds
+/// their reads into the instructions that use them. Found by compiling every format with every tile.
+fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
+    let sums = tile.rows * tile.vectors;
+    match how.bits {
+        _ if tile.quarters => sums <= 2,
+        8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
+        8 if !how.has_table() => sums <= 8 && tile.vectors <= 4,
+        _ => sums <= 4 && (tile.vectors <= 2 || planes == 1 && !how.has_table()),
+    }
 }

@@ -123,6 +123,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 late: false,
                 quarters: false,
                 results: Results::Registers,
+                sums: None,
             };
             plan.walk.emit_split(&mut b, &mut sums, &split, outer)
         }

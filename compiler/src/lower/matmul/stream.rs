@@ -71,9 +71,9 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 continue;
             }
             let mut cost = cost(tile_m, tile_n / lanes, m as u32, op.activation) + 0.1 * spilled as f64;
-            // Two blocks of rows are two streams for the hardware's prefetcher: worth a fifth where sums of bytes are
+            // Blocks of rows are streams for the hardware's prefetcher: two of them are worth a fifth where sums of bytes are
             // cheap to hold, since their products add up in 16 bits first (12.4 against 10.2 GB/s on Zen 3).
-            if tile_m == 1 && tile_n == 32 && !super::has_dot(caps) {
+            if tile_m == 1 && tile_n >= 32 && !super::has_dot(caps) {
                 cost *= 0.8;
             }
             let quarters =
@@ -111,6 +111,7 @@ fn in_scratch(op: &Matmul, layout: &N16, how: &Integers, schedule: &Schedule, ca
         columns: schedule.unroll as usize * layout.unit,
         segment: op.segment(),
         quarters: reads_quarters(layout, caps),
+        whole: op.segment() == op.k,
     };
     registers::results_in_scratch(&tile, how, layout, caps)
 }
@@ -221,6 +222,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                 quarters,
                 results: kept.as_ref().map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0))),
+                sums: None,
             };
             let outer = plan.walk.emit(&mut b, &mut sums, outer);
             match &kept {
