@@ -41,6 +41,8 @@ fn all_sources() -> Vec<PathBuf> {
     for part in [
         "compiler/src",
         "runtime/src",
+        "runtime/ggml/src",
+        "runtime/ggml/tests",
         "autotune/src",
         "autotune/tests",
         "calibrate/src",

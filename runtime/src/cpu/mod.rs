@@ -2,10 +2,12 @@
 
 mod affinity;
 mod code;
+mod direct;
 mod memory;
 mod pool;
 
 use self::code::Code;
+pub use self::direct::{DirectArg, DirectCall};
 use self::memory::Memory;
 pub use self::pool::{Pool, PoolOptions, Split};
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
