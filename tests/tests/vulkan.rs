@@ -291,19 +291,16 @@ fn child_families() {
 }
 
 #[test]
-#[ignore = "of 40 cases per width, two in all give -0 where the interpreter gives +0"]
 fn families_at_width_4() {
     in_child("child_families", 128);
 }
 
 #[test]
-#[ignore = "of 40 cases per width, two in all give -0 where the interpreter gives +0"]
 fn families_at_width_8() {
     in_child("child_families", 256);
 }
 
 #[test]
-#[ignore = "of 40 cases per width, two in all give -0 where the interpreter gives +0"]
 fn families_at_width_16() {
     in_child("child_families", 512);
 }

@@ -154,7 +154,18 @@ pub(super) fn fma_by_double(m: &mut Module, lanes: u8, factors: [Word; 3]) -> Wo
     let odd = m.op(Op::IAdd, longs, &[bits, step]);
     let odd = m.op(Op::Bitcast, doubles, &[odd]);
     let floats = m.ty(Repr::F32, lanes);
-    m.op(Op::FConvert, floats, &[odd])
+    let rounded = m.op(Op::FConvert, floats, &[odd]);
+    // Drivers drop the addition of a zero and with it the sign of the sum. A sum of zero is negative where both its terms
+    // are: equal numbers that cancel differ in their signs. In 32 bits, which drivers compile much faster than 64.
+    let [of_a, of_b, of_c] = factors.map(|x| m.op(Op::Bitcast, words, &[x]));
+    let both = m.op(Op::BitwiseXor, words, &[of_a, of_b]);
+    let both = m.op(Op::BitwiseAnd, words, &[both, of_c]);
+    let sign = m.splat(Repr::U32, lanes, 1 << 31);
+    let both = m.op(Op::BitwiseAnd, words, &[both, sign]);
+    let is_zero = m.op(Op::FOrdEqual, bools, &[sum, zero]);
+    let bits = m.op(Op::Bitcast, words, &[rounded]);
+    let signed = m.op(Op::Select, words, &[is_zero, both, bits]);
+    m.op(Op::Bitcast, floats, &[signed])
 }
 
 /// A comparison of one piece.
