@@ -122,16 +122,8 @@ impl Order<'_> {
 
 /// What a statement reads, with its bodies, each value once.
 fn operands(statement: &Statement) -> Vec<Value> {
-    let mut list = statement.inst.operands();
-    match &statement.inst {
-        Inst::For(inner) => inner.body.each(&mut |inside| list.extend(inside.inst.operands())),
-        Inst::If(inner) => {
-            for body in [&inner.then, &inner.otherwise] {
-                body.each(&mut |inside| list.extend(inside.inst.operands()));
-            }
-        }
-        _ => {}
-    }
+    let mut list = Vec::new();
+    statement.each(&mut |inside| list.extend(inside.inst.operands()));
     list.sort_unstable();
     list.dedup();
     list
@@ -140,39 +132,8 @@ fn operands(statement: &Statement) -> Vec<Value> {
 /// Whether an instruction may wait: it is cheap, and neither sees nor changes anything but its operands. Lanes of a vector
 /// are taken out where the vector is, since each of them alone takes fewer registers.
 fn waits(inst: &Inst) -> bool {
-    match inst {
-        Inst::Bin(..)
-        | Inst::Un(..)
-        | Inst::Cmp(..)
-        | Inst::Select { .. }
-        | Inst::Cast(..)
-        | Inst::Bitcast(_)
-        | Inst::Fma(..)
-        | Inst::Vector(_)
-        | Inst::Splat(_)
-        | Inst::Swizzle { .. }
-        | Inst::Unpack { .. }
-        | Inst::PermuteBytes { .. } => true,
-        Inst::Const(_)
-        | Inst::Arg(_)
-        | Inst::Builtin(_)
-        | Inst::Extract { .. }
-        | Inst::Load { .. }
-        | Inst::Store { .. }
-        | Inst::Barrier
-        | Inst::For(_)
-        | Inst::If(_)
-        | Inst::Yield(_)
-        | Inst::Dot4 { .. }
-        | Inst::Shuffle { .. }
-        | Inst::SubgroupReduce(..)
-        | Inst::AtomicAdd { .. }
-        | Inst::Mma { .. }
-        | Inst::AsyncCopy { .. }
-        | Inst::AsyncCommit
-        | Inst::AsyncWait(_)
-        | Inst::Asynchronous(_) => false,
-    }
+    inst.is_pure()
+        && !matches!(inst, Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Extract { .. } | Inst::Dot4 { .. })
 }
 
 #[cfg(test)]

@@ -9,16 +9,21 @@ use super::types::Value;
 impl Block {
     /// Calls `visit` with every statement, in order: those of a body come right after the `for` or `if` that holds them.
     pub fn each<'b>(&'b self, visit: &mut dyn FnMut(&'b Statement)) {
-        for statement in &self.statements {
-            visit(statement);
-            match &statement.inst {
-                Inst::For(inner) => inner.body.each(visit),
-                Inst::If(inner) => {
-                    inner.then.each(visit);
-                    inner.otherwise.each(visit);
-                }
-                _ => {}
+        self.statements.iter().for_each(|statement| statement.each(visit));
+    }
+}
+
+impl Statement {
+    /// Calls `visit` with this statement, then with every one of its bodies, in order.
+    pub fn each<'s>(&'s self, visit: &mut dyn FnMut(&'s Statement)) {
+        visit(self);
+        match &self.inst {
+            Inst::For(inner) => inner.body.each(visit),
+            Inst::If(inner) => {
+                inner.then.each(visit);
+                inner.otherwise.each(visit);
             }
+            _ => {}
         }
     }
 }

@@ -25,10 +25,7 @@ impl Emitter<'_> {
     fn function(&mut self, function: &Function, name: &str) -> Vec<String> {
         let mut inner = Emitter::new(&function.kernel, self.gpu);
         // What the function needs, the kernel needs.
-        std::mem::swap(&mut inner.vectors, &mut self.vectors);
-        std::mem::swap(&mut inner.pieces, &mut self.pieces);
-        std::mem::swap(&mut inner.floats, &mut self.floats);
-        std::mem::swap(&mut inner.products, &mut self.products);
+        self.swap_needs(&mut inner);
         let mut parameters: Vec<String> = function
             .kernel
             .params
@@ -65,11 +62,16 @@ impl Emitter<'_> {
         inner.block(&function.kernel.body);
         inner.depth -= 1;
         inner.line("};");
-        std::mem::swap(&mut inner.vectors, &mut self.vectors);
-        std::mem::swap(&mut inner.pieces, &mut self.pieces);
-        std::mem::swap(&mut inner.floats, &mut self.floats);
-        std::mem::swap(&mut inner.products, &mut self.products);
+        self.swap_needs(&mut inner);
         inner.lines
+    }
+
+    /// Exchanges with another emitter what has been noted for the head of the source.
+    fn swap_needs(&mut self, other: &mut Emitter<'_>) {
+        std::mem::swap(&mut other.vectors, &mut self.vectors);
+        std::mem::swap(&mut other.pieces, &mut self.pieces);
+        std::mem::swap(&mut other.floats, &mut self.floats);
+        std::mem::swap(&mut other.products, &mut self.products);
     }
 
     /// Whether a call further down makes what this statement makes.

@@ -28,11 +28,8 @@ impl Cone<'_> {
     pub fn lines(&self) -> usize {
         let inside = |statement: &Statement| {
             let mut lines = 0;
-            if let Inst::If(inner) = &statement.inst {
-                lines += 1;
-                let mut count = |inner: &Statement| lines += usize::from(!matches!(inner.inst, Inst::Yield(_)));
-                inner.then.each(&mut count);
-                inner.otherwise.each(&mut count);
+            if let Inst::If(_) = &statement.inst {
+                statement.each(&mut |inner| lines += usize::from(!matches!(inner.inst, Inst::Yield(_))));
             }
             lines
         };
@@ -136,10 +133,7 @@ impl<'k> Finder<'k, '_> {
                 || matches!(&inner.inst, Inst::Yield(values) if values.is_empty())
                 || matches!(inner.inst, Inst::If(_)) && inner.results.is_empty();
         };
-        if let Inst::If(inner) = &statement.inst {
-            inner.then.each(&mut look);
-            inner.otherwise.each(&mut look);
-        }
+        statement.each(&mut look);
         plain
     }
 
@@ -177,11 +171,7 @@ fn note_reads(statement: &Statement, inside: &mut HashMap<Value, u32>) {
             *inside.entry(value).or_insert(0) += 1;
         }
     };
-    note(statement);
-    if let Inst::If(inner) = &statement.inst {
-        inner.then.each(&mut note);
-        inner.otherwise.each(&mut note);
-    }
+    statement.each(&mut note);
 }
 
 fn reads(inst: &Inst) -> Vec<Value> {
@@ -203,14 +193,6 @@ fn disturbs(statement: &Statement, memory: Memory) -> bool {
             other => !other.is_pure(),
         };
     };
-    look(statement);
-    match &statement.inst {
-        Inst::For(inner) => inner.body.each(&mut look),
-        Inst::If(inner) => {
-            inner.then.each(&mut look);
-            inner.otherwise.each(&mut look);
-        }
-        _ => {}
-    }
+    statement.each(&mut look);
     disturbs
 }

@@ -48,12 +48,7 @@ impl Copy {
     pub fn new(members: &[(&Statement, bool)]) -> Copy {
         let mut defined = HashSet::new();
         for &(member, _) in members {
-            let mut note = |statement: &Statement| defined.extend(statement.results.iter().copied());
-            note(member);
-            if let Inst::If(inner) = &member.inst {
-                inner.then.each(&mut note);
-                inner.otherwise.each(&mut note);
-            }
+            member.each(&mut |statement| defined.extend(statement.results.iter().copied()));
         }
         Copy { names: HashMap::new(), origins: Vec::new(), places: Vec::new(), steps: Vec::new(), defined }
     }
