@@ -4,7 +4,7 @@ use super::Tile;
 use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, Value};
 use crate::lower::stage::Kept;
 use crate::lower::unpack::Integers;
-use crate::lower::walk::{Pos, Step, Visit};
+use crate::lower::walk::{Pos, Step, Visit, Walk};
 
 /// Where the bytes of a quad come from: unpacked from the words, or decoded before into scratch.
 pub(super) type Bytes<'a> = dyn FnMut(&mut Builder, &Step, usize, usize) -> Value + 'a;
@@ -27,7 +27,8 @@ pub(super) struct IntegerSums<'a, 'b> {
     /// Where results are.
     pub results: Results<'a>,
     /// Where sums are between the turns of the loop over a segment: in scratch, or in the walk's inner state. Without a dot
-    /// instruction a turn adds up in 16 bits first, so that these would only lie in registers meanwhile.
+    /// instruction a turn adds up in 16 bits first, so that these would only lie in registers meanwhile. Needs a tile with one
+    /// partial sum per sum, and not `quarters`.
     pub sums: Option<&'a Kept>,
 }
 
@@ -46,6 +47,13 @@ pub(super) enum Results<'a> {
     Scratch(&'a Kept, Pos),
 }
 
+impl<'a> Results<'a> {
+    /// In scratch from its start on, or in registers where there is none.
+    pub fn kept(scratch: Option<&'a Kept>) -> Results<'a> {
+        scratch.map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0)))
+    }
+}
+
 impl Visit for IntegerSums<'_, '_> {
     fn begin(&mut self, b: &mut Builder, segment: Pos) -> Vec<Value> {
         let lanes = self.tile.weights.lanes;
@@ -60,7 +68,8 @@ impl Visit for IntegerSums<'_, '_> {
             sums.extend(std::iter::repeat_n(start, self.tile.vectors));
         }
         let nothing = b.int(Type::vector(Scalar::I32, lanes), 0);
-        sums.resize(self.sets() * self.tile.sums(), nothing);
+        let sets = self.tile.chains() + usize::from(self.quarters);
+        sums.resize(sets * self.tile.sums(), nothing);
         let Some(kept) = self.sums else { return sums };
         sums.into_iter().enumerate().for_each(|(i, sum)| kept.store(b, Pos::fixed(0), i, sum));
         Vec::new()
@@ -71,7 +80,7 @@ impl Visit for IntegerSums<'_, '_> {
             return inner;
         }
         let nothing = b.int(Type::vector(Scalar::I32, self.tile.weights.lanes), 0);
-        vec![nothing; self.sets() * self.tile.sums()]
+        vec![nothing; self.tile.sums()]
     }
 
     fn leave(&mut self, b: &mut Builder, inner: Vec<Value>) -> Vec<Value> {
@@ -135,13 +144,9 @@ impl Visit for IntegerSums<'_, '_> {
     }
 
     fn end(&mut self, b: &mut Builder, segment: Pos, inner: Vec<Value>, outer: Vec<Value>) -> Vec<Value> {
-        if let (Some(kept), 1) = (self.sums, self.sets()) {
+        if let Some(kept) = self.sums {
             return self.finish(b, segment, outer, &mut |b, i| kept.load(b, Pos::fixed(0), i));
         }
-        let inner = match self.sums {
-            Some(kept) => (0..self.sets() * self.tile.sums()).map(|i| kept.load(b, Pos::fixed(0), i)).collect(),
-            None => inner,
-        };
         let mut sums = self.tile.folded(b, &inner);
         if self.quarters {
             for (sum, &four) in sums.iter_mut().zip(&inner[self.tile.sums()..]) {
@@ -154,9 +159,22 @@ impl Visit for IntegerSums<'_, '_> {
 }
 
 impl IntegerSums<'_, '_> {
-    /// Sets of sums that go on beside each other.
-    fn sets(&self) -> usize {
-        self.tile.chains() + usize::from(self.quarters)
+    /// The results over a whole walk, from nothing, wherever they are in between.
+    pub fn over(&mut self, b: &mut Builder, walk: &Walk) -> Vec<Value> {
+        let count = self.tile.rows.count() * self.tile.vectors;
+        let nothing = b.f32(self.tile.weights.lanes, 0.0);
+        let outer = match self.results {
+            Results::Registers => vec![nothing; count],
+            Results::Scratch(kept, from) => {
+                (0..count).for_each(|i| kept.store(b, from, i, nothing));
+                Vec::new()
+            }
+        };
+        let outer = walk.emit(b, self, outer);
+        match self.results {
+            Results::Registers => outer,
+            Results::Scratch(kept, from) => (0..count).map(|i| kept.load(b, from, i)).collect(),
+        }
     }
 
     /// The results after a segment, whose sums `sum` gives by `row * vectors + vector`.

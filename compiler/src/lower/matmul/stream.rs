@@ -195,7 +195,6 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let rows = Rows::new(&mut b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
     let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
     let quarters = reads_quarters(&plan.layout, caps);
-    let nothing = b.f32(plan.lanes, 0.0);
     let count = rows.count() * plan.vectors;
     let results = match &plan.integers {
         Some(how) => {
@@ -203,13 +202,6 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             let in_scratch =
                 caps.vector_bytes >= 32 && in_scratch(matmul, &plan.layout, how, schedule, caps).unwrap_or(true);
             let kept = in_scratch.then(|| Kept::declare(&mut b, "results", count, plan.lanes));
-            let outer = match &kept {
-                Some(kept) => {
-                    (0..count).for_each(|i| kept.store(&mut b, Pos::fixed(0), i, nothing));
-                    Vec::new()
-                }
-                None => vec![nothing; count],
-            };
             let mut bytes = |b: &mut Builder, step: &crate::lower::walk::Step, quad: usize, v: usize| {
                 let words = weights.words(b, step.unit, step.first + quad, v);
                 weights.bytes(b, how, &words)
@@ -221,16 +213,13 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 bytes: &mut bytes,
                 late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                 quarters,
-                results: kept.as_ref().map_or(Results::Registers, |kept| Results::Scratch(kept, Pos::fixed(0))),
+                results: Results::kept(kept.as_ref()),
                 sums: None,
             };
-            let outer = plan.walk.emit(&mut b, &mut sums, outer);
-            match &kept {
-                Some(kept) => (0..count).map(|i| kept.load(&mut b, Pos::fixed(0), i)).collect(),
-                None => outer,
-            }
+            sums.over(&mut b, &plan.walk)
         }
         None => {
+            let nothing = b.f32(plan.lanes, 0.0);
             plan.walk.emit(&mut b, &mut FloatSums { tile: &tile, segment: plan.walk.segment }, vec![nothing; count])
         }
     };

@@ -185,9 +185,6 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     b.for_loop(zero, params.m, schedule.tile_m as i64, &[], |b, first, _| {
         let rows = Rows::new(b, matmul, &params, first, schedule.tile_m as usize, plan.lanes);
         let tile = Tile { weights: &weights, rows: &rows, vectors: plan.vectors, waits: plan.waits, team: None };
-        let nothing = b.f32(plan.lanes, 0.0);
-        let count = rows.count() * plan.vectors;
-        let mut outer = vec![nothing; count];
         let results = match &plan.integers {
             Some(how) => {
                 let per_unit = plan.layout.unit / 4;
@@ -196,9 +193,6 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                     let line = step.unit.times(b, per_unit).plus(step.first + quad);
                     scratch.load(b, ty, line, v)
                 };
-                if let Some(kept) = &results_kept {
-                    outer.drain(..).enumerate().for_each(|(i, nothing)| kept.store(b, Pos::fixed(0), i, nothing));
-                }
                 let mut sums = IntegerSums {
                     tile: &tile,
                     how,
@@ -206,16 +200,16 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                     bytes: &mut bytes,
                     late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                     quarters: false,
-                    results: results_kept.as_ref().map_or(Results::Registers, |k| Results::Scratch(k, Pos::fixed(0))),
+                    results: Results::kept(results_kept.as_ref()),
                     sums: sums_kept.as_ref(),
                 };
-                let outer = plan.walk.emit(b, &mut sums, outer);
-                match &results_kept {
-                    Some(kept) => (0..count).map(|i| kept.load(b, Pos::fixed(0), i)).collect(),
-                    None => outer,
-                }
+                sums.over(b, &plan.walk)
             }
-            None => float_sums(b, &tile, &scratch, (Pos::fixed(0), plan.op.k), schedule.unroll as usize, outer),
+            None => {
+                let nothing = b.f32(plan.lanes, 0.0);
+                let outer = vec![nothing; count];
+                float_sums(b, &tile, &scratch, (Pos::fixed(0), plan.op.k), schedule.unroll as usize, outer)
+            }
         };
         epilogue::store(b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
         Vec::new()
