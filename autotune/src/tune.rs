@@ -118,9 +118,6 @@ impl Summary {
     }
 }
 
-/// Declared points of an operation, with the reason of those that cannot be built.
-type Points = Vec<(Schedule, Option<String>)>;
-
 /// Keys that are measured as one.
 struct Group {
     keys: Vec<Key>,
@@ -221,20 +218,16 @@ pub fn tune(
     let replayed = journal.found();
     let (mut entries, mut outcomes, mut done) = (Vec::new(), Vec::new(), 0);
     let mut last: Option<Problem> = None;
-    let mut spaces: Vec<((Op, usize), Points)> = Vec::new();
+    let mut refusals = search::Refusals::default();
     for chain in &mine {
         let mut found: Vec<(Key, Vec<Schedule>)> = Vec::new();
         for group in chain {
             let key = &group.keys[0];
             progress.entry(done, count, key, (count - done) as f64 * provenance.seconds_per_entry);
-            let what = (group.op, key.m);
-            if !spaces.iter().any(|(known, _)| *known == what) {
-                spaces.push((what, search::points(&group.op, device.caps(), key.m)?));
-            }
-            let points = spaces.iter().find(|(known, _)| *known == what).map_or(&[][..], |(_, points)| points);
+            let points = refusals.points(&group.op, device.caps(), key.m)?;
             let ceiling = provenance.ceiling.over(&group.op);
             let sliced = Key { n: group.columns, ..key.clone() };
-            let space = Space::new(&sliced, &group.op, device.caps(), &ceiling, device.info().threads, points);
+            let space = Space::new(&sliced, &group.op, device.caps(), &ceiling, device.info().threads, &points);
             let warm = warm(key, &found, &options.warm, &name);
             let part = crate::measure::Slice { columns: group.columns, cycle: options.cycle };
             let mut bench = DeviceBench::new(device, clock, key, part, last.take())?;

@@ -10,6 +10,7 @@ use bitsmith_compiler::lower;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::{Knob, Schedule};
 use bitsmith_compiler::{Error, Result};
+use std::collections::BTreeMap;
 
 /// A point of the space.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,10 +128,42 @@ fn prior(
 
 /// Declared points, or the reason why there is none.
 pub fn points(op: &Op, caps: &Caps, m: usize) -> Result<Vec<(Schedule, Option<String>)>> {
-    let points = lower::declared(op, caps, m)?;
-    if points.iter().all(|(_, why)| why.is_some()) {
-        let why: Vec<String> = points.iter().filter_map(|(_, why)| why.clone()).take(3).collect();
-        return Err(Error::Unsupported(format!("no schedule of {} on {}: {}", op.name(), caps.name, why.join("; "))));
+    Refusals::default().points(op, caps, m)
+}
+
+/// Which schedules of an operation cannot be built, and why: found once, since the number of rows does not matter.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    op: Option<Op>,
+    known: BTreeMap<Schedule, Option<String>>,
+}
+
+impl Refusals {
+    /// [`points`], where those of the last operation are known already.
+    pub fn points(&mut self, op: &Op, caps: &Caps, m: usize) -> Result<Vec<(Schedule, Option<String>)>> {
+        if self.op != Some(*op) {
+            *self = Refusals { op: Some(*op), known: BTreeMap::new() };
+        }
+        let mut points = Vec::new();
+        for schedule in lower::points(op, caps, m)? {
+            let why = match self.known.get(&schedule) {
+                Some(why) => why.clone(),
+                None => {
+                    let why = lower::refusal(op, &schedule, caps)?;
+                    self.known.entry(schedule).or_insert(why).clone()
+                }
+            };
+            points.push((schedule, why));
+        }
+        if points.iter().all(|(_, why)| why.is_some()) {
+            let why: Vec<String> = points.iter().filter_map(|(_, why)| why.clone()).take(3).collect();
+            return Err(Error::Unsupported(format!(
+                "no schedule of {} on {}: {}",
+                op.name(),
+                caps.name,
+                why.join("; ")
+            )));
+        }
+        Ok(points)
     }
-    Ok(points)
 }

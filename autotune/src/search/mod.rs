@@ -9,7 +9,7 @@
 mod candidates;
 mod run;
 
-pub use candidates::{Candidate, Space, points};
+pub use candidates::{Candidate, Refusals, Space, points};
 
 use crate::measure::{Bench, Verdict};
 use bitsmith_compiler::Result;

@@ -42,13 +42,19 @@ pub fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Option<E
 /// Every point of the declared spaces of the families that serve an operation, with the reason of those that cannot be
 /// built. Fails where no family serves.
 pub fn declared(op: &Op, caps: &Caps, m: usize) -> Result<Vec<(Schedule, Option<String>)>> {
+    points(op, caps, m)?.into_iter().map(|schedule| Ok((schedule, refusal(op, &schedule, caps)?))).collect()
+}
+
+/// Every point of the declared spaces of the families that serve an operation, what the chooser ranks for `m` rows first in
+/// each. Fails where no family serves.
+pub fn points(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
     let op = op.checked()?;
     let able: Vec<&Implementation> =
         FAMILIES.iter().chain(MATRIX_FAMILIES).filter(|f| (f.refuses)(&op, caps).is_none()).collect();
     if able.is_empty() {
         super::families(&op, caps)?;
     }
-    let mut points: Vec<(Schedule, Option<String>)> = Vec::new();
+    let mut points: Vec<Schedule> = Vec::new();
     for family in able {
         let mut list = (family.space)(&op, caps, m);
         let mut crossed = vec![Schedule::single(family.family, 1, 1, 1)];
@@ -62,19 +68,22 @@ pub fn declared(op: &Op, caps: &Caps, m: usize) -> Result<Vec<(Schedule, Option<
             list.extend(crossed);
         }
         for schedule in list {
-            if points.iter().any(|(old, _)| *old == schedule) {
-                continue;
+            if !points.contains(&schedule) {
+                points.push(schedule);
             }
-            let why = match lower(&op, &schedule, caps) {
-                Ok(_) => None,
-                Err(Error::Invalid(faults)) => Some(faults.join("; ")),
-                Err(Error::Unsupported(why)) => Some(why),
-                Err(other) => return Err(other),
-            };
-            points.push((schedule, why));
         }
     }
     Ok(points)
+}
+
+/// Why a schedule cannot be built for an operation, if it cannot; that does not depend on the number of rows.
+pub fn refusal(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Option<String>> {
+    match lower(op, schedule, caps) {
+        Ok(_) => Ok(None),
+        Err(Error::Invalid(faults)) => Ok(Some(faults.join("; "))),
+        Err(Error::Unsupported(why)) => Ok(Some(why)),
+        Err(other) => Err(other),
+    }
 }
 
 #[cfg(test)]
