@@ -9,6 +9,7 @@
 pub mod bundle;
 pub mod command;
 mod failure;
+mod files;
 mod kv;
 mod launch;
 mod measure;

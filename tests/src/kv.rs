@@ -115,8 +115,7 @@ pub fn case(seed: u64, most_rows: usize) -> KvCase {
 }
 
 fn raw(dtype: DType, numbers: &[f32]) -> Vec<u8> {
-    let size = dtype.bits() as usize / 8;
-    numbers.iter().flat_map(|&x| dtype.encode(x as f64).to_le_bytes()[..size].to_vec()).collect()
+    dtype.to_bytes(numbers.iter().map(|&x| x as f64))
 }
 
 fn rounded(dtype: DType, x: f32) -> f32 {
@@ -132,15 +131,7 @@ fn floats(numbers: &[f32]) -> ArgValue {
 }
 
 fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    let size = dtype.bits() as usize / 8;
-    bytes
-        .chunks(size)
-        .map(|chunk| {
-            let mut word = [0; 4];
-            word[..size].copy_from_slice(chunk);
-            dtype.decode(u32::from_le_bytes(word))
-        })
-        .collect()
+    dtype.from_bytes(bytes).collect()
 }
 
 /// Plays a case; returns the largest ratio of an error to its bound.

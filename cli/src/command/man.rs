@@ -1,7 +1,7 @@
 //! `man`: manual pages, one for the program and one for each command, from the same description as `--help`.
 
 use crate::failure::Failure;
-use crate::{Io, Outcome};
+use crate::{Io, Outcome, files};
 use clap::CommandFactory;
 use std::path::{Path, PathBuf};
 
@@ -30,10 +30,7 @@ fn pages(command: &clap::Command, out: &Path) -> Result<usize, Failure> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_string();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    let (path, new) = (out.join(format!("{name}.1")), out.join(format!(".{name}.1.new")));
-    std::fs::write(&new, page)
-        .and_then(|()| std::fs::rename(&new, &path))
-        .map_err(|error| Failure::file(&path, "written", &error))?;
+    files::write(&out.join(format!("{name}.1")), page)?;
     command
         .get_subcommands()
         .filter(|under| !under.is_hide_set())

@@ -1,13 +1,11 @@
 //! `pack`: a tensor of a model file in the layout that the kernels of a bundle take, as one file of raw bytes.
 
-use crate::failure::Failure;
 use crate::table::bytes;
-use crate::{Io, Outcome, memory, weights};
+use crate::{Io, Outcome, files, memory, weights};
 use bitsmith_calibrate::file::ModelFile;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::lower::Packing;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `pack`.
 #[derive(Debug, clap::Args)]
@@ -49,7 +47,7 @@ impl Pack {
         let quantized = weights::load(&tensor, n, k, format)?;
         let packed = self.packing.pack(&quantized)?;
         let packing = self.packing.name();
-        write(&self.out, &packed)?;
+        files::write(&self.out, &packed)?;
         let format = quantized.format.to_string();
         if self.json {
             return io.json(&serde_json::json!({
@@ -66,16 +64,4 @@ impl Pack {
         )?;
         Ok(())
     }
-}
-
-/// Writes a file beside its place first, so that no half file is ever found there.
-fn write(path: &Path, content: &[u8]) -> Outcome {
-    let failed = |error: &std::io::Error| Failure::file(path, "written", error);
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A file created by name has the permissions that the user's mask asks for; a plain temporary file is private.
-    let create = |path: &Path| std::fs::File::create_new(path);
-    let mut file = tempfile::Builder::new().make_in(parent, create).map_err(|error| failed(&error))?;
-    file.write_all(content).map_err(|error| failed(&error))?;
-    file.persist(path).map_err(|error| failed(&error.error))?;
-    Ok(())
 }

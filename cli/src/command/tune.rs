@@ -202,7 +202,7 @@ impl Start {
         let summary = tune::tune(device, &*timed.clock, &keys, &options, &path, &mut bar)?;
         bar.finish();
         if let Some(path) = &self.report {
-            files::write(path, &report::page(&summary).html()?)?;
+            crate::files::write(path, &report::page(&summary).html()?)?;
         }
         if self.json {
             return io.json(&Document {

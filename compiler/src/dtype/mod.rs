@@ -233,6 +233,24 @@ impl DType {
         }
     }
 
+    /// Numbers as memory holds them: the nearest code of each, little-endian; of a type of whole bytes.
+    pub fn to_bytes(self, numbers: impl IntoIterator<Item = f64>) -> Vec<u8> {
+        let size = self.bits() as usize / 8;
+        let mut bytes = Vec::new();
+        numbers.into_iter().for_each(|x| bytes.extend_from_slice(&self.encode(x).to_le_bytes()[..size]));
+        bytes
+    }
+
+    /// The numbers that memory holds, as [`DType::to_bytes`] makes it; exact.
+    pub fn from_bytes(self, bytes: &[u8]) -> impl Iterator<Item = f64> {
+        let size = self.bits() as usize / 8;
+        bytes.chunks_exact(size).map(move |bytes| {
+            let mut word = [0; 4];
+            word[..size].copy_from_slice(bytes);
+            self.decode(u32::from_le_bytes(word))
+        })
+    }
+
     /// Like [`DType::encode`], but an overflow goes to infinity or NaN where the type has one, and `E8m0` rounds to the
     /// nearest power of two, half way up, and between its two least numbers always up: the conversions of `ml_dtypes` and
     /// torch.

@@ -194,9 +194,7 @@ impl BenchAttend {
         }
         let mut rng = fastrand::Rng::with_seed(self.seed);
         let mut fill = |count: usize| -> Result<Buffer, Failure> {
-            let bytes: Vec<u8> = (0..count)
-                .flat_map(|_| DType::F16.encode((rng.f32() + rng.f32() - 1.0) as f64).to_le_bytes()[..2].to_vec())
-                .collect();
+            let bytes = DType::F16.to_bytes((0..count).map(|_| (rng.f32() + rng.f32() - 1.0) as f64));
             let buffer = device.allocate(bytes.len())?;
             device.upload(&buffer, 0, &bytes)?;
             Ok(buffer)

@@ -5,19 +5,7 @@ use crate::stages::describe_schedule;
 use crate::table::Table as Columns;
 use crate::{Io, Outcome};
 use bitsmith_autotune::table::{self, Change, Table};
-use std::path::{Path, PathBuf};
-
-/// Writes a text file: under another name first, which is then renamed.
-pub(super) fn write(path: &Path, text: &str) -> Outcome {
-    let fault = |error: std::io::Error| Failure::file(path, "written", &error);
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = PathBuf::from(name);
-    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        fault(error)
-    })
-}
+use std::path::PathBuf;
 
 /// Arguments of `tune merge`.
 #[derive(Debug, clap::Args)]

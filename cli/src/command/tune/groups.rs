@@ -1,6 +1,6 @@
 //! `tune groups`: speed against error over group sizes and symmetry, per layer of a model, and the group size to take.
 
-use super::{Timed, files};
+use super::Timed;
 use crate::failure::Failure;
 use crate::stages::describe_schedule;
 use crate::table::{Table as Columns, time};
@@ -146,7 +146,7 @@ impl Groups {
         }
         bar.finish_and_clear();
         if let Some(path) = &self.report {
-            files::write(path, &self.page(&layers, checkpoint.name()).html()?)?;
+            crate::files::write(path, &self.page(&layers, checkpoint.name()).html()?)?;
         }
         if self.json { io.json(&layers) } else { self.print(io, &layers) }
     }

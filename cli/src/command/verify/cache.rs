@@ -223,22 +223,14 @@ fn rotary_table(rope: Rope, tokens: usize) -> Vec<f32> {
 }
 
 fn filled(device: &dyn Device, dtype: DType, numbers: &[f32]) -> Result<Buffer, Failure> {
-    let size = dtype.bits() as usize / 8;
-    let bytes: Vec<u8> =
-        numbers.iter().flat_map(|&x| dtype.encode(f64::from(x)).to_le_bytes()[..size].to_vec()).collect();
+    let bytes = dtype.to_bytes(numbers.iter().map(|&x| f64::from(x)));
     let buffer = device.allocate(bytes.len())?;
     device.upload(&buffer, 0, &bytes)?;
     Ok(buffer)
 }
 
 fn read(device: &dyn Device, dtype: DType, buffer: &Buffer, count: usize) -> Result<Vec<f32>, Failure> {
-    let size = dtype.bits() as usize / 8;
-    let mut bytes = vec![0; count * size];
+    let mut bytes = vec![0; count * dtype.bits() as usize / 8];
     device.download(buffer, 0, &mut bytes)?;
-    let number = |bytes: &[u8]| {
-        let mut word = [0; 4];
-        word[..size].copy_from_slice(bytes);
-        dtype.decode(u32::from_le_bytes(word)) as f32
-    };
-    Ok(bytes.chunks_exact(size).map(number).collect())
+    Ok(dtype.from_bytes(&bytes).map(|x| x as f32).collect())
 }
