@@ -11,7 +11,7 @@ use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::kv::{self, KvScales};
 use bitsmith_calibrate::model::{Layers, Model};
-use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, fall_back, quantize, rotate::Rotated, sizes};
+use bitsmith_calibrate::quantize::{LinearReport, Prompts, quantize, rotate::Rotated, sizes, within_budget};
 use bitsmith_calibrate::recipe::{Budget, Calibration, Plan, RecipeFile};
 use bitsmith_calibrate::report::{Subject, html, markdown, report};
 use bitsmith_calibrate::text::Tokenizer;
@@ -40,7 +40,6 @@ static OWN: LazyLock<(Model, Windows, Prompts)> = LazyLock::new(|| {
 struct Made {
     model: Model,
     reports: Vec<LinearReport>,
-    floats: std::collections::BTreeMap<String, bitsmith_calibrate::model::Linear>,
 }
 
 fn made(recipe: &str) -> Made {
@@ -48,7 +47,7 @@ fn made(recipe: &str) -> Made {
     let recipe = RecipeFile::from_toml(recipe).unwrap();
     let plan = Plan::new(&recipe, &sizes(model), true).unwrap();
     let done = quantize(model, &recipe, &plan, Some(prompts), &FLOATS, &mut |_, _| {}).unwrap();
-    Made { model: done.model.whole().unwrap(), reports: done.reports, floats: done.floats }
+    Made { model: done.model.whole().unwrap(), reports: done.reports }
 }
 
 fn judged(model: &Model, executor: &dyn bitsmith_calibrate::engine::Executor) -> Comparison {
@@ -337,22 +336,56 @@ fn a_rotated_model_computes_the_same() {
 
 #[test]
 fn layers_fall_back_until_the_budget_is_met() {
-    let (own, windows, _) = &*OWN;
-    let recipe = "weight = \"int2-g32-asym\"\nmethod = \"rtn\"\n[budget]\nperplexity-increase = 0.01";
-    let mut done = made(recipe);
-    let windows = Windows { list: windows.list[..4].to_vec(), ..windows.clone() };
-    let judge = Judge { reference: (own, &FLOATS), windows: &windows, executor: &FLOATS };
-    let budget = RecipeFile::from_toml(recipe).unwrap().budget;
-    assert_eq!(budget, Some(Budget { perplexity_increase: 0.01 }));
-    let found = fall_back(&mut done.model, &done.floats, &mut done.reports, &judge, 0.01).unwrap();
-    println!("{:+.2} % before, {:+.2} % now, {} fallen", 100.0 * found.before, 100.0 * found.now, found.fallen.len());
-    assert!(found.before > 0.01 && found.met && found.now <= 0.01);
-    assert!(!found.fallen.is_empty() && found.fallen.len() <= found.sweep.len());
-    for name in &found.fallen {
-        let now = done.model.linears().into_iter().find(|l| l.name == *name).unwrap().weight.format_name();
-        assert_eq!(now, "int8-channel");
-        assert_eq!(done.reports.iter().find(|r| r.name == *name).unwrap().format, "int8-channel");
+    let (own, _, prompts) = &*OWN;
+    let prompts = Prompts { list: prompts.list[..16].to_vec() };
+    let bytes = |reports: &[LinearReport]| reports.iter().map(|r| r.bytes_after).sum::<usize>();
+    let search = |text: &str, executor: &dyn bitsmith_calibrate::engine::Executor| {
+        let recipe = RecipeFile::from_toml(text).unwrap();
+        (within_budget(own, &recipe, &sizes(own), &prompts, &FLOATS, executor, &mut |_, _| {}).unwrap(), recipe)
+    };
+    let two_bits = "weight = \"int2-g32-asym\"\nmethod = \"rtn\"\n[budget]\nperplexity-increase = ";
+    let coded_inputs = "base = \"W4A8\"\nmethod = \"rtn\"\n[budget]\nperplexity-increase = ";
+    for (text, budget, executor) in [(two_bits, 0.01, &FLOATS), (coded_inputs, 0.001, &SIMULATED)] {
+        let (made, recipe) = search(&format!("{text}{budget}"), executor);
+        assert_eq!(recipe.budget, Some(Budget::new(budget)));
+        let found = &made.found;
+        println!(
+            "{:+.3} % before, {:+.3} % now, {} of {} fallen, {} to {} bytes",
+            100.0 * found.before.increase,
+            100.0 * found.now.increase,
+            found.fallen().len(),
+            own.linears().len(),
+            found.bytes_before,
+            found.bytes_now
+        );
+        assert!(found.before.increase + found.before.increase_error > budget && found.met);
+        assert!(found.now.increase + found.now.increase_error <= budget);
+        let fallen = found.fallen();
+        assert!(!fallen.is_empty() && made.recipe.budget.is_none() && made.recipe.layers.len() == fallen.len());
+        assert_eq!(found.bytes_now, bytes(&made.quantization.reports));
+        let model = made.quantization.model.whole().unwrap();
+        for linear in model.linears() {
+            let fell = fallen.contains(&&linear.name[..]);
+            assert_eq!(fell, ["int8-channel", "f32"].contains(&&linear.weight.format_name()[..]), "{}", linear.name);
+            let coded = linear.activation.is_some_and(|a| a.to_string() == "int8-token");
+            assert_eq!(coded, !fell && text == coded_inputs, "{}", linear.name);
+        }
+        // The recipe that was written down makes the same model without a search.
+        let again = RecipeFile::from_toml(&made.recipe.to_toml().unwrap()).unwrap();
+        let plan = Plan::new(&again, &sizes(own), true).unwrap();
+        let again = quantize(own, &again, &plan, Some(&prompts), &FLOATS, &mut |_, _| {}).unwrap();
+        let again = again.model.whole().unwrap();
+        let pairs = model.linears().into_iter().zip(again.linears());
+        pairs.for_each(|(a, b)| assert!(a.weight.values() == b.weight.values(), "{}", a.name));
     }
+    // A budget that is met falls nowhere; one that cannot be met by its steps says so.
+    let (easy, _) = search("base = \"W8A16\"\n[budget]\nperplexity-increase = 0.02", &FLOATS);
+    assert!(easy.found.met && easy.found.fallen().is_empty() && easy.recipe.layers.is_empty());
+    let (hard, _) = search(
+        "weight = \"binary-g128\"\nmethod = \"rtn\"\n[budget]\nperplexity-increase = 0.01\nfall-back = [\"int2-g32-asym\"]",
+        &FLOATS,
+    );
+    assert!(!hard.found.met && hard.found.fallen().len() == own.linears().len());
 }
 
 #[test]

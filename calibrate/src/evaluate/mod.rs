@@ -36,6 +36,11 @@ impl Windows {
         Ok(Windows { bos, list: ids.chunks_exact(length).take(count).map(<[u32]>::to_vec).collect() })
     }
 
+    /// Calibration prompts as windows: the first token of each opens its text already.
+    pub fn of_prompts(prompts: &Prompts) -> Windows {
+        Windows { bos: None, list: prompts.list.clone() }
+    }
+
     /// Tokens whose probability is asked for.
     pub fn tokens(&self) -> usize {
         self.list.iter().map(|window| window.len() - usize::from(self.bos.is_none())).sum()
@@ -171,9 +176,29 @@ pub struct Comparison {
     pub max_logit_error: f64,
 }
 
+/// A reference that went through its layers once, to be compared with any number of models.
+pub struct Reference(Run);
+
+impl Reference {
+    /// Takes all windows through the layers of a reference, which keeps its keys and values in floats.
+    pub fn new(reference: Runner<'_>, windows: &Windows) -> Result<Reference> {
+        Ok(Reference(Run::new(reference, windows, &FloatCache::boxed)?))
+    }
+}
+
 /// Compares a model with a reference, both read layer by layer; the cache is the model's, the reference keeps floats.
 pub fn compare(reference: Runner<'_>, model: Runner<'_>, windows: &Windows, cache: NewCache<'_>) -> Result<Comparison> {
-    let mut first = Run::new(reference, windows, &FloatCache::boxed)?;
+    compare_with(&mut Reference::new(reference, windows)?, model, windows, cache)
+}
+
+/// Compares a model with a reference that has run over the same windows.
+pub fn compare_with(
+    reference: &mut Reference,
+    model: Runner<'_>,
+    windows: &Windows,
+    cache: NewCache<'_>,
+) -> Result<Comparison> {
+    let first = &mut reference.0;
     let mut second = Run::new(model, windows, cache)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (mut divergences, mut agree, mut worst) = (Vec::new(), 0usize, 0.0f64);

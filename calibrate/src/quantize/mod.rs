@@ -16,7 +16,7 @@ pub mod rotate;
 pub mod smooth;
 mod stats;
 
-pub use budget::{FallBack, Judge, Sensitivity, fall_back};
+pub use budget::{FallBack, Sensitivity, Within, within_budget};
 pub use layer::LayerQuantizer;
 pub use linear::LinearReport;
 pub use prompts::{Prompts, Residuals};

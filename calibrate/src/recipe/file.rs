@@ -143,12 +143,26 @@ impl Default for Calibration {
     }
 }
 
-/// How much perplexity may rise, as a share: 0.01 is one per cent.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How much perplexity may rise, and what matrices fall back to until it rises no more than that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Budget {
-    /// The share.
+    /// The share: 0.01 is one per cent.
     pub perplexity_increase: f64,
+    /// Formats of weights to fall back to, one after another; inputs stay floats there. `none` leaves weights floats too.
+    #[serde(default = "Budget::steps")]
+    pub fall_back: Vec<String>,
+}
+
+impl Budget {
+    /// A budget with the usual steps: 8 bits per channel, then floats.
+    pub fn new(perplexity_increase: f64) -> Budget {
+        Budget { perplexity_increase, fall_back: Budget::steps() }
+    }
+
+    fn steps() -> Vec<String> {
+        ["int8-channel", "none"].map(str::to_owned).to_vec()
+    }
 }
 
 impl RecipeFile {

@@ -77,7 +77,18 @@ impl Plan {
         if let Some(Err(error)) = recipe.kv.as_deref().map(crate::kv::format) {
             faults.push(error.to_string());
         }
+        let steps = steps(recipe, &mut faults);
         for sizes in linears {
+            for format in &steps {
+                let mut misfits = (format.container.check)(format, sizes.n, sizes.k);
+                if let Granularity::Group(g) = format.granularity
+                    && !sizes.k.is_multiple_of(g as usize)
+                {
+                    misfits.push(format!("K is {}, no multiple of the group size {g}", sizes.k));
+                }
+                faults
+                    .extend(misfits.into_iter().map(|fault| format!("{}: fall-back `{format}`: {fault}", sizes.name)));
+            }
             match rules.linear(recipe, sizes, calibrated) {
                 Ok(plan) => list.push(plan),
                 Err(Error::Invalid(more)) => {
@@ -122,6 +133,22 @@ impl Plan {
     pub fn calibrated(&self) -> bool {
         self.linears.iter().any(|plan| plan.format.is_some() && plan.method.calibrated())
     }
+}
+
+/// The formats that a budget falls back to; what is wrong with it goes to the faults.
+fn steps(recipe: &RecipeFile, faults: &mut Vec<String>) -> Vec<Format> {
+    let Some(budget) = &recipe.budget else { return Vec::new() };
+    if !(budget.perplexity_increase.is_finite() && budget.perplexity_increase >= 0.0) {
+        faults.push(format!("a budget of {}; accepted: a share of perplexity from 0 on", budget.perplexity_increase));
+    }
+    let mut list = Vec::new();
+    for step in budget.fall_back.iter().filter(|step| *step != "none") {
+        match step.parse() {
+            Ok(format) => list.push(format),
+            Err(error) => faults.push(format!("fall-back `{step}`: {error}")),
+        }
+    }
+    list
 }
 
 /// A recipe with its patterns compiled.
@@ -309,6 +336,18 @@ mod tests {
             assert_eq!((a.format.map(|f| f.to_string()).as_deref(), a.pad), (format, pad), "{what:?}");
             assert!(a.note.is_some());
         }
+    }
+
+    #[test]
+    fn faults_of_a_budget_come_before_any_work() {
+        let text =
+            "base = \"W4A16\"\n[budget]\nperplexity-increase = -1.0\nfall-back = [\"int9\", \"int8-g96\", \"none\"]";
+        let recipe = RecipeFile::from_toml(text).unwrap();
+        let Err(Error::Invalid(faults)) = Plan::new(&recipe, &sizes(&[("a", 64, 128)]), true) else { panic!() };
+        assert!(faults[0].contains("a budget of -1") && faults[1].contains("int9"), "{faults:?}");
+        assert!(faults.len() == 3 && faults[2].starts_with("a: fall-back `int8-g96`"), "{faults:?}");
+        let usual = RecipeFile::from_toml("base = \"W4A16\"\n[budget]\nperplexity-increase = 0.01").unwrap();
+        assert!(Plan::new(&usual, &sizes(&[("a", 64, 128)]), true).is_ok());
     }
 
     #[test]

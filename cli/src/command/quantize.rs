@@ -10,8 +10,8 @@ use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::kv;
 use bitsmith_calibrate::model::Layers;
-use bitsmith_calibrate::quantize::{Judge, LinearReport, Prompts, fall_back, quantize};
-use bitsmith_calibrate::recipe::{OnIndivisible, Plan, RecipeFile};
+use bitsmith_calibrate::quantize::{FallBack, LinearReport, Prompts, Within, quantize, within_budget};
+use bitsmith_calibrate::recipe::{Budget, OnIndivisible, Plan, RecipeFile};
 use bitsmith_compiler::Error;
 use std::path::PathBuf;
 
@@ -47,6 +47,10 @@ pub struct Quantize {
     /// Where K is no multiple of the group; replaces the recipe's
     #[arg(long, value_enum)]
     on_indivisible: Option<Indivisible>,
+    /// The rise of perplexity over the calibration prompts that is accepted, in per cent: the most sensitive matrices fall back
+    /// to 8 bits, then to floats, until it is met. Replaces the recipe's
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_ppl_increase: Option<f64>,
     /// Windows at the start of the text that are kept for the comparison
     #[arg(long, default_value_t = 12)]
     windows: usize,
@@ -84,6 +88,12 @@ impl Quantize {
         how.samples = self.samples.unwrap_or(how.samples);
         how.length = self.length.unwrap_or(how.length);
         how.seed = self.seed.unwrap_or(how.seed);
+        if let Some(share) = self.max_ppl_increase {
+            match &mut recipe.budget {
+                Some(budget) => budget.perplexity_increase = share,
+                None => recipe.budget = Some(Budget::new(share)),
+            }
+        }
         if let Some(what) = self.on_indivisible {
             recipe.on_indivisible = Some(match what {
                 Indivisible::Skip => OnIndivisible::Skip,
@@ -132,37 +142,28 @@ impl Quantize {
                 let _ = writeln!(io.err, "layer {done} of {of} done after {seconds:.0} s");
             }
         };
-        let mut done = quantize(&checkpoint, &recipe, &plan, prompts.as_ref(), &floats, &mut progress)?;
-        let mut fell = None;
-        let mut whole = None;
-        if let (Some(budget), Some(windows)) = (recipe.budget, &windows) {
-            let executor = self.via.executor(&self.device)?;
-            let judge = Judge { reference: (&checkpoint, &floats), windows, executor: executor.as_ref() };
-            // Trying matrices one by one takes the model in memory.
-            let mut model = done.model.whole()?;
-            let found = fall_back(&mut model, &done.floats, &mut done.reports, &judge, budget.perplexity_increase)?;
-            whole = Some(model);
-            if !self.json {
-                writeln!(
-                    io.out,
-                    "budget {:.2} %: {:+.3} % before, {:+.3} % with {} matrices in more bits{}",
-                    100.0 * budget.perplexity_increase,
-                    100.0 * found.before,
-                    100.0 * found.now,
-                    found.fallen.len(),
-                    if found.met { "" } else { "; it is not met" }
-                )?;
+        let (done, recipe, fell) = match (&recipe.budget, &prompts) {
+            (None, _) => {
+                let done = quantize(&checkpoint, &recipe, &plan, prompts.as_ref(), &floats, &mut progress)?;
+                (done, recipe, None)
             }
-            fell = Some(found);
-        } else if recipe.budget.is_some() {
-            return Err(crate::Failure::invalid(
-                "the recipe has a budget, which takes --text and --windows to measure",
-            ));
-        }
-        let model: &dyn Layers = match &whole {
-            Some(model) => model,
-            None => &done.model,
+            (Some(_), None) => {
+                return Err(crate::Failure::invalid(
+                    "a budget is measured on calibration prompts; --text names a text",
+                ));
+            }
+            (Some(_), Some(prompts)) => {
+                let executor = self.via.executor(&self.device)?;
+                let sizes = checkpoint.sizes();
+                let Within { quantization, recipe, found } =
+                    within_budget(&checkpoint, &recipe, &sizes, prompts, &floats, executor.as_ref(), &mut progress)?;
+                if !self.json {
+                    say(io, &found, prompts)?;
+                }
+                (quantization, recipe, Some(found))
+            }
         };
+        let model: &dyn Layers = &done.model;
         let kv_format = recipe.kv.as_deref().map(kv::format).transpose()?.flatten();
         let kv_static = kv_format.filter(|format| format.k.is_static() || format.v.is_static());
         let kv_scales = match (kv_static, &prompts) {
@@ -180,7 +181,8 @@ impl Quantize {
             }
             let path = written.path.join(super::report::NOTES);
             let notes = serde_json::to_string(&done.reports).map_err(|error| crate::Failure::Output(error.into()))?;
-            std::fs::write(&path, notes).map_err(|error| crate::Failure::file(&path, "written", &error))?;
+            crate::files::write(&path, notes)?;
+            crate::files::write(&written.path.join(RECIPE), recipe.to_toml()?)?;
         }
         let before: usize = done.reports.iter().map(|r| r.bytes_before).sum();
         let after: usize = done.reports.iter().map(|r| r.bytes_after).sum();
@@ -233,6 +235,56 @@ impl Quantize {
         }
         Ok(())
     }
+}
+
+/// The recipe that made a model, beside it.
+const RECIPE: &str = "recipe.toml";
+
+/// Per cent, with or without the sign, as a share.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.trim().trim_end_matches('%').trim_end().parse::<f64>();
+    match number {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number / 100.0),
+        _ => Err("accepted: per cent of perplexity from 0 on, as 0.5 or 0.5%".into()),
+    }
+}
+
+/// What a budget cost.
+fn say(io: &mut Io<'_>, found: &FallBack, prompts: &Prompts) -> Outcome {
+    let rise = |c: &bitsmith_calibrate::evaluate::Comparison| {
+        format!("{:+.3} ± {:.3} %", 100.0 * c.increase, 100.0 * c.increase_error)
+    };
+    let (fallen, all) = (found.fallen().len(), found.sweep.iter().map(|s| s.names.len()).sum::<usize>());
+    writeln!(
+        io.out,
+        "budget {:.2} % over {} calibration prompts: {} by the recipe",
+        100.0 * found.budget,
+        prompts.list.len(),
+        rise(&found.before)
+    )?;
+    if found.fallen().is_empty() {
+        writeln!(
+            io.out,
+            "{}",
+            if found.met { "it is met" } else { "it is not met, and nothing is left to fall back to" }
+        )?;
+        return Ok(());
+    }
+    let mut table = Table::new(&["most sensitive first", "divergence it costs", "weights", "now"]);
+    for entry in &found.sweep {
+        let now = if entry.steps > 0 { format!("{}, inputs in floats", entry.format) } else { "by the recipe".into() };
+        table.row(vec![entry.names.join(" "), format!("{:.2e}", entry.gain), entry.weights.to_string(), now]);
+    }
+    write!(io.out, "{table}")?;
+    writeln!(
+        io.out,
+        "{fallen} of {all} matrices fell back: {} with them, for {} instead of {}{}",
+        rise(&found.now),
+        bytes(found.bytes_now as f64),
+        bytes(found.bytes_before as f64),
+        if found.met { "" } else { "; the budget is not met, and nothing is left to fall back to" }
+    )?;
+    Ok(())
 }
 
 fn quantized(plan: &Plan) -> usize {
