@@ -12,7 +12,7 @@ use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::kv::{self, KvScales};
 use bitsmith_calibrate::model::{Layers, Model};
 use bitsmith_calibrate::quantize::{LinearReport, Prompts, quantize, rotate::Rotated, sizes, within_budget};
-use bitsmith_calibrate::recipe::{Budget, Calibration, Plan, RecipeFile};
+use bitsmith_calibrate::recipe::{Budget, Calibration, Plan, RecipeFile, Sizes};
 use bitsmith_calibrate::report::{Subject, html, markdown, report};
 use bitsmith_calibrate::text::Tokenizer;
 use std::path::PathBuf;
@@ -386,6 +386,20 @@ fn layers_fall_back_until_the_budget_is_met() {
         &FLOATS,
     );
     assert!(!hard.found.met && hard.found.fallen().len() == own.linears().len());
+}
+
+#[test]
+fn faults_of_a_budget_come_before_any_work() {
+    let plan = |text: &str, k: usize| {
+        let recipe =
+            RecipeFile::from_toml(&format!("base = \"W8A16\"\n[budget]\nperplexity-increase = {text}")).unwrap();
+        Plan::new(&recipe, &[Sizes { name: "a".into(), n: 64, k }], true)
+    };
+    let error = plan("-1.0\nfall-back = [\"int9\", \"int8-g96\", \"none\"]", 128).unwrap_err().to_string();
+    let named = ["a budget of -1", "int9", "a: fall-back `int8-g96`: K is 128, no multiple of the group size 96"];
+    assert!(named.iter().all(|fault| error.contains(fault)), "{error}");
+    assert!(plan("nan", 128).unwrap_err().to_string().contains("a budget of NaN"));
+    assert!(plan("0.01", 128).is_ok() && plan("0.01\nfall-back = [\"int8-g96\"]", 192).is_ok());
 }
 
 #[test]

@@ -339,18 +339,6 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_a_budget_come_before_any_work() {
-        let text =
-            "base = \"W4A16\"\n[budget]\nperplexity-increase = -1.0\nfall-back = [\"int9\", \"int8-g96\", \"none\"]";
-        let recipe = RecipeFile::from_toml(text).unwrap();
-        let Err(Error::Invalid(faults)) = Plan::new(&recipe, &sizes(&[("a", 64, 128)]), true) else { panic!() };
-        assert!(faults[0].contains("a budget of -1") && faults[1].contains("int9"), "{faults:?}");
-        assert!(faults.len() == 3 && faults[2].starts_with("a: fall-back `int8-g96`"), "{faults:?}");
-        let usual = RecipeFile::from_toml("base = \"W4A16\"\n[budget]\nperplexity-increase = 0.01").unwrap();
-        assert!(Plan::new(&usual, &sizes(&[("a", 64, 128)]), true).is_ok());
-    }
-
-    #[test]
     fn weights_that_are_not_numbers_are_named() {
         let faults = preflight("x", &[0.0, f32::NAN, 1.0, f32::INFINITY], 2);
         assert!(faults[0].contains("2 weights") && faults[0].contains("row 0, column 1"), "{faults:?}");
