@@ -15,7 +15,11 @@ fn data(test: &str) -> Option<PathBuf> {
         return Some(root);
     }
     let required = std::env::var("BITSMITH_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r == "data"), "{test}: no {}, and BITSMITH_REQUIRE lists data", root.display());
+    assert!(
+        !required.split(',').any(|r| r == "data"),
+        "{test}: no {}, and BITSMITH_REQUIRE lists data",
+        root.display()
+    );
     eprintln!("skipped: {test}: no {}", root.display());
     None
 }
