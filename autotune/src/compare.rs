@@ -1,4 +1,4 @@
-//! The chooser's schedules against the tuned ones, measured again side by side.
+//! Tuned schedules against others, the chooser's for one, measured again side by side.
 //!
 //! Reads a table and its device; makes ratios. Always holds: both sides take turns, who goes first alternates, and what is
 //! compared has been checked against the reference again.
@@ -20,17 +20,17 @@ pub struct Compared {
     pub key: Key,
     /// What was tuned.
     pub tuned: Schedule,
-    /// What the chooser takes.
-    pub chooser: Schedule,
+    /// What it is compared with: what the chooser takes, or another run found.
+    pub other: Schedule,
     /// Seconds per launch as tuned, the median.
     pub seconds: f64,
-    /// How many times as long the chooser's launch takes: the median over pairs; 1 where both are the same.
+    /// How many times as long the other's launch takes: the median over pairs; 1 where both are the same.
     pub ratio: f64,
     /// Pairs of samples.
     pub pairs: usize,
 }
 
-/// Measures entries again, each for about so many seconds and at least seven pairs. Entries whose schedules are the same
+/// Measures each entry's schedule again beside its `chooser`, each for about so many seconds and at least seven pairs. Entries whose schedules are the same
 /// are not measured. `columns` limits the columns of large matmuls.
 pub fn compare(
     device: &dyn Device,
@@ -48,7 +48,7 @@ pub fn compare(
         let mut compared = Compared {
             key: entry.key.clone(),
             tuned: entry.schedule,
-            chooser: entry.chooser,
+            other: entry.chooser,
             seconds: entry.seconds,
             ratio: 1.0,
             pairs: 0,

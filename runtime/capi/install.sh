@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # usage: install.sh PREFIX [FOLDER]   Installs libbitsmith, its header, pkg-config and CMake files under PREFIX. The libraries are
-# taken from FOLDER, where `cargo build --release --workspace` has put them (target/release unless given).
+# taken from FOLDER, else from BITSMITH_LIB_DIR, else from target/release, where `cargo build --release --workspace` puts them.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
 prefix=${1:?usage: install.sh PREFIX [FOLDER]}
-libraries=${2:-$root/target/release}
+libraries=${2:-${BITSMITH_LIB_DIR:-$root/target/release}}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -1)
 for library in libbitsmith.so libbitsmith.a; do
     [ -f "$libraries/$library" ] || { echo "install.sh: $libraries/$library is missing: cargo build --release --workspace" >&2; exit 2; }

@@ -54,3 +54,8 @@ pub fn skip(what: &str, test: &str, why: &str) {
     // Straight to the stream: the test harness hides what `println!` writes in a test that passes.
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }
+
+/// The Rust of the documentation compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/linking.md")]
+mod pages {}

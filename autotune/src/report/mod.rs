@@ -92,7 +92,7 @@ pub fn page(summary: &Summary) -> Page {
     let run = summary.table.runs.last();
     let mut pictures = vec![gains(entries)];
     if let Some(run) = run {
-        pictures.extend(roofline(entries, &run.ceiling));
+        pictures.extend(roofline(entries, &run.ceiling, summary.table.device.threads));
     }
     // One of each phase: where most candidates were measured.
     for decode in [true, false] {
@@ -183,11 +183,11 @@ fn gains(entries: &[Entry]) -> String {
 }
 
 /// The roofline with chosen and tuned kernels; nothing where the roofs are not measured.
-fn roofline(entries: &[Entry], ceiling: &Ceiling) -> Option<String> {
+fn roofline(entries: &[Entry], ceiling: &Ceiling, threads: usize) -> Option<String> {
     if ceiling.source != "measured" {
         return None;
     }
-    let mut roofs = Roofs { threads: 1, read_gbs: ceiling.read_gbs, ..Roofs::default() };
+    let mut roofs = Roofs { threads, read_gbs: ceiling.read_gbs, ..Roofs::default() };
     for (name, gops) in [(&ceiling.float_by, ceiling.float_gops), (&ceiling.byte_by, ceiling.byte_gops)] {
         roofs.set(name, gops);
     }

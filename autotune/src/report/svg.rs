@@ -48,7 +48,8 @@ pub struct Cell {
 pub fn heat_map(title: &str, corner: &str, rows: &[String], columns: &[String], cells: &[Vec<Option<Cell>>]) -> String {
     let label = 24.0 + 7.0 * rows.iter().map(|r| r.chars().count()).max().unwrap_or(4) as f64;
     let (wide, high) = (64.0, 26.0);
-    let width = (label + wide * columns.len() as f64 + 16.0).max(420.0);
+    let titled = 24.0 + 8.0 * title.chars().count() as f64;
+    let width = (label + wide * columns.len() as f64 + 16.0).max(titled);
     let mut out = open(width, 62.0 + high * rows.len() as f64, title);
     text(&mut out, (label - 8.0, 44.0), "end", SOFT, corner);
     for (i, column) in columns.iter().enumerate() {
@@ -126,7 +127,8 @@ pub fn pareto(
     let range = |values: &mut dyn Iterator<Item = f64>| {
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let pad = ((high - low) * 0.12).max(high.abs() * 0.02).max(1e-12);
-        (low - pad, high + pad)
+        // No time or error is below zero.
+        (if low < 0.0 { low - pad } else { (low - pad).max(0.0) }, high + pad)
     };
     let x_range = range(&mut dots.iter().map(|d| d.x));
     let y_range = range(&mut dots.iter().map(|d| d.y).chain(limit));

@@ -31,7 +31,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Effort {
-        Effort { seconds: f64::INFINITY, width: 48, reach: 3.0, race: 10 }
+        Effort { seconds: f64::INFINITY, width: 48, reach: 3.0, race: 16 }
     }
 }
 

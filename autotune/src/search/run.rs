@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 const EQUAL: f64 = 0.01;
 /// What replaces the incumbent must be faster by this.
 const WORTH: f64 = 0.015;
+/// Laps of a race before anybody leaves it: so many wins of as many are beyond doubt.
+const PAIRS: usize = 6;
 /// Between how many samples the incumbent is measured again.
 const AGAIN: usize = 6;
 
@@ -182,7 +184,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Races a few candidates, the incumbent among them, until the leader is ahead of each for sure or equal to it.
+    /// Races a few candidates, the incumbent among them, until the leader is ahead of each for sure or equal to it. Where the
+    /// time is used up, the best and the incumbent still meet: nothing takes its place without pairs of samples.
     pub(super) fn race(&mut self, list: Vec<Schedule>, samples: usize) -> Result<Schedule> {
         let mut paired: BTreeMap<Schedule, Vec<f64>> = BTreeMap::new();
         let mut alive = list;
@@ -191,7 +194,11 @@ impl<'a> Run<'a> {
         }
         for lap in 0..samples {
             if self.over() {
-                break;
+                if lap >= PAIRS {
+                    break;
+                }
+                let best = self.ranked(&alive)[0];
+                alive.retain(|s| *s == best || *s == self.incumbent);
             }
             // Everybody goes first now and then.
             alive.rotate_left(1);
@@ -200,7 +207,7 @@ impl<'a> Run<'a> {
                 paired.entry(schedule).or_default().push(seconds);
             }
             self.tell(&alive);
-            if lap + 1 < 6 {
+            if lap + 1 < PAIRS {
                 continue;
             }
             let leader = self.ranked(&alive)[0];
@@ -227,14 +234,9 @@ impl<'a> Run<'a> {
         }
         // The incumbent gives way to what won the samples that both took turns in, by more than noise makes.
         let worth = self.level(&leader) * (1.0 + WORTH) < self.level(&self.incumbent);
-        let ratio: Vec<f64> = paired
-            .get(&self.incumbent)
-            .into_iter()
-            .flatten()
-            .zip(paired.get(&leader).into_iter().flatten())
-            .map(|(a, b)| a / b)
-            .collect();
-        let sure = ratio.is_empty() || median(&ratio) > 1.0 + WORTH;
+        let (own, old) = (&paired[&leader], &paired[&self.incumbent]);
+        let ratio: Vec<f64> = old.iter().zip(own).map(|(old, own)| old / own).collect();
+        let sure = median(&ratio) > 1.0 + WORTH && faster(own, old, 0.0);
         Ok(if worth && sure { leader } else { self.incumbent })
     }
 }

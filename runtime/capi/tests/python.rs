@@ -4,19 +4,9 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use support::{bitsmith, libraries, run, skip};
-
-/// A folder with a wheel of numpy for this machine's Python.
-fn wheels() -> Option<PathBuf> {
-    let folder = match std::env::var_os("BITSMITH_WHEELS") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/wheels"),
-    };
-    let mut names = std::fs::read_dir(&folder).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
-    names.any(|name| name.to_string_lossy().starts_with("numpy-")).then_some(folder)
-}
+use support::{bitsmith, libraries, run, skip, wheels};
 
 #[test]
 fn a_wheel_is_built_installed_and_agrees_with_numpy() {

@@ -212,7 +212,12 @@ mod tests {
             let mut random = fastrand::Rng::with_seed(7);
             // SAFETY: the size of a row depends on the type alone.
             let row = unsafe { sys::ggml_row_size(kind, k as i64) };
-            let blocks: Vec<u8> = (0..n * row).map(|_| random.u8(..)).collect();
+            let weights: Vec<f32> = (0..n * k).map(|_| random.f32() - 0.5).collect();
+            let mut blocks = vec![0_u8; n * row];
+            let (from, to) = (weights.as_ptr(), blocks.as_mut_ptr().cast());
+            // SAFETY: n rows of k numbers are there, and room for as many rows of blocks.
+            let bytes = unsafe { sys::ggml_quantize_chunk(kind, from, to, 0, n as i64, k as i64, std::ptr::null()) };
+            assert_eq!(bytes, blocks.len());
             let mut out = vec![0; product.packed_bytes().unwrap()];
             product.pack(&blocks, &mut out).unwrap();
             let weight = product.matmul.weight;

@@ -15,7 +15,11 @@ fn data(test: &str) -> Option<PathBuf> {
         return Some(root);
     }
     let required = std::env::var("BITSMITH_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r == "data"), "{test}: no {}, and BITSMITH_REQUIRE lists data", root.display());
+    assert!(
+        !required.split(',').any(|r| r == "data"),
+        "{test}: no {}, and BITSMITH_REQUIRE lists data",
+        root.display()
+    );
     eprintln!("skipped: {test}: no {}", root.display());
     None
 }
@@ -44,7 +48,7 @@ fn text_and_perplexity_stay_the_same() {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(text.matches("perplexity differs by").count(), models.len(), "{text}");
+        assert_eq!(text.matches("bitsmith beside ggml repack: perplexity differs by").count(), models.len(), "{text}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `tune check`: a table's schedules against the chooser's, measured again side by side.
+//! `tune check`: a table's schedules against the chooser's, or another table's, measured again side by side.
 
 use super::Timed;
 use crate::failure::Failure;
@@ -10,14 +10,17 @@ use bitsmith_autotune::measure::statistics::geometric_mean;
 use bitsmith_autotune::table::{self, DeviceName};
 use indicatif::ProgressBar;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `tune check`.
 #[derive(Debug, clap::Args)]
 pub struct Check {
     /// The table
     table: PathBuf,
-    /// Where it is measured; the table must be of this device
+    /// Another run's table: its schedules are measured in the place of the chooser's
+    #[arg(long, value_name = "TABLE")]
+    against: Option<PathBuf>,
+    /// Where it is measured; tables must be of this device
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Milliseconds to sample each entry for, at least seven pairs
@@ -39,20 +42,22 @@ pub struct Check {
 
 impl Check {
     pub(super) fn run(&self, io: &mut Io<'_>) -> Outcome {
-        let table = table::read(&self.table)?;
         let timed = Timed::open(&self.device)?;
         let name = DeviceName::of(&timed.device.info());
-        if table.device != name {
-            return Err(Failure::invalid(format!(
+        let read = |path: &Path| match table::read(path)? {
+            table if table.device == name => Ok(table),
+            table => Err(Failure::invalid(format!(
                 "{}: is of {}, this is {name}; accepted: a table of this device",
-                self.table.display(),
+                path.display(),
                 table.device
-            )));
-        }
+            ))),
+        };
+        let table = read(&self.table)?;
+        let against = self.against.as_deref().map(|path| Ok::<_, Failure>((path, read(path)?))).transpose()?;
         let wanted = |i: usize, text: String| {
             i % self.shard.count == self.shard.index - 1 && self.only.as_ref().is_none_or(|only| text.contains(only))
         };
-        let entries: Vec<_> = table
+        let mut entries: Vec<_> = table
             .entries
             .iter()
             .enumerate()
@@ -61,6 +66,22 @@ impl Check {
             .collect();
         if entries.is_empty() {
             return Err(Failure::invalid(format!("{}: no entry is wanted", self.table.display())));
+        }
+        if let Some((path, other)) = &against {
+            for entry in &mut entries {
+                let same = other.entries.iter().find(|candidate| candidate.key == entry.key);
+                entry.chooser = match same {
+                    Some(same) if same.columns == entry.columns => same.schedule,
+                    _ => {
+                        return Err(Failure::invalid(format!(
+                            "{}: has no entry `{}` over {} columns; accepted: a table of the same work",
+                            path.display(),
+                            entry.key,
+                            entry.columns
+                        )));
+                    }
+                };
+            }
         }
         let bar = ProgressBar::new(entries.len() as u64);
         let cycle = (self.cycle_mb as usize) << 20;
@@ -72,15 +93,20 @@ impl Check {
         let mean = geometric_mean(compared.iter().map(|c| c.ratio));
         let worst = compared.iter().map(|c| c.ratio).fold(f64::INFINITY, f64::min);
         let losses = compared.iter().filter(|c| c.ratio < 0.97).count();
+        // Neither side is more than 3 % faster.
+        let alike = compared.iter().filter(|c| (0.97..=1.0 / 0.97).contains(&c.ratio)).count();
         if self.json {
-            return io.json(&json!({ "mean": mean, "worst": worst, "losses": losses, "entries": compared }));
+            return io.json(&json!({
+                "mean": mean, "worst": worst, "losses": losses, "alike": alike, "entries": compared,
+            }));
         }
-        let mut columns = Columns::new(&["entry", "tuned", "chooser's", "time", "speed", "pairs"]);
+        let other = if against.is_some() { "the other table's" } else { "chooser's" };
+        let mut columns = Columns::new(&["entry", "tuned", other, "time", "speed", "pairs"]);
         for c in &compared {
             columns.row(vec![
                 c.key.to_string(),
                 describe_schedule(&c.tuned),
-                describe_schedule(&c.chooser),
+                describe_schedule(&c.other),
                 time(c.seconds),
                 format!("{:.3}", c.ratio),
                 c.pairs.to_string(),
@@ -89,7 +115,8 @@ impl Check {
         writeln!(io.out, "{columns}")?;
         writeln!(
             io.out,
-            "{} entries: {mean:.3} times as fast in the geometric mean, worst {worst:.3}, {losses} slower by more than 3 %",
+            "{} entries: {mean:.3} times as fast as {other} in the geometric mean, worst {worst:.3}, {losses} slower by more \
+             than 3 %, {alike} within 3 % of each other",
             compared.len()
         )?;
         Ok(())

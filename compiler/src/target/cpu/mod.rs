@@ -1,7 +1,7 @@
 //! CPU machine code: a kernel becomes one position-independent function.
 //!
 //! Two emitters stand behind one face, and the level's name says which: from `x86-64-v3` on x86-64 code comes from the
-//! wide emitter ([`wide`], vectors of 32 or 64 bytes), everything else and every name that ends in `+clif` from Cranelift
+//! wide emitter (`wide`, vectors of 32 or 64 bytes), everything else and every name that ends in `+clif` from Cranelift
 //! (vectors of 16 bytes). Neither falls back on the other.
 //!
 //! Reads a verified kernel, makes an [`Artifact`] whose payload is machine code with its constants behind it. Always

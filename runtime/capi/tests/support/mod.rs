@@ -1,7 +1,7 @@
 //! What the tests of the packages share.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Runs a command that must succeed; its output.
@@ -42,4 +42,14 @@ pub fn bitsmith(args: &[&str]) {
     let args = std::iter::once("bitsmith").chain(args.iter().copied()).map(std::ffi::OsString::from);
     let code = bitsmith_cli::run(args, &mut out, &mut err);
     assert_eq!(code, 0, "{}", String::from_utf8_lossy(&err));
+}
+
+/// A folder with a wheel of numpy for this machine's Python.
+pub fn wheels() -> Option<PathBuf> {
+    let folder = match std::env::var_os("BITSMITH_WHEELS") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/wheels"),
+    };
+    let mut names = std::fs::read_dir(&folder).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+    names.any(|name| name.to_string_lossy().starts_with("numpy-")).then_some(folder)
 }

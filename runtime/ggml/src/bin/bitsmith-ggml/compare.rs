@@ -39,7 +39,8 @@ pub fn hold(model: &Path, effort: &Effort<'_>, pool: &Threads) -> Result<Vec<Str
     let name = model.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     let mut found = Vec::new();
     let mut faults = Vec::new();
-    for how in [How::Ggml, How::Bitsmith] {
+    // ggml's other layout sums in another order too: what that changes is the measure of what may differ.
+    for how in [How::Ggml, How::Bitsmith, How::GgmlPlain] {
         let mut engine = Engine::open(model, how, room, pool)?;
         engine.set_threads(effort.threads);
         let tokens = engine.tokens(effort.text)?;
@@ -56,27 +57,37 @@ pub fn hold(model: &Path, effort: &Effort<'_>, pool: &Threads) -> Result<Vec<Str
         println!("{name}, {}: perplexity {perplexity:.4}; {:?}", how.name(), engine.text(&texts[0].tokens));
         found.push(Found { perplexity, texts });
     }
-    let [without, with] = &found[..] else { unreachable!("two were opened") };
-    let percent = (with.perplexity / without.perplexity - 1.0) * 100.0;
-    let pairs = || with.texts.iter().zip(&without.texts);
-    let same = pairs().filter(|(a, b)| a.tokens == b.tokens).count();
-    let written: usize = without.texts.iter().map(|text| text.tokens.len()).sum();
-    println!(
-        "{name}: perplexity differs by {percent:+.4} %; {same} of {TEXTS} texts the same, {written} tokens in all"
-    );
+    let [without, with, plain] = &found[..] else { unreachable!("three were opened") };
+    let (percent, partings) = differences(&name, How::Bitsmith, with, without);
     if percent.is_nan() || percent.abs() > effort.percent {
         faults.push(format!("{name}: perplexity differs by {percent:+.4} %; accepted: {} %", effort.percent));
     }
-    for (index, (a, b)) in pairs().enumerate().filter(|(_, (a, b))| a.tokens != b.tokens) {
-        let (a_tokens, b_tokens) = (&a.tokens, &b.tokens);
-        let parting = a_tokens.iter().zip(b_tokens).position(|(a, b)| a != b);
-        let place = parting.unwrap_or(a_tokens.len().min(b_tokens.len()));
-        let lead = a.leads[place].max(b.leads[place]);
-        let told = format!("{name}: text {index} parts at token {place}, where the likeliest is ahead by {lead:.4}");
-        println!("{told}");
+    for (told, lead) in partings {
         if lead.is_nan() || lead > EVEN {
             faults.push(format!("{told}; accepted: {EVEN}"));
         }
     }
+    differences(&name, How::GgmlPlain, plain, without);
     Ok(faults)
+}
+
+/// Tells in what one differs from ggml with its preferred layouts: the perplexity in percent, and where texts part and how far
+/// the likeliest token is ahead there.
+fn differences(name: &str, how: How, found: &Found, without: &Found) -> (f64, Vec<(String, f32)>) {
+    let percent = (found.perplexity / without.perplexity - 1.0) * 100.0;
+    let pairs = || found.texts.iter().zip(&without.texts);
+    let same = pairs().filter(|(a, b)| a.tokens == b.tokens).count();
+    let written: usize = without.texts.iter().map(|text| text.tokens.len()).sum();
+    let who = format!("{name}, {} beside {}", how.name(), How::Ggml.name());
+    println!("{who}: perplexity differs by {percent:+.4} %; {same} of {TEXTS} texts the same, {written} tokens in all");
+    let mut partings = Vec::new();
+    for (index, (a, b)) in pairs().enumerate().filter(|(_, (a, b))| a.tokens != b.tokens) {
+        let parting = a.tokens.iter().zip(&b.tokens).position(|(a, b)| a != b);
+        let place = parting.unwrap_or(a.tokens.len().min(b.tokens.len()));
+        let lead = a.leads[place].max(b.leads[place]);
+        let told = format!("{who}: text {index} parts at token {place}, where the likeliest is ahead by {lead:.4}");
+        println!("{told}");
+        partings.push((told, lead));
+    }
+    (percent, partings)
 }
