@@ -165,7 +165,7 @@ template <typename Offer> inline Offer& offer_of(Lane* lane) { return *static_ca
 } // namespace host
 
 #define __global__
-#define BITSMITH_WORKGROUP(threads)
+#define BITSMITH_WORKGROUP(threads, registers)
 #define __device__ __attribute__((always_inline))
 #ifdef BITSMITH_POISON_LDS
 #define __shared__ static __attribute__((section("bitsmith_lds")))
@@ -184,6 +184,9 @@ inline unsigned __builtin_amdgcn_grid_size_y() { return host::grid[1] * host::wo
 inline unsigned __builtin_amdgcn_grid_size_z() { return host::grid[2] * host::workgroup[2]; }
 
 inline void __builtin_amdgcn_fence(int, const char*) {}
+/// Binds the compiler of the device alone.
+inline void __builtin_amdgcn_sched_barrier(int) {}
+
 __attribute__((noinline, convergent)) inline void __builtin_amdgcn_s_barrier() {
     host::current->site = __builtin_return_address(0);
     host::leave(host::InBlock);

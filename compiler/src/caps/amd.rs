@@ -6,7 +6,7 @@
 //!
 //! Always holds: what a family may rely on is in [`Caps`]; what only the spelling of source needs is in [`AmdGpu`].
 
-use super::{Caps, Feature, Features, Gpu, LaneMap, MmaShape, Peaks};
+use super::{Caps, Feature, Features, Gpu, LaneMap, MmaShape, Peaks, RegisterUse};
 use crate::dtype::DType;
 use crate::dtype::DType::{Bf16, E4m3fn, E4m3fnuz, E5m2, E5m2fnuz, F16, F32, I8, I32};
 use crate::layout::{Bit, Dim, Layout};
@@ -218,6 +218,7 @@ const fn cdna(
         units,
         registers_per_unit: 4 * 512 * 64,
         registers_per_thread: 512,
+        registers: RegisterUse { step: 8, leftover: true, tables: true },
         shared_per_unit: shared_kib << 10,
         threads_per_unit: 2048,
         cache_bytes: cache_mib << 20,
@@ -233,6 +234,7 @@ const fn rdna(arch: &'static str, model: &'static str, units: u32, cache_mib: u6
         units,
         registers_per_unit: 2 * 1536 * 32,
         registers_per_thread: 256,
+        registers: RegisterUse { step: 24, leftover: true, tables: true },
         shared_per_unit: 64 << 10,
         threads_per_unit: 1024,
         cache_bytes: cache_mib << 20,

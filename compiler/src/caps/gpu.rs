@@ -15,6 +15,8 @@ pub struct Gpu {
     pub registers_per_unit: u32,
     /// Most 32-bit registers of a thread.
     pub registers_per_thread: u32,
+    /// How an assembler deals with them.
+    pub registers: RegisterUse,
     /// Bytes of shared memory of a unit, over all its workgroups.
     pub shared_per_unit: u32,
     /// Most threads that a unit keeps under way.
@@ -23,6 +25,17 @@ pub struct Gpu {
     pub cache_bytes: u64,
     /// What it can reach at most.
     pub peaks: Peaks,
+}
+
+/// How registers are dealt out to threads, and what lies in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisterUse {
+    /// A thread has a multiple of this many.
+    pub step: u32,
+    /// Whether a kernel may take what a unit's workgroups leave over: nothing else could use it.
+    pub leftover: bool,
+    /// Whether the tables of byte look-ups lie in registers: a permute takes no constants.
+    pub tables: bool,
 }
 
 /// Peaks as the vendor states them, without sparsity.

@@ -12,7 +12,7 @@ pub mod webgpu;
 
 pub use amd::{AMD_DEVICES, AMD_GPUS, AmdGpu, Dot4, Float8, Matrix};
 pub use cpu::CPU_LEVELS;
-pub use gpu::{Gpu, Peaks};
+pub use gpu::{Gpu, Peaks, RegisterUse};
 pub use matrix::{LaneMap, MmaShape, place};
 pub use nvidia::NVIDIA_DEVICES;
 

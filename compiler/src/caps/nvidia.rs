@@ -2,7 +2,7 @@
 //! PTX ISA, "Matrix Fragments for mma.m16n8k16" and "… mma.m16n8k32"; peaks: the document that each device names. Where a
 //! unit adds 8-bit and 16-bit floats faster into sums of 16 bits, the figure is that of `f32` sums.
 
-use super::{Caps, Feature, Features, Gpu, LaneMap, MmaShape, Peaks};
+use super::{Caps, Feature, Features, Gpu, LaneMap, MmaShape, Peaks, RegisterUse};
 use crate::dtype::DType;
 use crate::dtype::DType::{Bf16, E2m1, E4m3fn, E5m2, F16, F32, I8, I32, U8};
 use crate::layout::{Bit, Dim, Layout};
@@ -95,6 +95,8 @@ const fn gpu(arch: &Arch, model: &'static str, units: u32, cache_mib: u64, peaks
         units,
         registers_per_unit: 65536,
         registers_per_thread: 255,
+        // `ptxas` is held to the estimate itself; a permute reads its table from the bank of constants.
+        registers: RegisterUse { step: 8, leftover: false, tables: false },
         shared_per_unit: arch.shared_kib * 1024,
         threads_per_unit: arch.threads_per_unit,
         cache_bytes: cache_mib << 20,

@@ -1,7 +1,8 @@
 //! What a kernel asks of a unit: registers of a thread, bytes of shared memory.
 //!
-//! Reads a kernel, makes an estimate that targets hold their assembler to. Always holds: no place of the kernel, in the
-//! order in which it is written, has more live words than the estimate says.
+//! Reads a kernel, makes an estimate that targets hold their assembler to: PTX and HIP sources carry it as the most registers
+//! that a thread may have. Always holds: no place of the kernel, in the order in which it is written, has more live words than
+//! the estimate says, but for the device's own limit.
 
 use super::kernel::{Block, Inst, Kernel};
 use super::late::late;
@@ -11,7 +12,7 @@ use crate::caps::Caps;
 /// An estimate of what a workgroup needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
-    /// 32-bit registers of a thread; a multiple of 8 but for the device's limit.
+    /// Most 32-bit registers of a thread; a multiple of what the device deals out at once, but for its limit.
     pub registers: u32,
     /// Bytes of shared memory of a workgroup.
     pub shared_bytes: u64,
@@ -35,15 +36,22 @@ const MOST_STARTED: u32 = 60;
 pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
     let gpu = caps.gpu?;
     let threads = kernel.threads().max(1);
-    let live = live_words(kernel);
+    let live = live_words_of(kernel, gpu.registers.tables);
     // A quarter more lets the assembler move loads ahead of what is written before them.
-    let wanted = (live + live / 4 + SPARE).next_multiple_of(8);
-    let limit = (gpu.registers_per_unit / threads / 8 * 8).clamp(8, gpu.registers_per_thread);
-    let registers = wanted.min(limit);
+    let step = gpu.registers.step;
+    let most = |workgroups: u32| {
+        let each = gpu.registers_per_unit / (workgroups.max(1) * threads) / step * step;
+        each.clamp(step, gpu.registers_per_thread)
+    };
+    let mut registers = (live + live / 4 + SPARE).next_multiple_of(step).min(most(1));
     let shared_bytes = kernel.shared_bytes();
     let by_shared = (gpu.shared_per_unit as u64).checked_div(shared_bytes).unwrap_or(u64::MAX);
-    let by_registers = gpu.registers_per_unit / (registers.next_multiple_of(8) * threads);
-    let fits = (by_registers.min(gpu.threads_per_unit / threads) as u64).min(by_shared);
+    let by_registers = gpu.registers_per_unit / (registers.next_multiple_of(step) * threads);
+    let by_both = by_registers.min(gpu.threads_per_unit / threads);
+    if gpu.registers.leftover {
+        registers = most(by_both);
+    }
+    let fits = (by_both as u64).min(by_shared);
     Some(Resources { registers, shared_bytes, workgroups_per_unit: fits.max(1) as u32 })
 }
 
@@ -69,7 +77,7 @@ pub fn fit(kernel: &Kernel, caps: &Caps) -> Fit {
     let registers = (gpu.registers_per_unit / threads).min(gpu.registers_per_thread);
     let mut constant = vec![false; kernel.types.len()];
     let started = started_words(&kernel.body, kernel, &mut constant).saturating_sub(STARTED) * 7 / 16;
-    let live = live_words(&late(kernel.clone()));
+    let live = live_words_of(&late(kernel.clone()), gpu.registers.tables);
     if live + MARGIN + started.min(MOST_STARTED) <= registers {
         Fit::Sure
     } else if live <= registers * 11 / 8 {
@@ -101,10 +109,22 @@ fn started_words(block: &Block, kernel: &Kernel, constant: &mut [bool]) -> u32 {
 /// The most 32-bit words that are live at one place. Constants are operands of instructions and take none; bools are
 /// predicates.
 pub fn live_words(kernel: &Kernel) -> u32 {
+    live_words_of(kernel, false)
+}
+
+/// The same, where the tables of look-ups count too if they lie in registers.
+fn live_words_of(kernel: &Kernel, tables: bool) -> u32 {
     let mut analysis =
         Analysis { kernel, live: vec![false; kernel.types.len()], constant: Vec::new(), now: 0, most: 0 };
     analysis.constant = vec![false; kernel.types.len()];
     analysis.constants(&kernel.body);
+    if tables {
+        kernel.body.each(&mut |statement| {
+            if let Inst::PermuteBytes { table, .. } = statement.inst {
+                analysis.constant[table.0 as usize] = false;
+            }
+        });
+    }
     analysis.block(&kernel.body);
     // Each parameter stays where it has been read to.
     analysis.most + 2 * kernel.params.len() as u32
@@ -227,7 +247,30 @@ pub(super) fn words(ty: Type) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::{AMD_DEVICES, NVIDIA_DEVICES};
     use crate::ir::parse;
+
+    #[test]
+    fn what_workgroups_leave_over_and_tables_are_counted_where_the_device_says_so() {
+        let text = "kernel @k(x: read align 16, y: write align 16) workgroup 256 1 1 {
+          %0: i8x16 = const [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+          %1: i8x4 = load x[0] align 4
+          %2: i8x4 = permute_bytes %0, %1
+          store y[0] align 4, %2
+        }";
+        let kernel = parse(text).unwrap();
+        // The index, two words for each parameter; four words of the table where permutes take no constants.
+        assert_eq!((live_words_of(&kernel, false), live_words_of(&kernel, true)), (1 + 4, 4 + 1 + 4));
+        let of = |list: &[Caps], name: &str| {
+            let caps = list.iter().find(|caps| caps.name == name).unwrap();
+            let found = resources(&kernel, caps).unwrap();
+            (found.registers, found.workgroups_per_unit)
+        };
+        // Eight waves of a SIMD share 512 registers, sixteen 1536; `ptxas` is held to 5 + 1 + 32, in eights.
+        assert_eq!(of(&AMD_DEVICES, "mi300x"), (64, 8));
+        assert_eq!(of(&AMD_DEVICES, "rx7900xtx"), (96, 4));
+        assert_eq!(of(&NVIDIA_DEVICES, "h100").0, 40);
+    }
 
     #[test]
     fn live_values_are_counted_where_most_meet() {

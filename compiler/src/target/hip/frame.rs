@@ -1,9 +1,9 @@
 //! The frame of a source file: head, helpers that the kernel uses, signature, body.
 
 use super::emit::{self, Piece};
-use crate::caps::{AmdGpu, Dot4, Float8};
+use crate::caps::{AmdGpu, Dot4, Float8, Matrix};
 use crate::error::{Error, Result};
-use crate::ir::{Access, Kernel, ParamKind, Scalar};
+use crate::ir::{Access, Kernel, ParamKind, Scalar, resources};
 use serde::Serialize;
 use std::sync::LazyLock;
 use tera::{Context, Tera};
@@ -84,6 +84,10 @@ struct Entry<'a> {
     name: &'a str,
     workgroup: String,
     threads: u32,
+    /// Most vector registers of a lane.
+    registers: u32,
+    /// The same number as clang counts it.
+    counted_registers: u32,
     shared_bytes: u64,
     parameters: Vec<String>,
     signature: String,
@@ -125,12 +129,17 @@ pub(super) fn source(kernel: &Kernel, gpu: &AmdGpu) -> Result<String> {
     context.insert("pieces", &pieces);
     context.insert("types", &body.types);
     let [x, y, z] = kernel.workgroup;
+    let registers = resources(kernel, &gpu.caps).map_or(gpu.caps.vector_registers, |needs| needs.registers);
     context.insert(
         "kernel",
         &Entry {
             name: &kernel.name,
             workgroup: if y * z == 1 { x.to_string() } else { format!("{x} x {y} x {z}") },
             threads: kernel.threads(),
+            registers,
+            // Where sums of matrix instructions may lie in registers of their own, out of one file, clang takes a number for
+            // each kind and doubles it: `AMDGPUSubtarget.cpp`, `getBaseMaxNumVGPRs`.
+            counted_registers: if gpu.matrix == Matrix::Mfma { registers / 2 } else { registers },
             shared_bytes: kernel.shared_bytes(),
             parameters: (0..kernel.params.len()).map(|i| described(kernel, &body.names, i)).collect(),
             signature: (0..kernel.params.len())

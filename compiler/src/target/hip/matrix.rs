@@ -41,9 +41,17 @@ pub(super) fn helper(shape: &MmaShape, gpu: &AmdGpu, vectors: &mut Vectors) -> O
         (Matrix::Wmma | Matrix::WmmaTwice, true) => format!("{builtin}(true, {left}, true, {right}, {sum}, false)"),
         (Matrix::Wmma | Matrix::WmmaTwice, false) => format!("{builtin}({left}, {right}, {sum})"),
     };
+    // clang would decode the operands of every product of a turn before the first one, into more registers than there are
+    // for those of `v_wmma`. What may pass: scalar and memory instructions, 0x4 and 0x3f0.
+    let order = match gpu.matrix {
+        Matrix::Mfma => "",
+        Matrix::Wmma | Matrix::WmmaTwice => {
+            "    __builtin_amdgcn_sched_barrier(0x3f4); // An operand is decoded after the product before.\n"
+        }
+    };
     let call = if integer { format!("bits_as<{sum_name}>({call})") } else { call };
     Some(format!(
-        "/// {}: `a` times `b` plus `sum`.\n__device__ inline {sum_name} {}({a_name} a, {b_name} b, {sum_name} sum) {{\n    return {call};\n}}",
+        "/// {}: `a` times `b` plus `sum`.\n__device__ inline {sum_name} {}({a_name} a, {b_name} b, {sum_name} sum) {{\n{order}    return {call};\n}}",
         shape,
         name(shape),
     ))
