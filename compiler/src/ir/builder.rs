@@ -215,6 +215,11 @@ impl Builder {
         self.push(self.ty(acc), Inst::Dot4 { signs, a_bits, a, b, acc })
     }
 
+    /// `acc + Σ a.word * b.word` per 32-bit lane.
+    pub fn dot2(&mut self, a: Value, b: Value, acc: Value) -> Value {
+        self.push(self.ty(acc), Inst::Dot2 { a, b, acc })
+    }
+
     /// A matrix instruction of the subgroup: fragments of A and B multiplied and added to those of C.
     pub fn mma(&mut self, shape: &'static MmaShape, a: Value, b: Value, acc: Value) -> Value {
         self.push(self.ty(acc), Inst::Mma { shape, a, b, acc })

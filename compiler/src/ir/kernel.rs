@@ -349,6 +349,15 @@ pub enum Inst {
         /// I32 accumulator.
         acc: Value,
     },
+    /// Per 32-bit lane: `acc + Σ_{j<2} a.word[j] * b.word[j]`, signed, wrapping. `a`, `b`: I16 with 2 lanes per lane of `acc`.
+    Dot2 {
+        /// First factor.
+        a: Value,
+        /// Second factor.
+        b: Value,
+        /// I32 accumulator.
+        acc: Value,
+    },
     /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with at least 4
     /// lanes, each below 16.
     PermuteBytes {

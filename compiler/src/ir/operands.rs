@@ -76,6 +76,7 @@ impl Inst {
             Inst::Select { cond: a, a: b, b: c }
             | Inst::Fma(a, b, c)
             | Inst::Dot4 { a, b, acc: c, .. }
+            | Inst::Dot2 { a, b, acc: c }
             | Inst::Mma { a, b, acc: c, .. } => {
                 visit(a);
                 visit(b);
@@ -122,6 +123,7 @@ impl Inst {
             | Inst::Swizzle { .. }
             | Inst::Unpack { .. }
             | Inst::Dot4 { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. } => true,
             Inst::Load { .. }
             | Inst::Store { .. }

@@ -37,6 +37,7 @@
 //!            | "yield" [values]                                    the values stand on the line of the `yield`
 //!            | ("unpack_u" | "unpack_s") value "shift" int "bits" int
 //!            | ("dot4_ss" | "dot4_us") value "," value "," value "a_bits" int       a, b, accumulator
+//!            | "dot2" value "," value "," value                    a, b, accumulator
 //!            | "permute_bytes" value "," value                     table, index
 //!            | ("shuffle_index" | "shuffle_xor" | "shuffle_down") value "," value
 //!            | ("subgroup_add" | "subgroup_max") value
@@ -315,6 +316,7 @@ impl<'t> Parser<'t> {
             "select" => Inst::Select { cond: self.value()?, a: self.comma_value()?, b: self.comma_value()? },
             "bitcast" => Inst::Bitcast(self.value()?),
             "fma" => Inst::Fma(self.value()?, self.comma_value()?, self.comma_value()?),
+            "dot2" => Inst::Dot2 { a: self.value()?, b: self.comma_value()?, acc: self.comma_value()? },
             "vector" => Inst::Vector(self.bracketed(Self::value)?),
             "splat" => Inst::Splat(self.value()?),
             "extract" => {

@@ -186,6 +186,7 @@ impl Printer<'_> {
             Inst::Dot4 { signs, a_bits, a, b, acc } => {
                 write!(self.out, "{} {a}, {b}, {acc} a_bits {a_bits}", name(names::DOT4, *signs))
             }
+            Inst::Dot2 { a, b, acc } => write!(self.out, "dot2 {a}, {b}, {acc}"),
             Inst::PermuteBytes { table, index } => write!(self.out, "permute_bytes {table}, {index}"),
             Inst::Shuffle { mode, value, index } => {
                 write!(self.out, "{} {value}, {index}", name(names::SHUFFLE, *mode))

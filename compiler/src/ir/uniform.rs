@@ -101,6 +101,7 @@ impl Analysis<'_> {
             }
             Inst::Load { .. } | Inst::AtomicAdd { .. } => Uniform::Varying,
             Inst::Unpack { a, .. } => self.of(*a),
+            Inst::Dot2 { a, b, acc } => all(&[*a, *b, *acc]),
             Inst::Dot4 { a, b, acc, .. } => all(&[*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => all(&[*table, *index]),
             Inst::Shuffle { mode, value, index } => match (self.of(*value), mode) {

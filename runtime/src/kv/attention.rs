@@ -35,6 +35,7 @@ impl KvCache {
             softcap: options.softcap,
             alibi: !options.slopes.is_empty(),
             sight: options.sight,
+            arithmetic: options.arithmetic.unwrap_or_else(|| self.programs.arithmetic()),
         };
         KvOp::Attend(op).checked()?;
         let queries = self.programs.queries(&op, longest);

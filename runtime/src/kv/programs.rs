@@ -4,7 +4,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::{Attend, KvOp};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
@@ -21,6 +21,11 @@ enum Source {
 /// Query rows of a work item that a kernel takes well.
 pub fn most_rows(caps: &Caps) -> usize {
     if caps.features.has(Feature::Workgroups) { 8 } else { 32 }
+}
+
+/// How attention sums up where nobody says: in integers where the device multiplies them in fewer instructions.
+pub fn arithmetic(caps: &Caps) -> Arithmetic {
+    if caps.features.has(Feature::Dot2) { Arithmetic::Integer } else { Arithmetic::Float }
 }
 
 /// Kernels, made or loaded when they are first used, and scratch memory by name.
@@ -50,6 +55,11 @@ impl Programs {
         let there = kernels.attend_queries(op);
         // The next larger one; where none is there, launching says so.
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
+    }
+
+    /// How attention sums up where nobody says.
+    pub fn arithmetic(&self) -> Arithmetic {
+        arithmetic(self.device.caps())
     }
 
     /// Work items that run at a time, about.

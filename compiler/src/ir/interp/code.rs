@@ -113,6 +113,13 @@ pub enum Op {
         c: Slot,
         lanes: u8,
     },
+    Dot2 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+        lanes: u8,
+    },
     Permute {
         d: Slot,
         a: Slot,
@@ -313,6 +320,7 @@ pub fn pure_op(
         Inst::Dot4 { signs, a_bits, a, b, acc } => {
             Op::Dot4 { signs: *signs, a_bits: *a_bits, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
         }
+        Inst::Dot2 { a, b, acc } => Op::Dot2 { d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes },
         Inst::PermuteBytes { table, index } => Op::Permute { d, a: slot(*table), b: slot(*index), bytes: lanes },
         Inst::Const(_)
         | Inst::Arg(_)

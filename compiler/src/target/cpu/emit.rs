@@ -443,6 +443,7 @@ impl<'a> Emitter<'a> {
                     None => self.dot4(*signs, *a_bits, *a, *b, *acc),
                 }
             }
+            Inst::Dot2 { .. } => unreachable!("the pass list expands dot2"),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
@@ -493,6 +494,7 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
             Inst::Unpack { a, .. } | Inst::SubgroupReduce(_, a) => each(&[*a]),
             Inst::Select { cond, a, b } => each(&[*cond, *a, *b]),
             Inst::Fma(a, b, c) => each(&[*a, *b, *c]),
+            Inst::Dot2 { a, b, acc } => each(&[*a, *b, *acc]),
             Inst::Dot4 { a, b, acc, .. } => each(&[*a, *b, *acc]),
             Inst::Vector(values) | Inst::Yield(values) => each(values),
             Inst::Extract { vector, .. } => each(&[*vector]),

@@ -71,6 +71,7 @@ fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &m
         | Inst::Yield(_)
         | Inst::Unpack { .. }
         | Inst::Dot4 { .. }
+        | Inst::Dot2 { .. }
         | Inst::Shuffle { .. }
         | Inst::AtomicAdd { .. } => {}
     }

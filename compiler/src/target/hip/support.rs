@@ -96,6 +96,7 @@ impl Asks {
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::AtomicAdd { .. } => {}
         }

@@ -338,8 +338,8 @@ impl Emitter<'_> {
                 Vec::new()
             }
             Inst::Asynchronous(inner) => self.asynchronous(inner),
-            // Written by `block`.
-            Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
+            // Written by `block`, or expanded before.
+            Inst::Dot2 { .. } | Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
         }
     }
 }

@@ -190,6 +190,7 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }

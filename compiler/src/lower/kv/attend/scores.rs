@@ -104,6 +104,9 @@ impl Kernel<'_> {
         // Units per turn: enough to hide the loop.
         let turn = (8 / per).max(1).min(group / per);
         let run = |b: &mut Builder, first: Value, count: usize, state: &[Value]| {
+            if let Some(factors) = &self.arrays.q_factors {
+                return self.key_products(b, factors, keys, (first, count), rows.clone());
+            }
             let end = plus(b, first, count / per);
             b.for_loop(first, end, turn as i64, state, |b, unit, state| {
                 let mut state = state.to_vec();
@@ -173,7 +176,7 @@ impl Kernel<'_> {
                     }
                 }
             }
-            return totals;
+            return self.in_steps(b, rows, totals);
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         let mut out = vec![Vec::new(); sums.len()];
@@ -205,7 +208,18 @@ impl Kernel<'_> {
                 out[r].push(b.fma(sums[r][v], scale, start));
             }
         }
-        out
+        self.in_steps(b, rows, out)
+    }
+
+    /// Scores from multiples of the queries' steps.
+    fn in_steps(&self, b: &mut Builder, rows: std::ops::Range<usize>, mut scores: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
+        if self.arrays.q_factors.is_some() {
+            for (row, scores) in rows.zip(&mut scores) {
+                let step = self.step(b, row, 0);
+                scores.iter_mut().for_each(|score| *score = b.mul(*score, step));
+            }
+        }
+        scores
     }
 
     pub(super) fn times_constant(&self, b: &mut Builder, x: Value, factor: f32) -> Value {

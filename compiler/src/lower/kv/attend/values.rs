@@ -95,6 +95,17 @@ impl Kernel<'_> {
         self.each(b, rows, 1, &mut |b, row| {
             let wide = self.wide();
             let line = times(b, row, self.tile);
+            // Weights in steps; their sum is that of their multiples.
+            let rounded = match (&self.arrays.p_factors, self.arrays.p) {
+                (Some(factors), Some(memory)) => {
+                    let sum = self.quantize(b, &factors.packing, memory, (row, line, blocks), 1);
+                    self.pack(b, factors, memory, (row, line, blocks));
+                    let steps = times(b, row, 2);
+                    let step = self.arrays.steps.map(|steps_memory| self.read(b, steps_memory, steps, 1, 1));
+                    step.map(|step| b.mul(sum, step))
+                }
+                _ => None,
+            };
             let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
             // Offsets of tokens are read side by side: as many as share a page.
             let state = b.for_loop(zero, blocks, wide as i64, &[none, none], |b, t, state| {
@@ -103,7 +114,7 @@ impl Kernel<'_> {
                 let sum = b.add(state[0], p);
                 let offsets = match (self.arrays.p, kind.asymmetric) {
                     _ if grouped(&kind) => state[1],
-                    (Some(memory), false) if kind.bias() != 0.0 => {
+                    (Some(memory), false) if kind.bias() != 0.0 && rounded.is_none() => {
                         let weight = self.read(b, memory, index, 0, wide);
                         b.add(state[1], weight)
                     }
@@ -127,7 +138,10 @@ impl Kernel<'_> {
                 vec![sum, offsets]
             });
             let sum = across(b, BinOp::Add, state[0]);
-            let offsets = across(b, BinOp::Add, state[1]);
+            let offsets = match rounded {
+                Some(sum) if !kind.asymmetric => sum,
+                _ => across(b, BinOp::Add, state[1]),
+            };
             let offsets = if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
             let place = times(b, row, 4);
             let correction = self.read(b, self.arrays.stat, place, 1, 1);
@@ -190,6 +204,9 @@ impl Kernel<'_> {
         let (part, lanes) = (&self.op.layout.v, self.lanes);
         let kind = part.codes;
         let vectors = state.len() / rows.len();
+        if let Some(factors) = &self.arrays.p_factors {
+            return self.weighted_integers(b, factors, (start, count, channel), rows, state);
+        }
         let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);

@@ -418,6 +418,7 @@ impl<'a> Lower<'a> {
                 Some(repr) => repr,
                 None => return,
             },
+            Inst::Dot2 { a, b, acc } => self.dot2([*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
