@@ -200,6 +200,11 @@ impl Builder {
         self.statement(Statement { results: Vec::new(), inst: Inst::Store { address, align, value } });
     }
 
+    /// Says that the cache line at an address will be read soon.
+    pub fn prefetch(&mut self, address: Address) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::Prefetch(address) });
+    }
+
     /// Meets all threads of the workgroup.
     pub fn barrier(&mut self) {
         self.statement(Statement { results: Vec::new(), inst: Inst::Barrier });

@@ -313,6 +313,8 @@ pub enum Inst {
         /// What.
         value: Value,
     },
+    /// A hint: the cache line at an address will be read soon. The address may lie outside of its memory.
+    Prefetch(Address),
     /// All threads of the workgroup meet; shared and global writes before it are seen after it. Uniform control flow only.
     Barrier,
     /// Counted loop: `variable` runs from `start` by `step` while `variable < end` (signed).

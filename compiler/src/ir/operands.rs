@@ -83,7 +83,7 @@ impl Inst {
                 visit(c);
             }
             Inst::Vector(parts) | Inst::Yield(parts) => parts.iter_mut().for_each(visit),
-            Inst::Load { address: at, .. } => address(at, &mut visit),
+            Inst::Load { address: at, .. } | Inst::Prefetch(at) => address(at, &mut visit),
             Inst::Store { address: at, value, .. } | Inst::AtomicAdd { address: at, value } => {
                 address(at, &mut visit);
                 visit(value);
@@ -127,6 +127,7 @@ impl Inst {
             | Inst::PermuteBytes { .. } => true,
             Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

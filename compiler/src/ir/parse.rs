@@ -31,6 +31,7 @@
 //!            | "swizzle" value "," value "," "[" int {"," int} "]"
 //!            | "load" address "align" int
 //!            | "store" address "align" int "," value
+//!            | "prefetch" address
 //!            | "barrier"
 //!            | "for" define "=" value "to" value "step" int ["carry" "(" carried {"," carried} ")"] block
 //!            | "if" value block ["else" block]
@@ -330,6 +331,7 @@ impl<'t> Parser<'t> {
                 Inst::Swizzle { a, b, lanes: self.bracketed(Self::int)? }
             }
             "load" => Inst::Load { address: self.address()?, align: self.align()? },
+            "prefetch" => Inst::Prefetch(self.address()?),
             "store" => Inst::Store { address: self.address()?, align: self.align()?, value: self.comma_value()? },
             "barrier" => Inst::Barrier,
             "atomic_add" => Inst::AtomicAdd { address: self.address()?, value: self.comma_value()? },

@@ -160,6 +160,10 @@ impl Printer<'_> {
                 self.address(address)?;
                 write!(self.out, " align {align}, {value}")
             }
+            Inst::Prefetch(address) => {
+                self.out.write_str("prefetch ")?;
+                self.address(address)
+            }
             Inst::Barrier => self.out.write_str("barrier"),
             Inst::For(inst) => {
                 self.out.write_str("for ")?;

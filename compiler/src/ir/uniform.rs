@@ -113,6 +113,7 @@ impl Analysis<'_> {
             Inst::SubgroupReduce(ReduceOp::Max, value) => self.of(*value).min(Uniform::Subgroup),
             Inst::Mma { .. } | Inst::Asynchronous(_) => Uniform::Varying,
             Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::For(_)

@@ -327,6 +327,7 @@ pub fn pure_op(
         | Inst::Builtin(_)
         | Inst::Load { .. }
         | Inst::Store { .. }
+        | Inst::Prefetch(_)
         | Inst::Barrier
         | Inst::For(_)
         | Inst::If(_)
@@ -443,6 +444,8 @@ impl Flattener<'_> {
                 let end = d as usize + 16 * chunks(ty) as usize;
                 return write_constant(constant, ty, &mut self.program.image[d as usize..end]);
             }
+            // A hint does nothing.
+            Inst::Prefetch(_) => return,
             Inst::Arg(number) => return self.program.args.push((*number, d)),
             Inst::Builtin(builtin) => Op::Builtin { d, builtin: *builtin },
             Inst::Load { address, align } => {

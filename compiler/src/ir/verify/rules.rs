@@ -116,6 +116,7 @@ impl<'k> Check<'k> {
                 let stored = self.operand(*value);
                 self.access(Use::Store, address, *align, stored);
             }
+            Inst::Prefetch(address) => self.hint(address),
             Inst::Barrier => {
                 self.needs(Feature::Workgroups, "a barrier");
                 self.reached_by(Uniform::Workgroup);
@@ -171,6 +172,7 @@ impl<'k> Check<'k> {
     fn result(&mut self, statement: &Statement) -> Option<Type> {
         let wanted = match &statement.inst {
             Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::AsyncCopy { .. }

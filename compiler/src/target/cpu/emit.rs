@@ -389,6 +389,8 @@ impl<'a> Emitter<'a> {
         let repr = match inst {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
+            // Cranelift has no instruction for the hint.
+            Inst::Prefetch(_) => return,
             // Refused by `support` before.
             Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
@@ -502,6 +504,7 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
             Inst::PermuteBytes { table, index } => each(&[*table, *index]),
             Inst::Shuffle { value, index, .. } => each(&[*value, *index]),
             Inst::Load { address, .. } => each(address.index.as_slice()),
+            Inst::Prefetch(address) => each(address.index.as_slice()),
             Inst::Store { address, value, .. } | Inst::AtomicAdd { address, value } => {
                 each(address.index.as_slice());
                 each(&[*value]);

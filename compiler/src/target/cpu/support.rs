@@ -67,6 +67,7 @@ fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &m
         | Inst::Swizzle { .. }
         | Inst::Load { .. }
         | Inst::Store { .. }
+        | Inst::Prefetch(_)
         | Inst::Barrier
         | Inst::Yield(_)
         | Inst::Unpack { .. }

@@ -82,6 +82,7 @@ impl Emitter<'_> {
             }
             Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

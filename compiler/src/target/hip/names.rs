@@ -343,6 +343,8 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::For(_) => "sum",
         Inst::If(_) => "chosen",
         Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => "value",
-        Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
+        Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Prefetch(_) | Inst::Barrier | Inst::Yield(_) => {
+            "value"
+        }
     }
 }

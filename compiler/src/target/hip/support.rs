@@ -93,6 +93,7 @@ impl Asks {
             | Inst::Swizzle { .. }
             | Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }

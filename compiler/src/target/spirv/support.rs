@@ -132,6 +132,7 @@ impl Walk<'_> {
             | Inst::Splat(_)
             | Inst::Extract { .. }
             | Inst::Swizzle { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. } => {}

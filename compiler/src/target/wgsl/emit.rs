@@ -254,6 +254,7 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

@@ -82,6 +82,7 @@ impl Walk<'_> {
             | Inst::Swizzle { .. }
             | Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }

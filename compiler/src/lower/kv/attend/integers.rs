@@ -212,12 +212,12 @@ impl Kernel<'_> {
     }
 
     /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` is `TOKENS` words behind unit
-    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`.
+    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. Codes so far behind are asked for.
     pub(super) fn products(
         &self,
         b: &mut Builder,
         factors: &Factors,
-        (place, skipped): (Value, Option<Value>),
+        (place, skipped, distance): (Value, Option<Value>, Option<Value>),
         (first, end, turn): (Value, Value, usize),
         rows: std::ops::Range<usize>,
         state: &[Value],
@@ -238,6 +238,7 @@ impl Kernel<'_> {
                 None => unit,
             };
             let index = times(b, own, packing.fields());
+            self.foresee(b, distance, place, turn * TOKENS * size);
             for i in 0..turn {
                 let units: Vec<Value> = (0..vectors)
                     .map(|v| {
@@ -269,7 +270,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         factors: &Factors,
-        keys: Value,
+        (keys, distance): (Value, Option<Value>),
         (first, count): (Value, usize),
         rows: std::ops::Range<usize>,
     ) -> Vec<Value> {
@@ -281,7 +282,7 @@ impl Kernel<'_> {
         let end = plus(b, first, units);
         let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
         let zeros = vec![nothing; rows.len() * vectors];
-        let sums = self.products(b, factors, (keys, None), (first, end, turn), rows, &zeros);
+        let sums = self.products(b, factors, (keys, None, distance), (first, end, turn), rows, &zeros);
         sums.into_iter().map(|sum| b.cast(CastOp::IntToFloatS, sum, Scalar::F32)).collect()
     }
 
@@ -306,12 +307,16 @@ impl Kernel<'_> {
             let left = b.bin(BinOp::Sub, count, done);
             let whole = int(b, page);
             let left = least(b, left, whole);
-            let units = plus(b, left, per - 1);
+            // Whole blocks: weights of tokens past the last are 0, and so is any code times 0.
+            let units = plus(b, left, TOKENS - 1);
+            let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
             let place = b.add(base, place);
+            let distance = if rows.start == 0 { self.distance(b, Side::V, token) } else { None };
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
-            self.products(b, factors, (place, Some(skipped)), (zero, units, 1), rows.clone(), sums)
+            // A block has two units of nibbles, four of bytes.
+            self.products(b, factors, (place, Some(skipped), distance), (zero, units, 2), rows.clone(), sums)
         });
         let vectors = state.len() / rows.len();
         let mut out = Vec::new();

@@ -120,6 +120,8 @@ struct Kernel<'a> {
     thread: Value,
     head: Value,
     item: Vec<Value>,
+    /// Whether the next tile's codes are asked for while those of this one are read.
+    ahead: bool,
 }
 
 impl<'a> Kernel<'a> {
@@ -178,6 +180,8 @@ impl<'a> Kernel<'a> {
             thread,
             head,
             item,
+            // A GPU has other threads to wait for memory.
+            ahead: !caps.features.has(Feature::Workgroups),
         }
     }
 
@@ -326,6 +330,33 @@ impl<'a> Kernel<'a> {
         let number = b.load(Scalar::I32, at(self.params.get("table"), Some(place), 0), 4);
         let number = b.cast(CastOp::ExtendS, number, Scalar::I64);
         (codes::record(b, &self.op.layout, number, self.head), within)
+    }
+
+    /// How far behind a token's codes those of the token one tile later lie, in bytes: what no processor foresees. The last
+    /// tile has none behind it, and any distance does.
+    fn distance(&self, b: &mut Builder, side: Side, token: Value) -> Option<Value> {
+        if !self.ahead {
+            return None;
+        }
+        let next = plus(b, token, self.tile);
+        let last = b.bin_imm(BinOp::Add, self.item[4], -1);
+        let next = least(b, next, last);
+        let zero = int(b, 0);
+        let [here, there] = [token, next].map(|token| {
+            let (base, within) = self.page_of(b, token);
+            let place = codes::unit_place(b, &self.op.layout, side, within, zero);
+            b.add(base, place)
+        });
+        Some(b.bin(BinOp::Sub, there, here))
+    }
+
+    /// Asks for the lines of `bytes` so far behind a place.
+    fn foresee(&self, b: &mut Builder, distance: Option<Value>, place: Value, bytes: usize) {
+        let Some(distance) = distance else { return };
+        let place = b.add(place, distance);
+        for line in (0..bytes).step_by(64) {
+            b.prefetch(at(self.params.get("pool"), Some(place), line));
+        }
     }
 
     fn scales(&self, side: Side) -> Scales {

@@ -70,8 +70,10 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
+            let mut distance = self.distance(b, Side::K, token);
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
-                let sums = self.dots(b, base, keys, within, rows.clone());
+                // Asking once for each line is enough.
+                let sums = self.dots(b, base, (keys, distance.take()), within, rows.clone());
                 for (row, sums) in rows.zip(sums) {
                     for (v, sum) in sums.into_iter().enumerate() {
                         let offset = v * self.lanes as usize;
@@ -89,7 +91,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         base: Value,
-        keys: Value,
+        (keys, distance): (Value, Option<Value>),
         within: Value,
         rows: std::ops::Range<usize>,
     ) -> Vec<Vec<Value>> {
@@ -105,7 +107,7 @@ impl Kernel<'_> {
         let turn = (8 / per).max(1).min(group / per);
         let run = |b: &mut Builder, first: Value, count: usize, state: &[Value]| {
             if let Some(factors) = &self.arrays.q_factors {
-                return self.key_products(b, factors, keys, (first, count), rows.clone());
+                return self.key_products(b, factors, (keys, distance), (first, count), rows.clone());
             }
             let end = plus(b, first, count / per);
             b.for_loop(first, end, turn as i64, state, |b, unit, state| {
@@ -113,6 +115,7 @@ impl Kernel<'_> {
                 let place = times(b, unit, TOKENS * size);
                 let place = b.add(keys, place);
                 let channel = times(b, unit, per);
+                self.foresee(b, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
                     let numbers: Vec<Vec<Value>> = (0..vectors)
                         .map(|v| {
