@@ -21,6 +21,7 @@ mod window;
 pub use operations::operations;
 pub use pages::{Pages, RequestId};
 pub use plan::{AttendPlan, Queries, Segment, Splits, attend as plan_attend, spans as plan_spans};
+pub use programs::arithmetic;
 
 use self::programs::Programs;
 use self::window::Window;
@@ -28,7 +29,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, LaunchArg, View};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
-use bitsmith_compiler::op::kv::{KvAppend, KvDequant, KvOp, KvStatics, Rope, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, KvAppend, KvDequant, KvOp, KvStatics, Rope, Sight};
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
@@ -80,12 +81,22 @@ pub struct AttendOptions {
     pub sinks: Vec<f32>,
     /// How tokens are split over work items; `None` fits the device.
     pub splits: Option<Splits>,
+    /// How products are summed up; `None` fits the device.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 impl AttendOptions {
     /// Plain causal attention with this scale.
     pub fn causal(scale: f32) -> AttendOptions {
-        AttendOptions { scale, softcap: None, sight: Sight::All, slopes: Vec::new(), sinks: Vec::new(), splits: None }
+        AttendOptions {
+            scale,
+            softcap: None,
+            sight: Sight::All,
+            slopes: Vec::new(),
+            sinks: Vec::new(),
+            splits: None,
+            arithmetic: None,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operations that a cache of a format launches: what a bundle must hold for it.
 
 use super::KvShape;
-use super::programs::most_rows;
+use super::programs::{arithmetic, most_rows};
 use bitsmith_compiler::Result;
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
@@ -36,6 +36,7 @@ pub fn operations(shape: &KvShape, format: KvFormat, rope: Option<Rope>, caps: &
                 softcap: None,
                 alibi: false,
                 sight: Sight::All,
+                arithmetic: arithmetic(caps),
             }));
         }
         ops.push(KvOp::Merge(Merge {

@@ -4,7 +4,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::{Attend, KvOp};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
@@ -21,6 +21,11 @@ enum Source {
 /// Query rows of a work item that a kernel takes well.
 pub fn most_rows(caps: &Caps) -> usize {
     if caps.features.has(Feature::Workgroups) { 8 } else { 32 }
+}
+
+/// How attention sums up where nobody says: in integers where the device multiplies them in fewer instructions.
+pub fn arithmetic(caps: &Caps) -> Arithmetic {
+    if caps.features.has(Feature::Dot2) { Arithmetic::Integer } else { Arithmetic::Float }
 }
 
 /// Kernels, made or loaded when they are first used, and scratch memory by name.
@@ -52,11 +57,17 @@ impl Programs {
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
-    /// Work items that run at a time, about.
-    pub fn workers(&self) -> usize {
+    /// How attention sums up where nobody says.
+    pub fn arithmetic(&self) -> Arithmetic {
+        arithmetic(self.device.caps())
+    }
+
+    /// Work items that keep the device busy, each of them one for every KV head.
+    pub fn items(&self, kv_heads: usize) -> usize {
         match self.device.caps().gpu {
-            Some(gpu) => gpu.units as usize,
-            None => self.device.info().threads.max(1),
+            Some(gpu) => gpu.units as usize * 4,
+            // An item has a start and an end that a thread pays for: no more than even out what threads take.
+            None => (self.device.info().threads.max(1) * 8).div_ceil(kv_heads.max(1)),
         }
     }
 
