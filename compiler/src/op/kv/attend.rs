@@ -186,8 +186,7 @@ impl Attend {
     /// the tokens from `start + i · page` on). Exact but for `f64`; the bound covers every order of sums and any splits.
     pub fn reference(&self, inputs: &AttendInputs<'_>, segments: &[(&Pool<'_>, &[usize], usize, usize)]) -> Reference {
         let mut tokens: Vec<(f64, f64, Vec<f64>, Vec<f64>)> = Vec::new();
-        // Where weights are rounded: the segment and the token, the size of its scale, and of its codes by channel.
-        let mut rounded: Vec<Option<(usize, usize, f64, Vec<f64>)>> = Vec::new();
+        let mut rounded: Vec<Option<Rounded>> = Vec::new();
         let largest = inputs.q.iter().fold(0.0, |top: f64, &q| top.max((q as f64).abs()));
         for (segment, &(pool, pages, start, end)) in segments.iter().enumerate() {
             let here = Attend { layout: pool.layout, ..*self };
@@ -224,7 +223,7 @@ impl Attend {
                     let (scale, offset) = ((scale as f64).abs(), (offset as f64).abs());
                     let part = |size: f64| if scale > 0.0 { (size - offset) / scale } else { 255.0 };
                     let codes = sizes.iter().map(|&size| 0.51 / f64::from(steps) * part(size)).collect();
-                    (segment, t, scale, codes)
+                    Rounded { run: (segment, t / MOST_TOKENS), scale, codes }
                 }));
                 tokens.push((score, slack + gamma(8) * score.abs(), v, sizes));
             }
@@ -236,16 +235,15 @@ impl Attend {
         let mut below = if sink.is_finite() { (sink - top).exp() } else { 0.0 };
         let (mut sums, mut sizes, mut steps) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
         // The largest weight among those that may share a token's step: it is in the same run of tokens or the next.
-        let run = |segment: usize, t: usize| (segment, t / MOST_TOKENS);
         let mut tops: std::collections::BTreeMap<(usize, usize), f64> = std::collections::BTreeMap::new();
         for ((score, ..), rounded) in tokens.iter().zip(&rounded) {
-            if let Some((segment, t, scale, _)) = rounded {
-                let most = tops.entry(run(*segment, *t)).or_insert(LEAST as f64);
-                *most = most.max((score - top).exp() * scale);
+            if let Some(rounded) = rounded {
+                let most = tops.entry(rounded.run).or_insert(LEAST as f64);
+                *most = most.max((score - top).exp() * rounded.scale);
             }
         }
-        for (segment, t, _, codes) in rounded.iter().flatten() {
-            let (segment, own) = run(*segment, *t);
+        for Rounded { run: (segment, own), codes, .. } in rounded.iter().flatten() {
+            let (segment, own) = (*segment, *own);
             let near = own.saturating_sub(1)..=own + 1;
             let most = tops.range((segment, *near.start())..=(segment, *near.end())).fold(0.0, |a: f64, b| a.max(*b.1));
             steps.iter_mut().zip(codes).for_each(|(step, code)| *step += most * code);
@@ -262,6 +260,16 @@ impl Attend {
         let relative = 2.0 * (weight + gamma(tokens.len() + 32)) * (1.0 + weight);
         Reference { sums, sizes, steps, below, relative }
     }
+}
+
+/// A token whose weight is rounded to a step.
+struct Rounded {
+    /// Its segment, and which run of so many tokens as may share a step it is in.
+    run: (usize, usize),
+    /// Size of its scale.
+    scale: f64,
+    /// What half a step of its weight is worth, by channel, in codes.
+    codes: Vec<f64>,
 }
 
 /// What an output should be, before it is rounded.
