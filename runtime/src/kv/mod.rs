@@ -81,7 +81,7 @@ pub struct AttendOptions {
     pub sinks: Vec<f32>,
     /// How tokens are split over work items; `None` fits the device.
     pub splits: Option<Splits>,
-    /// How products are summed up; `None` fits the device.
+    /// How products are summed up; `None` fits the device, without loss for keys of 4 bits.
     pub arithmetic: Option<Arithmetic>,
 }
 

@@ -36,7 +36,7 @@ pub fn operations(shape: &KvShape, format: KvFormat, rope: Option<Rope>, caps: &
                 softcap: None,
                 alibi: false,
                 sight: Sight::All,
-                arithmetic: arithmetic(caps),
+                arithmetic: arithmetic(caps, &own),
             }));
         }
         ops.push(KvOp::Merge(Merge {

@@ -3,6 +3,7 @@
 use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
+use bitsmith_compiler::format::kv::{KvCode, KvLayout};
 use bitsmith_compiler::lower::kv::{choose, grid};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
@@ -23,9 +24,11 @@ pub fn most_rows(caps: &Caps) -> usize {
     if caps.features.has(Feature::Workgroups) { 8 } else { 32 }
 }
 
-/// How attention sums up where nobody says: in integers where the device multiplies them in fewer instructions.
-pub fn arithmetic(caps: &Caps) -> Arithmetic {
-    if caps.features.has(Feature::Dot2) { Arithmetic::Integer } else { Arithmetic::Float }
+/// How attention over a layout sums up where nobody says: in integers where the device multiplies them in fewer instructions
+/// and queries keep 16 bits. Keys of 4 bits would meet queries of 8, a loss that a user asks for.
+pub fn arithmetic(caps: &Caps, layout: &KvLayout) -> Arithmetic {
+    let exact = layout.k.codes.code != KvCode::Int4;
+    if exact && caps.features.has(Feature::Dot2) { Arithmetic::Integer } else { Arithmetic::Float }
 }
 
 /// Kernels, made or loaded when they are first used, and scratch memory by name.
@@ -57,9 +60,9 @@ impl Programs {
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
-    /// How attention sums up where nobody says.
-    pub fn arithmetic(&self) -> Arithmetic {
-        arithmetic(self.device.caps())
+    /// How attention over a layout sums up where nobody says.
+    pub fn arithmetic(&self, layout: &KvLayout) -> Arithmetic {
+        arithmetic(self.device.caps(), layout)
     }
 
     /// Work items that keep the device busy, each of them one for every KV head.

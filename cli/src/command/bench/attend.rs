@@ -306,7 +306,7 @@ impl BenchAttend {
             softcap: None,
             alibi: false,
             sight: Sight::All,
-            arithmetic: options.arithmetic.unwrap_or_else(|| arithmetic(device.caps())),
+            arithmetic: options.arithmetic.unwrap_or_else(|| arithmetic(device.caps(), &layout)),
         };
         let inputs = AttendInputs { q: &query, head: 0, position: tokens - 1, slope: 0.0, sink: None };
         let pool = Pool { layout, statics, bytes: &mut bytes };
