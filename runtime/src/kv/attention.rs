@@ -35,7 +35,7 @@ impl KvCache {
             softcap: options.softcap,
             alibi: !options.slopes.is_empty(),
             sight: options.sight,
-            arithmetic: options.arithmetic.unwrap_or_else(|| self.programs.arithmetic(&layout)),
+            arithmetic: options.arithmetic,
         };
         KvOp::Attend(op).checked()?;
         let queries = self.programs.queries(&op, longest);

@@ -21,7 +21,6 @@ mod window;
 pub use operations::operations;
 pub use pages::{Pages, RequestId};
 pub use plan::{AttendPlan, Queries, Segment, Splits, attend as plan_attend, spans as plan_spans};
-pub use programs::arithmetic;
 
 use self::programs::Programs;
 use self::window::Window;
@@ -81,8 +80,8 @@ pub struct AttendOptions {
     pub sinks: Vec<f32>,
     /// How tokens are split over work items; `None` fits the device.
     pub splits: Option<Splits>,
-    /// How products are summed up; `None` fits the device, without loss for keys of 4 bits.
-    pub arithmetic: Option<Arithmetic>,
+    /// How products are summed up.
+    pub arithmetic: Arithmetic,
 }
 
 impl AttendOptions {
@@ -95,7 +94,7 @@ impl AttendOptions {
             slopes: Vec::new(),
             sinks: Vec::new(),
             splits: None,
-            arithmetic: None,
+            arithmetic: Arithmetic::Float,
         }
     }
 }

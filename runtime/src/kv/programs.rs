@@ -3,9 +3,8 @@
 use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
-use bitsmith_compiler::format::kv::{KvCode, KvLayout};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
+use bitsmith_compiler::op::kv::{Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
@@ -22,13 +21,6 @@ enum Source {
 /// Query rows of a work item that a kernel takes well.
 pub fn most_rows(caps: &Caps) -> usize {
     if caps.features.has(Feature::Workgroups) { 8 } else { 32 }
-}
-
-/// How attention over a layout sums up where nobody says: in integers where the device multiplies them in fewer instructions
-/// and queries keep 16 bits. Keys of 4 bits would meet queries of 8, a loss that a user asks for.
-pub fn arithmetic(caps: &Caps, layout: &KvLayout) -> Arithmetic {
-    let exact = layout.k.codes.code != KvCode::Int4;
-    if exact && caps.features.has(Feature::Dot2) { Arithmetic::Integer } else { Arithmetic::Float }
 }
 
 /// Kernels, made or loaded when they are first used, and scratch memory by name.
@@ -58,11 +50,6 @@ impl Programs {
         let there = kernels.attend_queries(op);
         // The next larger one; where none is there, launching says so.
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
-    }
-
-    /// How attention over a layout sums up where nobody says.
-    pub fn arithmetic(&self, layout: &KvLayout) -> Arithmetic {
-        arithmetic(self.device.caps(), layout)
     }
 
     /// Work items that keep the device busy, each of them one for every KV head.
