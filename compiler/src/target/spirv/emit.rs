@@ -190,7 +190,6 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
-            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
@@ -198,7 +197,6 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
-            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

@@ -244,7 +244,6 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
-            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
@@ -254,7 +253,6 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
-            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)
