@@ -6,11 +6,11 @@
 use crate::bucket::bucket;
 use crate::key::Key;
 use crate::table::{DeviceName, Table};
+use bitsmith_compiler::Result;
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::lower;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_compiler::{Error, Result};
 use std::fmt;
 
 /// Tables that ship with this program: name and text of every file of `autotune/tuned`.
@@ -109,11 +109,7 @@ impl Tables {
 
 /// Whether a schedule of a table can be built for an operation here.
 fn fits(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<bool> {
-    match lower::lower(op, schedule, caps) {
-        Ok(_) => Ok(true),
-        Err(Error::Invalid(_) | Error::Unsupported(_)) => Ok(false),
-        Err(other) => Err(other),
-    }
+    Ok(lower::refusal(op, schedule, caps)?.is_none())
 }
 
 #[cfg(test)]

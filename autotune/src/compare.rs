@@ -30,40 +30,39 @@ pub struct Compared {
     pub pairs: usize,
 }
 
-/// Measures each entry's schedule again beside its `chooser`, each for about so many seconds and at least seven pairs. Entries whose schedules are the same
-/// are not measured. `columns` limits the columns of large matmuls.
+/// Measures each entry's schedule again beside another one, for about so many seconds and at least seven pairs. Where both are
+/// the same nothing is measured.
 pub fn compare(
     device: &dyn Device,
     clock: &dyn Clock,
-    entries: &[Entry],
+    entries: &[(Entry, Schedule)],
     seconds: f64,
     cycle: usize,
-    columns: Option<usize>,
     progress: &mut dyn FnMut(usize, &Key),
 ) -> Result<Vec<Compared>> {
     let mut list = Vec::new();
     let mut last: Option<Problem> = None;
-    for (i, entry) in entries.iter().enumerate() {
+    for (i, (entry, other)) in entries.iter().enumerate() {
         progress(i, &entry.key);
         let mut compared = Compared {
             key: entry.key.clone(),
             tuned: entry.schedule,
-            other: entry.chooser,
+            other: *other,
             seconds: entry.seconds,
             ratio: 1.0,
             pairs: 0,
         };
-        if entry.schedule != entry.chooser {
-            let part = columns.map_or(entry.columns, |most| entry.key.n.min(most));
-            let mut bench = DeviceBench::new(device, clock, &entry.key, Slice { columns: part, cycle }, last.take())?;
-            for schedule in [&entry.schedule, &entry.chooser] {
+        if entry.schedule != *other {
+            let part = Slice { columns: entry.columns, cycle };
+            let mut bench = DeviceBench::new(device, clock, &entry.key, part, last.take())?;
+            for schedule in [&entry.schedule, other] {
                 if let Verdict::Rejected(why) = bench.admit(schedule)? {
                     return Err(Error::invalid(format!("{}: {schedule:?}: {why}", entry.key)));
                 }
             }
             let (mut ratios, mut own, mut spent) = (Vec::new(), Vec::new(), 0.0);
             // The first sample of each also finds out how many launches fill one.
-            for schedule in [&entry.schedule, &entry.chooser] {
+            for schedule in [&entry.schedule, other] {
                 bench.sample(schedule, 0)?;
             }
             while ratios.len() < 7 || spent < seconds {
@@ -71,7 +70,7 @@ pub fn compare(
                 let order = if ratios.len() % 2 == 0 { [0, 1] } else { [1, 0] };
                 let mut times = [0.0; 2];
                 for (turn, side) in order.into_iter().enumerate() {
-                    let schedule = if side == 0 { &entry.schedule } else { &entry.chooser };
+                    let schedule = if side == 0 { &entry.schedule } else { other };
                     let sample = bench.sample(schedule, at + turn as u64)?;
                     times[side] = sample.seconds;
                     spent += sample.spent;

@@ -34,7 +34,7 @@ pub struct Space {
 const SLACK: u32 = 2;
 
 impl Space {
-    /// The space of an operation with `m` rows. `points` are what `lower::declared` gives.
+    /// The space of an operation with `m` rows. `points` are what [`points`] gives.
     pub fn new(
         key: &Key,
         op: &Op,

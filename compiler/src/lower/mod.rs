@@ -20,7 +20,7 @@ mod walk;
 pub use native::{native, pack};
 
 pub use memory::{Packing, Role, Signature, signature, signature_packed};
-pub use space::{Axis, Estimate, declared, estimate, points, refusal};
+pub use space::{Axis, Estimate, estimate, points, refusal};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};

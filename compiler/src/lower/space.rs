@@ -39,12 +39,6 @@ pub fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Option<E
     Some(family.estimate?(op, schedule, caps, m))
 }
 
-/// Every point of the declared spaces of the families that serve an operation, with the reason of those that cannot be
-/// built. Fails where no family serves.
-pub fn declared(op: &Op, caps: &Caps, m: usize) -> Result<Vec<(Schedule, Option<String>)>> {
-    points(op, caps, m)?.into_iter().map(|schedule| Ok((schedule, refusal(op, &schedule, caps)?))).collect()
-}
-
 /// Every point of the declared spaces of the families that serve an operation, what the chooser ranks for `m` rows first in
 /// each. Fails where no family serves.
 pub fn points(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
@@ -101,7 +95,8 @@ mod tests {
         let mut refused = 0;
         for caps in CPU_LEVELS.iter().take(3).chain(NVIDIA_DEVICES.iter().take(1)) {
             for m in [1, 16] {
-                let points = declared(&op, caps, m).unwrap();
+                let why = |schedule: Schedule| (schedule, refusal(&op, &schedule, caps).unwrap());
+                let points: Vec<_> = points(&op, caps, m).unwrap().into_iter().map(why).collect();
                 let sound = |wanted: &Schedule| points.iter().any(|(s, why)| s == wanted && why.is_none());
                 assert!(super::super::space(&op, caps, m).unwrap().iter().all(sound), "{}", caps.name);
                 assert!(sound(&super::super::choose(&op, caps, m).unwrap()), "{}", caps.name);

@@ -7,7 +7,7 @@ use crate::table::{Table as Columns, time};
 use crate::{Io, Outcome};
 use bitsmith_autotune::compare::compare;
 use bitsmith_autotune::measure::statistics::geometric_mean;
-use bitsmith_autotune::table::{self, DeviceName};
+use bitsmith_autotune::table::{self, DeviceName, Entry};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -57,36 +57,32 @@ impl Check {
         let wanted = |i: usize, text: String| {
             i % self.shard.count == self.shard.index - 1 && self.only.as_ref().is_none_or(|only| text.contains(only))
         };
-        let mut entries: Vec<_> = table
+        let beside = |entry: &Entry| match &against {
+            None => Ok(entry.chooser),
+            Some((path, other)) => match other.of(&entry.key) {
+                Some(same) if same.columns == entry.columns => Ok(same.schedule),
+                _ => Err(Failure::invalid(format!(
+                    "{}: has no entry `{}` over {} columns; accepted: a table of the same work",
+                    path.display(),
+                    entry.key,
+                    entry.columns
+                ))),
+            },
+        };
+        let entries = table
             .entries
             .iter()
             .enumerate()
             .filter(|(i, entry)| wanted(*i, entry.key.to_string()))
-            .map(|(_, entry)| entry.clone())
-            .collect();
+            .map(|(_, entry)| Ok((entry.clone(), beside(entry)?)))
+            .collect::<Result<Vec<_>, Failure>>()?;
         if entries.is_empty() {
             return Err(Failure::invalid(format!("{}: no entry is wanted", self.table.display())));
-        }
-        if let Some((path, other)) = &against {
-            for entry in &mut entries {
-                let same = other.entries.iter().find(|candidate| candidate.key == entry.key);
-                entry.chooser = match same {
-                    Some(same) if same.columns == entry.columns => same.schedule,
-                    _ => {
-                        return Err(Failure::invalid(format!(
-                            "{}: has no entry `{}` over {} columns; accepted: a table of the same work",
-                            path.display(),
-                            entry.key,
-                            entry.columns
-                        )));
-                    }
-                };
-            }
         }
         let bar = ProgressBar::new(entries.len() as u64);
         let cycle = (self.cycle_mb as usize) << 20;
         let seconds = self.budget_ms as f64 / 1e3;
-        let compared = compare(&*timed.device, &*timed.clock, &entries, seconds, cycle, None, &mut |i, _| {
+        let compared = compare(&*timed.device, &*timed.clock, &entries, seconds, cycle, &mut |i, _| {
             bar.set_position(i as u64);
         })?;
         bar.finish_and_clear();
