@@ -200,7 +200,11 @@ pub fn matrix_case(seed: u64) -> (Op, usize) {
 }
 
 /// Formats of [`matrix_case`].
-const MATRIX_FORMATS: [&str; 42] = [
+const MATRIX_FORMATS: [&str; 46] = [
+    "nf4",
+    "nf4-g64",
+    "iq4nl-g32",
+    "iq4nl-g128",
     "int4-g128",
     "int4-g128-asym",
     "int4-g64",

@@ -46,7 +46,7 @@ impl<'d> Prepared<'d> {
             }
             buffers.push(list);
         }
-        let written = problem.buffers.iter().map(|b| b.signature.written).collect();
+        let written = repacked.as_ref().unwrap_or(problem).buffers.iter().map(|b| b.signature.written).collect();
         Ok(Prepared { device, program, grid: grid(&problem.op, schedule, problem.m), m, buffers, written })
     }
 

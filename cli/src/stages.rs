@@ -145,5 +145,6 @@ pub(crate) fn describe(op: &Op) -> String {
 /// A schedule in a line.
 pub(crate) fn describe_schedule(schedule: &Schedule) -> String {
     let strips = if schedule.strips > 1 { format!(" x{}", schedule.strips) } else { String::new() };
-    format!("{} {}x{}{strips} u{}", schedule.family.name(), schedule.tile_m, schedule.tile_n, schedule.unroll)
+    let shared = if schedule.workgroups > 1 { format!(" w{}", schedule.workgroups) } else { String::new() };
+    format!("{} {}x{}{strips}{shared} u{}", schedule.family.name(), schedule.tile_m, schedule.tile_n, schedule.unroll)
 }

@@ -297,6 +297,7 @@ impl Kernel<'_> {
             lane_instructions: 0,
             warp_instructions: 0,
             budget: launch.budget,
+            order: Default::default(),
             progress: 0,
             random: fastrand::Rng::with_seed(launch.schedule.seed.unwrap_or(0)),
             next_copy: 0,

@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod numeric;
 mod op;
+mod order;
 mod parse;
 mod race;
 mod wgmma;

@@ -5,6 +5,7 @@ use crate::alu::{Fn1, Fn2, Fn3, Fn4, Options};
 use crate::ast::Space;
 use crate::asynchronous::Bulk;
 use crate::matrix::{MatrixMove, Mma};
+use crate::order::Orders;
 use crate::wgmma::Wgmma;
 
 /// A register slot of a warp.
@@ -64,6 +65,8 @@ pub(crate) struct Access {
     pub values: Vec<Option<Reg>>,
     /// `volatile`, `relaxed`, `acquire`, `release`: an access that may synchronise.
     pub strong: bool,
+    /// With other blocks.
+    pub orders: Orders,
 }
 
 /// How an atomic combines old and new.
@@ -81,6 +84,8 @@ pub(crate) struct Atomic {
     pub values: Vec<Reg>,
     /// New value of `cas`.
     pub swap: Option<Reg>,
+    /// What it orders between blocks.
+    pub orders: Orders,
 }
 
 /// Where a shuffle reads.
@@ -270,8 +275,10 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
-    /// Fences and hints, which order what this machine already orders.
+    /// Hints, and fences that order what this machine already orders.
     Nothing,
+    /// A fence between blocks.
+    DeviceFence,
     ProxyFence,
     Shuffle {
         how: Shuffle,

@@ -219,6 +219,61 @@ fn a_copy_that_nobody_waited_for_is_found_when_effects_are_late() {
     assert_eq!(fault.kind, FaultKind::Uninitialised, "{fault}");
 }
 
+/// Two blocks leave numbers for each other; the one that counts last reads what the other one left.
+fn handed_over(barrier: &str, before: &str, count: &str, after: &str) -> (String, Launch) {
+    let text = kernel(&format!(
+        "    .shared .align 4 .b8 s[4];\n    mov.u32 %r1, %ctaid.x;\n    mad.lo.u32 %r2, %r1, 64, %r0;\n    \
+         mad.wide.u32 %q2, %r2, 4, %q0;\n    st.global.u32 [%q2+256], %r2;\n{barrier}    setp.ne.u32 %p0, %r0, 0;\n    \
+         @%p0 bra SKIP;\n{before}    {count} %r3, [%q0], 1;\n{after}    st.shared.u32 [s], %r3;\nSKIP:\n    bar.sync 0;\n    \
+         ld.shared.u32 %r3, [s];\n    setp.ne.u32 %p1, %r3, 1;\n    @%p1 bra END;\n    xor.b32 %r4, %r1, 1;\n    \
+         mad.lo.u32 %r4, %r4, 64, %r0;\n    mad.wide.u32 %q3, %r4, 4, %q0;\n    ld.global.u32 %r5, [%q3+256];\n    \
+         st.global.u32 [%q1+768], %r5;\nEND:"
+    ));
+    let buffers = vec![Buffer::both("d", vec![0; 1024])];
+    (text, Launch { grid: [2, 1, 1], buffers, ..launch(64) })
+}
+
+#[test]
+fn blocks_that_hand_over_device_memory_need_fences_and_barriers() {
+    let (barrier, fence) = ("    bar.sync 0;\n", "    fence.acq_rel.gpu;\n");
+    let add = "atom.global.add.u32";
+    for (before, count, after) in [
+        (fence, add, fence),
+        ("    membar.gl;\n", add, "    fence.sc.sys;\n"),
+        ("", "atom.acq_rel.gpu.global.add.u32", ""),
+        (fence, "atom.acquire.gpu.global.add.u32", ""),
+        ("", "atom.release.gpu.global.add.u32", fence),
+    ] {
+        let (text, launch) = handed_over(barrier, before, count, after);
+        for schedule in bitsmith_emulate::Schedule::all() {
+            let outcome = common::run(&text, &Launch { schedule, ..launch.clone() }).unwrap();
+            let numbers = common::u32s(&outcome.buffers[0]);
+            let first = if numbers[192] == 0 { 0 } else { 64 };
+            assert_eq!(numbers[192..], (first..first + 64).collect::<Vec<u32>>(), "{schedule:?}");
+        }
+    }
+    for (barrier, before, count, after) in [
+        (barrier, "", add, fence),
+        (barrier, fence, add, ""),
+        (barrier, "    membar.cta;\n", add, fence),
+        (barrier, fence, "atom.cta.global.add.u32", fence),
+        (barrier, "", "atom.acquire.gpu.global.add.u32", ""),
+        ("", fence, add, fence),
+    ] {
+        let (text, launch) = handed_over(barrier, before, count, after);
+        let fault = fails(&text, &launch, FaultKind::Race);
+        assert!(fault.instruction.starts_with("ld.global") && fault.message.contains("block ("), "{fault}");
+    }
+}
+
+#[test]
+fn blocks_that_write_different_values_to_one_place_race() {
+    let text = |value: &str| kernel(&format!("    mov.u32 %r1, %ctaid.x;\n    st.global.u32 [%q1], {value};"));
+    let launch = Launch { grid: [2, 1, 1], ..launch(32) };
+    run_all(&text("%r0"), &launch);
+    fails(&text("%r1"), &launch, FaultKind::Race);
+}
+
 #[test]
 fn a_spin_that_never_ends_runs_out_of_budget() {
     let text =

@@ -5,10 +5,10 @@
 use bitsmith_compiler::compile;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::ir::{Asynchronous, Block, Inst, Kernel, ReduceOp, Scalar, resources};
+use bitsmith_compiler::ir::{Asynchronous, Block, Fit, Inst, Kernel, ReduceOp, Scalar, fit, resources};
 use bitsmith_compiler::lower::{families, matrix_families, offered};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
-use bitsmith_compiler::schedule::Family;
+use bitsmith_compiler::schedule::{Family, Schedule};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::{ARCHES, PtxTarget, STATIC_SHARED};
 use bitsmith_tests::ptxas::{self, Entry};
@@ -97,20 +97,27 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                 if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel, false)) {
                     continue;
                 }
-                let Some(schedule) = offered(family, &op, target.caps(), m).expect("kernels of its space") else {
-                    continue;
-                };
-                let compiled = compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
-                let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();
-                let name = format!("kernel_{}", made.kernels.len());
-                made.modules.push(text.replacen(
-                    &format!(".entry {}(", compiled.artifact.entry),
-                    &format!(".entry {name}("),
-                    1,
-                ));
-                *made.families.entry(family.family.name()).or_default() += 1;
-                made.made_from.push(format!("{op:?} {schedule:?}"));
-                made.kernels.push(Kernel { name, ..compiled.legal });
+                let offered = offered(family, &op, target.caps(), m).expect("kernels of its space");
+                // Where workgroups share tiles there is another program, which is not the favourite of most shapes.
+                let shares = |schedule: &Schedule| schedule.workgroups > 1 && m <= 8;
+                let sharing = (family.space)(&op, target.caps(), m).into_iter().filter(shares).find(|schedule| {
+                    let kernel = (family.build)(&op, schedule, target.caps()).expect("a kernel of its space");
+                    fit(&kernel, target.caps()) == Fit::Sure
+                });
+                for schedule in offered.into_iter().chain(sharing) {
+                    let compiled =
+                        compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
+                    let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();
+                    let name = format!("kernel_{}", made.kernels.len());
+                    made.modules.push(text.replacen(
+                        &format!(".entry {}(", compiled.artifact.entry),
+                        &format!(".entry {name}("),
+                        1,
+                    ));
+                    *made.families.entry(family.family.name()).or_default() += 1;
+                    made.made_from.push(format!("{op:?} {schedule:?}"));
+                    made.kernels.push(Kernel { name, ..compiled.legal });
+                }
             }
         }
     }
@@ -132,6 +139,7 @@ fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'st
             }
             Inst::AsyncCopy { .. } => _ = list.insert("async_copy", &["LDGSTS"]),
             Inst::Barrier => _ = list.insert("barrier", &["BAR."]),
+            Inst::AtomicAdd { .. } => _ = list.insert("atomic_add", &["ATOM", "RED."]),
             Inst::Asynchronous(inner) => match &**inner {
                 Asynchronous::BulkCopy { .. } => _ = list.insert("bulk_copy", &["UBLKCP"]),
                 Asynchronous::BarrierWait { .. } => _ = list.insert("barrier_wait", &["SYNCS."]),
@@ -147,6 +155,7 @@ fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'st
                 Asynchronous::Registers { .. } => _ = list.insert("registers", &["USETMAXREG"]),
                 Asynchronous::AwaitDependencies => _ = list.insert("await_dependencies", &["ACQBULK"]),
                 Asynchronous::LaunchDependents => _ = list.insert("launch_dependents", &["PREEXIT"]),
+                Asynchronous::DeviceFence => _ = list.insert("device_fence", &["MEMBAR."]),
                 Asynchronous::BarrierInit { .. }
                 | Asynchronous::BarrierArrive { .. }
                 | Asynchronous::BarrierExpect { .. }

@@ -13,7 +13,7 @@ use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Quantized;
 use bitsmith_compiler::format::n16::N16;
-use bitsmith_compiler::lower::{Packing, Role, Signature, packing, signature, signature_packed};
+use bitsmith_compiler::lower::{Packing, Role, Signature, packing, signature, signature_packed, workspace};
 use bitsmith_compiler::op::{Activation, Op, Per, Quantize};
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{Error, Result};
@@ -181,20 +181,25 @@ impl Problem {
                 self.smooth = numbers(rng, count).iter().map(|x: &f32| x.abs() + 0.25).collect();
                 encode_f32(&self.smooth)
             }
-            Role::Output => unreachable!("outputs are written"),
+            Role::Output | Role::Workspace => return Err(Error::invalid(format!("`{}` as an input", signature.name))),
         })
     }
 
-    /// The same problem with weights packed as a schedule's kernel takes them on a device of these caps.
+    /// The same problem with weights packed as a schedule's kernel takes them on a device of these caps, and its workspace, if
+    /// it has one, behind the other buffers.
     pub fn packed_for(&self, schedule: &Schedule, caps: &Caps) -> Result<Problem> {
         let packing = packing(&self.op, schedule, caps);
         let mut problem = self.clone();
+        problem.buffers.retain(|buffer| buffer.signature.role != Role::Workspace);
         if let (Some(weights), true) = (&self.weights, packing != Packing::N16) {
             for (buffer, signature) in problem.buffers.iter_mut().zip(signature_packed(&self.op, packing)?) {
                 if signature.role == Role::Weights {
                     *buffer = Buffer { signature, bytes: packing.pack(weights)? };
                 }
             }
+        }
+        if let Some(signature) = workspace(&self.op, schedule) {
+            problem.buffers.push(Buffer { signature, bytes: vec![0; signature.bytes(self.m)] });
         }
         Ok(problem)
     }
@@ -206,7 +211,8 @@ impl Problem {
 
     /// Bytes that an ideal kernel reads and writes.
     pub fn traffic(&self) -> usize {
-        self.buffers.iter().map(|buffer| buffer.bytes.len()).sum()
+        let counts = |buffer: &&Buffer| buffer.signature.role != Role::Workspace;
+        self.buffers.iter().filter(counts).map(|buffer| buffer.bytes.len()).sum()
     }
 
     /// Arithmetic operations: two per multiply-add of a matmul, one per element otherwise.

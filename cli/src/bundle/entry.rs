@@ -4,6 +4,7 @@ use super::{KvPiece, Piece};
 use crate::failure::Failure;
 use bitsmith_compiler::Error;
 use bitsmith_compiler::artifact::ArgKind;
+use bitsmith_compiler::ir::Access;
 use bitsmith_compiler::lower::{self, Role};
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
@@ -14,7 +15,8 @@ use bitsmith_runtime::bundle::{
 /// The entry of a kernel whose file has this name and hash.
 pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntry, Failure> {
     let packing = piece.packing;
-    let signatures = lower::signature_packed(piece.op, packing)?;
+    let mut signatures = lower::signature_packed(piece.op, packing)?;
+    signatures.extend(lower::workspace(piece.op, piece.schedule));
     let (n, k, format, activation, output) = match piece.op {
         Op::Matmul(op) => (Some(op.n), op.k, Some(op.weight.to_string()), Some(op.activation.to_string()), op.out),
         Op::Dequant(op) => (Some(op.n), op.k, Some(op.weight.to_string()), None, op.out),
@@ -30,7 +32,8 @@ pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntr
             bytes: s.fixed * s.dtype.bits() as usize / 8,
             bytes_per_row: s.per_row * s.dtype.bits() as usize / 8,
             align,
-            written: s.written,
+            written: s.access() != Access::Read,
+            zeroed: s.role == Role::Workspace,
         },
         _ => ArgEntry {
             name: arg.name.clone(),
@@ -41,6 +44,7 @@ pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntr
             bytes_per_row: 0,
             align: 4,
             written: false,
+            zeroed: false,
         },
     });
     Ok(KernelEntry {
@@ -79,6 +83,7 @@ fn holds(role: Role) -> &'static str {
         Role::Gain => "gain of the norm [k]",
         Role::Smooth => "reciprocal smoothing [k]",
         Role::Output => "result",
+        Role::Workspace => "workspace: zero before the first launch, left ready for the next; for one launch at a time",
     }
 }
 
@@ -96,7 +101,7 @@ fn grid(op: &Op, schedule: &Schedule) -> Result<Grid, Failure> {
         return Err(Error::Bug { message: "the grid follows no known rule".into(), text }.into());
     }
     let x = tile_m.map_or("1".to_string(), |step| if step == 1 { "m".into() } else { format!("ceil(m / {step})") });
-    let tile_n = (y > 1).then_some(schedule.tile_n * schedule.strips);
+    let tile_n = (y > 1 && schedule.workgroups == 1).then_some(schedule.tile_n * schedule.strips);
     Ok(Grid { rule: format!("{x} * {y} * {z}"), tile_m, tile_n, y, z })
 }
 

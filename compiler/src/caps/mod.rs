@@ -61,11 +61,13 @@ pub enum Feature {
     Float4Mma,
     /// A kernel may start before the one that it depends on has ended, and wait for it later.
     GridDependency,
+    /// Order between workgroups of a launch by fences around atomics.
+    DeviceFence,
 }
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 19] = [
+    pub const ALL: [Feature; 20] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -85,6 +87,7 @@ impl Feature {
         Feature::Float8Mma,
         Feature::Float4Mma,
         Feature::GridDependency,
+        Feature::DeviceFence,
     ];
 
     /// Stable name.
@@ -109,6 +112,7 @@ impl Feature {
             Feature::Float8Mma => "float8-mma",
             Feature::Float4Mma => "float4-mma",
             Feature::GridDependency => "grid-dependency",
+            Feature::DeviceFence => "device-fence",
         }
     }
 }

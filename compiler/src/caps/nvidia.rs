@@ -55,6 +55,7 @@ const AMPERE: Features = Features::of(&[
     Feature::Workgroups,
     Feature::Subgroups,
     Feature::Atomics,
+    Feature::DeviceFence,
     Feature::F16Arithmetic,
     Feature::Bf16Arithmetic,
     Feature::Fma,

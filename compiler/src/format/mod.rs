@@ -89,6 +89,18 @@ pub struct Table {
     pub values: [f32; 16],
 }
 
+impl Table {
+    /// How far off a number may be, relative to itself, once it is of a type. Products of two 16-bit floats take books so, ours
+    /// as well as those of bitsandbytes, whose book is of the activations' type (`csrc/kernels.cu`, `kgemm_4bit_inference_naive`).
+    pub fn rounding(&self, dtype: DType) -> f64 {
+        let off = |&value: &f32| match f64::from(value) {
+            0.0 => 0.0,
+            value => (dtype.decode(dtype.encode(value)) - value).abs() / value.abs(),
+        };
+        self.values.iter().map(off).fold(0.0, f64::max)
+    }
+}
+
 /// Which weights share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Granularity {

@@ -1,5 +1,5 @@
 //! Instructions of devices whose copies and matrix units run beside the threads: barrier objects in shared memory, copies
-//! of long ranges, matrix products of four subgroups, order between launches.
+//! of long ranges, matrix products of four subgroups, order between workgroups and between launches.
 //!
 //! Always holds: each needs a feature of [`crate::caps`], so a target that lacks it refuses it by that name, and no other
 //! instruction depends on one of these.
@@ -82,6 +82,10 @@ pub enum Asynchronous {
     LaunchDependents,
     /// Waits until the launches that this one depends on have ended and their writes are seen.
     AwaitDependencies,
+    /// Order between the workgroups of a launch. What this thread did before, and what a barrier has put before that, is seen
+    /// behind such a fence of a thread of any workgroup that has found, by an atomic between, the result of an atomic behind
+    /// this fence; and behind a barrier after that, by that thread's whole workgroup.
+    DeviceFence,
 }
 
 /// Operand A of a product of four subgroups.
@@ -138,6 +142,7 @@ impl Asynchronous {
             | Asynchronous::SubgroupBarrier => Feature::BulkCopy,
             Asynchronous::Mma { .. } | Asynchronous::Registers { .. } => Feature::WarpgroupMma,
             Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies => Feature::GridDependency,
+            Asynchronous::DeviceFence => Feature::DeviceFence,
         }
     }
 
@@ -156,6 +161,7 @@ impl Asynchronous {
             Asynchronous::Registers { more: true, .. } => "registers_take",
             Asynchronous::LaunchDependents => "launch_dependents",
             Asynchronous::AwaitDependencies => "await_dependencies",
+            Asynchronous::DeviceFence => "device_fence",
         }
     }
 
@@ -186,7 +192,8 @@ impl Asynchronous {
             | Asynchronous::SubgroupBarrier
             | Asynchronous::Registers { .. }
             | Asynchronous::LaunchDependents
-            | Asynchronous::AwaitDependencies => {}
+            | Asynchronous::AwaitDependencies
+            | Asynchronous::DeviceFence => {}
         }
     }
 

@@ -257,7 +257,8 @@ impl Printer<'_> {
             Asynchronous::Fence
             | Asynchronous::SubgroupBarrier
             | Asynchronous::LaunchDependents
-            | Asynchronous::AwaitDependencies => Ok(()),
+            | Asynchronous::AwaitDependencies
+            | Asynchronous::DeviceFence => Ok(()),
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Role {
     Smooth,
     /// The result.
     Output,
+    /// What workgroups leave for each other: zero before the first launch, and again as a launch needs it after each.
+    Workspace,
 }
 
 /// One buffer of an operation.
@@ -50,7 +52,7 @@ pub struct Signature {
     pub fixed: usize,
     /// Elements per row of M.
     pub per_row: usize,
-    /// Whether the kernel writes it.
+    /// Whether it is a result. A workspace is none, though kernels write it.
     pub written: bool,
 }
 
@@ -58,6 +60,15 @@ impl Signature {
     /// Bytes for `m` rows.
     pub fn bytes(&self, m: usize) -> usize {
         (self.fixed + self.per_row * m) * self.dtype.bits() as usize / 8
+    }
+
+    /// What the kernel does with it.
+    pub fn access(&self) -> Access {
+        match (self.role, self.written) {
+            (Role::Workspace, _) => Access::ReadWrite,
+            (_, true) => Access::Write,
+            (_, false) => Access::Read,
+        }
     }
 }
 
@@ -138,7 +149,8 @@ pub fn signature(op: &Op) -> Result<Vec<Signature>> {
     signature_packed(op, Packing::N16)
 }
 
-/// The buffers of an operation in the order of the kernel's parameters; `m`, an `i32`, follows them.
+/// The buffers of an operation in the order of the kernel's parameters; a workspace follows them where the schedule has one
+/// ([`super::signature_of`]), then `m`, an `i32`.
 pub fn signature_packed(op: &Op, packing: Packing) -> Result<Vec<Signature>> {
     let read = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: false };
     let write = |role, name, dtype, fixed, per_row| Signature { role, name, dtype, fixed, per_row, written: true };
@@ -217,9 +229,20 @@ impl Params {
 
     /// Declares an operation's parameters.
     pub fn declare_packed(b: &mut Builder, op: &Op, packing: Packing, caps: &Caps) -> Result<Params> {
+        Params::declare_with(b, op, packing, None, caps)
+    }
+
+    /// The same with a workspace.
+    pub fn declare_with(
+        b: &mut Builder,
+        op: &Op,
+        packing: Packing,
+        workspace: Option<Signature>,
+        caps: &Caps,
+    ) -> Result<Params> {
         let mut buffers = Vec::new();
         let least = if caps.subgroup > 1 { VECTOR } else { 1 };
-        for s in signature_packed(op, packing)? {
+        for s in signature_packed(op, packing)?.into_iter().chain(workspace) {
             let bytes = s.bytes(0) as u64;
             if bytes > caps.max_buffer_bytes {
                 return Err(Error::Unsupported(format!(
@@ -230,9 +253,8 @@ impl Params {
                     caps.max_buffer_bytes
                 )));
             }
-            let access = if s.written { Access::Write } else { Access::Read };
             let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8).max(least) };
-            buffers.push((s.role, b.buffer(s.name, access, align)));
+            buffers.push((s.role, b.buffer(s.name, s.access(), align)));
         }
         let m = b.scalar("m", Scalar::I32);
         Ok(Params { buffers, m, align: least })

@@ -65,6 +65,22 @@ pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
     }
 }
 
+/// The buffers of a kernel in the order of its parameters, a workspace among them where workgroups need one.
+pub fn signature_of(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Vec<Signature>> {
+    let mut list = signature_packed(op, packing(op, schedule, caps))?;
+    list.extend(workspace(op, schedule));
+    Ok(list)
+}
+
+/// The workspace of a kernel. A launch leaves it as it must be before one, so launches may use it one after the other, but no
+/// two at a time.
+pub fn workspace(op: &Op, schedule: &Schedule) -> Option<Signature> {
+    match op {
+        Op::Matmul(_) => matmul::workspace(schedule),
+        Op::Dequant(_) | Op::Quantize(_) => None,
+    }
+}
+
 /// The families that can serve an operation; if there is none, the error names what each one lacks.
 pub fn families(op: &Op, caps: &Caps) -> Result<Vec<&'static Implementation>> {
     let able: Vec<_> = FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none()).collect();
@@ -146,6 +162,13 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             family.family.name()
         )));
     }
+    if schedule.workgroups != 1 && schedule.family != Family::Ring {
+        return Err(Error::invalid(format!(
+            "workgroups is {}; accepted in family {}: 1",
+            schedule.workgroups,
+            schedule.family.name()
+        )));
+    }
     (family.build)(&op, schedule, caps)
 }
 
@@ -165,13 +188,14 @@ pub fn describe(op: &Op, schedule: &Schedule) -> Vec<String> {
         }
         Op::Quantize(op) => format!("The codes of X[m, {}], which is {}, as {}", op.k, op.input.name(), op.code.name()),
     };
-    let Schedule { family, tile_m, tile_n, unroll, threads, split, strips } = *schedule;
+    let Schedule { family, tile_m, tile_n, unroll, threads, split, strips, workgroups } = *schedule;
     let summary = FAMILIES.iter().chain(MATRIX_FAMILIES).find(|known| known.family == family).map_or("", |f| f.summary);
     vec![
         what,
         format!("Family {}: {summary}", family.name()),
         format!(
-            "Schedule: tile_m {tile_m}, tile_n {tile_n}, unroll {unroll}, threads {threads}, split {split}, strips {strips}"
+            "Schedule: tile_m {tile_m}, tile_n {tile_n}, unroll {unroll}, threads {threads}, split {split}, strips {strips}, \
+             workgroups {workgroups}"
         ),
     ]
 }
@@ -179,6 +203,9 @@ pub fn describe(op: &Op, schedule: &Schedule) -> Vec<String> {
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
+        (Op::Matmul(_), Family::Ring) if schedule.workgroups > 1 => {
+            [m.div_ceil(schedule.tile_m as usize) as u32, schedule.workgroups, 1]
+        }
         (
             Op::Matmul(op),
             Family::Stream | Family::Spread | Family::Block | Family::Mma | Family::Panel | Family::Ring,

@@ -128,6 +128,11 @@ impl Matmul {
         if matches!(self.activation, Activation::Fp8(..)) {
             bound += FLOAT8_SUMS * total;
         }
+        if let (Code::Table(table), Activation::Float(dtype @ (DType::F16 | DType::Bf16))) =
+            (self.weight.code, self.activation)
+        {
+            bound += table.rounding(dtype) * total;
+        }
         if self.epilogue.bias {
             value += inputs.bias[n] as f64;
             bound += gamma(2) * (value.abs() + bound);

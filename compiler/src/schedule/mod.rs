@@ -26,16 +26,24 @@ pub struct Schedule {
     /// Register tiles along N that a workgroup of one thread makes one after the other, with activations made ready once.
     #[serde(default = "one")]
     pub strips: u32,
+    /// Workgroups that share all tiles of Y along N, each taking an equal run of them cut into steps of K; 1 where each tile has
+    /// a workgroup of its own.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub workgroups: u32,
 }
 
 const fn one() -> u32 {
     1
 }
 
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 impl Schedule {
     /// A schedule for workgroups of one thread.
     pub const fn single(family: Family, tile_m: u32, tile_n: u32, unroll: u32) -> Schedule {
-        Schedule { family, tile_m, tile_n, unroll, threads: 1, split: 1, strips: 1 }
+        Schedule { family, tile_m, tile_n, unroll, threads: 1, split: 1, strips: 1, workgroups: 1 }
     }
 
     /// The same schedule for workgroups of so many threads, `split` of which share a row of W.
@@ -46,6 +54,11 @@ impl Schedule {
     /// The same schedule with so many register tiles per workgroup.
     pub const fn with_strips(self, strips: u32) -> Schedule {
         Schedule { strips, ..self }
+    }
+
+    /// The same schedule for so many workgroups that share the tiles of Y.
+    pub const fn with_workgroups(self, workgroups: u32) -> Schedule {
+        Schedule { workgroups, ..self }
     }
 }
 
@@ -65,11 +78,14 @@ pub enum Knob {
     Split,
     /// [`Schedule::strips`].
     Strips,
+    /// [`Schedule::workgroups`].
+    Workgroups,
 }
 
 impl Knob {
     /// Every knob.
-    pub const ALL: [Knob; 6] = [Knob::TileM, Knob::TileN, Knob::Unroll, Knob::Threads, Knob::Split, Knob::Strips];
+    pub const ALL: [Knob; 7] =
+        [Knob::TileM, Knob::TileN, Knob::Unroll, Knob::Threads, Knob::Split, Knob::Strips, Knob::Workgroups];
 
     /// Stable name, that of the field.
     pub const fn name(self) -> &'static str {
@@ -80,6 +96,7 @@ impl Knob {
             Knob::Threads => "threads",
             Knob::Split => "split",
             Knob::Strips => "strips",
+            Knob::Workgroups => "workgroups",
         }
     }
 
@@ -92,6 +109,7 @@ impl Knob {
             Knob::Threads => schedule.threads,
             Knob::Split => schedule.split,
             Knob::Strips => schedule.strips,
+            Knob::Workgroups => schedule.workgroups,
         }
     }
 
@@ -104,6 +122,7 @@ impl Knob {
             Knob::Threads => Schedule { threads: value, ..schedule },
             Knob::Split => Schedule { split: value, ..schedule },
             Knob::Strips => Schedule { strips: value, ..schedule },
+            Knob::Workgroups => Schedule { workgroups: value, ..schedule },
         }
     }
 }

@@ -89,13 +89,16 @@ impl Builder<'_> {
             self.push(Op::ProxyFence);
             return Ok(());
         }
+        // A fence of the device or the system; `membar.cta` and the like order what this machine already orders.
+        let mut device = false;
         while let Some(word) = m.first() {
+            device |= matches!(word, "gpu" | "sys" | "gl");
             let known = ["sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys", "gl", "mbarrier_init"];
             if !known.contains(&word) && !word.starts_with("sync_restrict") {
                 return Err(format!("`.{word}` in a fence"));
             }
         }
-        self.push(Op::Nothing);
+        self.push(if device { Op::DeviceFence } else { Op::Nothing });
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::alu::Options;
 use crate::alu::real::{Brain, Half, Real};
 use crate::ast::{Kind, Operand, Space, Statement, Type};
 use crate::op::{Access, Atomic, Combiner, Op};
+use crate::order::Orders;
 
 const SCOPES: [&str; 4] = ["cta", "cluster", "gpu", "sys"];
 
@@ -114,8 +115,11 @@ impl Builder<'_> {
         }
         m.take("mmio");
         m.take("weak");
-        let strong = m.any(&["volatile", "relaxed", "acquire", "release"]).is_some();
-        m.any(&SCOPES);
+        let how = m.any(&["volatile", "relaxed", "acquire", "release"]);
+        let strong = how.is_some();
+        let device = strong && m.any(&SCOPES).is_none_or(|scope| scope == "gpu" || scope == "sys");
+        let orders =
+            Orders { device, acquire: device && how == Some("acquire"), release: device && how == Some("release") };
         let space = space(m);
         m.take("nc");
         m.take("unified");
@@ -139,14 +143,19 @@ impl Builder<'_> {
         if values.len() != count {
             return Err(format!("{} values; accepted: {count}", values.len()));
         }
-        let access = Box::new(Access { place, bytes: ty.bytes() as u32, signed: ty.signed(), values, strong });
+        let access = Box::new(Access { place, bytes: ty.bytes() as u32, signed: ty.signed(), values, strong, orders });
         self.push(if load { Op::Load(access) } else { Op::Store(access) });
         Ok(())
     }
 
     fn atomic(&mut self, s: &Statement, m: &mut Modifiers) -> Result<()> {
-        m.any(&["relaxed", "acquire", "release", "acq_rel"]);
-        m.any(&SCOPES);
+        let how = m.any(&["relaxed", "acquire", "release", "acq_rel"]);
+        let device = m.any(&SCOPES).is_none_or(|scope| scope == "gpu" || scope == "sys");
+        let orders = Orders {
+            device,
+            acquire: device && matches!(how, Some("acquire" | "acq_rel")),
+            release: device && matches!(how, Some("release" | "acq_rel")),
+        };
         let space = space(m);
         let names = ["exch", "cas", "and", "or", "xor", "add", "inc", "dec", "min", "max"];
         let name = m.any(&names).ok_or("this atomic operation is not known to this machine")?;
@@ -185,6 +194,7 @@ impl Builder<'_> {
             out,
             values,
             swap: if cas { Some(self.source(&s.operands[first + 2], ty)?) } else { None },
+            orders,
         };
         self.push(Op::Atomic(Box::new(atomic)));
         Ok(())

@@ -6,6 +6,7 @@ use crate::ast::Space;
 use crate::fault::{Fault, FaultKind};
 use crate::memory::{Bytes, RANK_SHIFT, SHARED_START, locate};
 use crate::op::{Access, Atomic, Place};
+use crate::order::{Order, View};
 use crate::race::Actor;
 
 /// Where an access lands, checked.
@@ -141,6 +142,53 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// A warp, as the order between blocks sees it.
+    fn view<'a>(&'a self, warp: &Warp) -> View<'a> {
+        let block = &self.blocks[warp.block];
+        View { block: block.number, warp: warp.index, clocks: &block.races.clocks, acquired: &block.acquired }
+    }
+
+    /// A fence between blocks: for what comes before it, and for what others have made known.
+    pub(super) fn device_fence(&mut self, warp: &mut Warp, release: bool, acquire: bool) {
+        if release {
+            let mut fences = std::mem::take(&mut warp.fences);
+            Order::cover(&self.view(warp), &mut fences);
+            warp.fences = fences;
+        }
+        let block = &mut self.blocks[warp.block];
+        let clock = &mut block.races.clocks[warp.index][warp.index];
+        *clock += 1;
+        if acquire {
+            Order::bring(warp.index, *clock, &mut block.acquired, &mut warp.fences);
+        }
+    }
+
+    /// Whether the order between blocks is looked at.
+    fn alone(&self) -> bool {
+        self.cluster == [1; 3] && self.grid != [1; 3]
+    }
+
+    /// A plain access of device memory that another block has written, without order.
+    fn unordered(&self, (segment, at): (usize, usize), bytes: usize, view: &View<'_>, write: bool) -> Result<()> {
+        let Some((byte, writer)) = self.order.unknown((segment, at), bytes, view) else { return Ok(()) };
+        let (line, text) = &self.program.sources[writer.source as usize];
+        let [x, y, z] = [
+            writer.block % self.grid[0],
+            writer.block / self.grid[0] % self.grid[1],
+            writer.block / self.grid[0] / self.grid[1],
+        ];
+        let how = if write { "a write of another value to" } else { "a read of" };
+        Err(Fault::new(
+            FaultKind::Race,
+            format!(
+                "{how} byte {} of `{}` is not ordered with the write by block ({x}, {y}, {z}) warp {} at line {line} (`{text}`)",
+                at + byte,
+                self.memory.segments[segment].name,
+                writer.warp
+            ),
+        ))
+    }
+
     pub(super) fn load(&mut self, warp: &mut Warp, active: u32, access: &Access, source: u32) -> Result<()> {
         self.need(warp, active, access.place.base)?;
         let size = access.bytes as usize;
@@ -159,6 +207,15 @@ impl Machine<'_> {
                 }
                 self.check_read(warp.block, (slot, at), total, actor).map_err(blame)?;
             }
+            if let Spot::Segment(segment, at) = spot
+                && self.alone()
+            {
+                if access.orders.device {
+                    self.order.meet((segment, at), &mut warp.fences, (true, false));
+                } else if !access.strong {
+                    self.unordered((segment, at), total, &self.view(warp), false).map_err(blame)?;
+                }
+            }
             for (i, value) in access.values.iter().enumerate() {
                 let Some(value) = value else { continue };
                 let (bytes, at) = self.bytes(warp, spot);
@@ -173,11 +230,17 @@ impl Machine<'_> {
                 warp.defined[value] = warp.defined[value] & !(1 << lane) | u32::from(valid) << lane;
             }
         }
+        if access.orders.acquire {
+            self.device_fence(warp, false, true);
+        }
         Ok(())
     }
 
     pub(super) fn store(&mut self, warp: &mut Warp, active: u32, access: &Access, source: u32) -> Result<()> {
         self.need(warp, active, access.place.base)?;
+        if access.orders.release {
+            self.device_fence(warp, true, false);
+        }
         let size = access.bytes as usize;
         let total = size * access.values.len();
         let mut actor = self.actor(warp, source);
@@ -207,6 +270,13 @@ impl Machine<'_> {
                         "a value that nothing wrote goes to device memory",
                     ));
                 }
+                if let Spot::Segment(segment, at) = spot
+                    && self.alone()
+                    && !access.strong
+                    && self.memory.segments[segment].bytes.read(at + i * size, size).0 != bits & ones(size)
+                {
+                    self.unordered((segment, at + i * size), size, &self.view(warp), true).map_err(blame)?;
+                }
                 let (bytes, at) = self.bytes_mut(warp, spot);
                 let at = at + i * size;
                 if collides && bytes.data[at..at + size] != bits.to_le_bytes()[..size] {
@@ -218,10 +288,26 @@ impl Machine<'_> {
                 }
                 bytes.write(at, size, bits, valid);
             }
+            self.note(warp, spot, total, source, (access.orders.device, false));
         }
         // Somebody may poll for what was written.
         self.progress += u64::from(access.strong);
         Ok(())
+    }
+
+    /// Remembers a write to device memory, and what it orders.
+    fn note(&mut self, warp: &mut Warp, spot: Spot, bytes: usize, source: u32, (device, reads): (bool, bool)) {
+        if let Spot::Segment(segment, at) = spot
+            && self.alone()
+        {
+            if device {
+                self.order.meet((segment, at), &mut warp.fences, (reads, true));
+            }
+            let mut order = std::mem::take(&mut self.order);
+            let size = self.memory.segments[segment].bytes.data.len();
+            order.wrote((segment, size), at..at + bytes, &self.view(warp), source);
+            self.order = order;
+        }
     }
 
     pub(super) fn atomic(&mut self, warp: &mut Warp, active: u32, atomic: &Atomic, source: u32) -> Result<()> {
@@ -231,7 +317,10 @@ impl Machine<'_> {
         }
         let size = atomic.bytes as usize;
         let total = size * atomic.values.len();
-        let mask = if size == 8 { u64::MAX } else { (1 << (8 * size)) - 1 };
+        let mask = ones(size);
+        if atomic.orders.release {
+            self.device_fence(warp, true, false);
+        }
         let actor = Actor { atomic: true, ..self.actor(warp, source) };
         for lane in 0..32 {
             if active >> lane & 1 == 0 {
@@ -259,7 +348,16 @@ impl Machine<'_> {
                     warp.defined[*out as usize] |= 1 << lane;
                 }
             }
+            self.note(warp, spot, total, source, (atomic.orders.device, true));
+        }
+        if atomic.orders.acquire {
+            self.device_fence(warp, false, true);
         }
         Ok(())
     }
+}
+
+/// All bits of so many bytes.
+fn ones(bytes: usize) -> u64 {
+    u64::MAX >> (64 - 8 * bytes.min(8))
 }

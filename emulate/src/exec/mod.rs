@@ -13,6 +13,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::launch::{Schedule, TensorMap};
 use crate::memory::{Bytes, Memory};
 use crate::op::{Op, Pred, Reg, Test};
+use crate::order::Order;
 use crate::race::{Actor, Collision};
 use state::{Block, Wait, Warp};
 
@@ -47,6 +48,8 @@ pub(crate) struct Machine<'p> {
     pub lane_instructions: u64,
     pub warp_instructions: u64,
     pub budget: u64,
+    /// Between blocks.
+    pub order: Order,
     /// Counts what lets somebody else go on.
     pub progress: u64,
     pub random: fastrand::Rng,
@@ -349,6 +352,7 @@ impl Machine<'_> {
                 self.set_pred(warp, active, *p, bits);
             }
             Op::Nothing => {}
+            Op::DeviceFence => self.device_fence(warp, true, true),
             _ => return self.execute_rare(warp, pc, active, group),
         }
         Ok(Next::Advance)

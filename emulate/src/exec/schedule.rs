@@ -124,6 +124,8 @@ impl Machine<'_> {
                 pending: Vec::new(),
                 cluster: Gate::default(),
                 live_warps: count as u32,
+                number: index[0] + self.grid[0] * (index[1] + self.grid[1] * index[2]),
+                acquired: Vec::new(),
             });
             for warp in 0..count {
                 let warp = self.open_warp(slot, warp, at, inside, rank);

@@ -3,6 +3,7 @@
 use crate::alu::Lanes;
 use crate::asynchronous::{CopyEntry, Mbarrier, Pending};
 use crate::memory::Bytes;
+use crate::order::{Acquired, Fences};
 use crate::race::{Clock, Races};
 use crate::wgmma::Flight;
 use std::collections::HashMap;
@@ -69,6 +70,8 @@ pub(crate) struct Warp {
     pub carry: u32,
     /// Generation of the cluster barrier at the last arrival.
     pub cluster_generation: u32,
+    /// What its fences order between blocks.
+    pub fences: Fences,
     /// A failed `try_wait` may return now.
     pub give_up: bool,
 }
@@ -107,4 +110,8 @@ pub(crate) struct Block {
     /// Cluster barrier, used in the cluster's first block.
     pub cluster: Gate,
     pub live_warps: u32,
+    /// Its number in the grid.
+    pub number: u32,
+    /// What fences have brought from other blocks.
+    pub acquired: Acquired,
 }

@@ -146,7 +146,7 @@ pub struct Grid {
     pub rule: String,
     /// Rows per workgroup along x: `x = ceil(m / this)`; absent where x is 1.
     pub tile_m: Option<u32>,
-    /// Output features per workgroup along y; absent where y is 1.
+    /// Output features per workgroup along y; absent where y is 1, or where workgroups share them.
     pub tile_n: Option<u32>,
     /// Workgroups along y.
     pub y: u32,
@@ -173,6 +173,10 @@ pub struct ArgEntry {
     pub align: u32,
     /// Whether the kernel writes it.
     pub written: bool,
+    /// A workspace: it must be zero before the first launch with it, and each launch leaves it ready for the next one. No two
+    /// launches may use one at a time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zeroed: bool,
 }
 
 /// What only some operations have; absent where they do not.
@@ -274,6 +278,7 @@ impl ArgEntry {
     pub(super) fn arg(&self) -> Arg {
         let align = self.align;
         let kind = match (self.kind.as_str(), self.written) {
+            ("buffer", true) if self.zeroed => ArgKind::ReadWrite { align },
             ("buffer", true) => ArgKind::Write { align },
             ("buffer", false) => ArgKind::Read { align },
             _ => ArgKind::I32,

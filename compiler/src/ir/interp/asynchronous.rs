@@ -15,11 +15,27 @@ use std::collections::BTreeMap;
 /// One instruction with its operands resolved.
 #[derive(Debug)]
 pub enum Beside {
-    Init { barrier: Place, arrivals: u32 },
-    Arrive { barrier: Place, bytes: u32 },
-    Wait { barrier: Place, parity: Slot },
-    Copy { to: Place, from: Place, bytes: u32, barrier: Place },
+    Init {
+        barrier: Place,
+        arrivals: u32,
+    },
+    Arrive {
+        barrier: Place,
+        bytes: u32,
+    },
+    Wait {
+        barrier: Place,
+        parity: Slot,
+    },
+    Copy {
+        to: Place,
+        from: Place,
+        bytes: u32,
+        barrier: Place,
+    },
     Meet,
+    /// Of the device, between workgroups.
+    Fence,
     Mma(Product),
     Nothing,
 }
@@ -112,6 +128,7 @@ impl Objects {
                 space.begin_bulk(target.0, target.1, bytes.len(), who)?;
                 object.copies.push(Copy { op: number, to: target, bytes });
             }
+            Beside::Fence => space.fence(who),
             Beside::Meet | Beside::Mma(_) | Beside::Nothing => {}
         }
         Ok(true)

@@ -500,6 +500,7 @@ impl Flattener<'_> {
                 barrier: self.place(barrier, 8),
             },
             Asynchronous::SubgroupBarrier => Beside::Meet,
+            Asynchronous::DeviceFence => Beside::Fence,
             Asynchronous::Mma { shape, columns, a, b, acc } => {
                 let (fragments, a_panel) = match a {
                     Factor::Fragments(list) => (list.iter().map(|&value| self.slot(value)).collect(), None),

@@ -5,6 +5,7 @@
 //! race with any access that ran before it.
 
 use super::ArgValue;
+use super::order::Order;
 use crate::ir::kernel::{Access, Kernel, ParamKind};
 use crate::ir::types::Memory;
 
@@ -31,6 +32,8 @@ pub struct Space {
     shared: Vec<Region>,
     /// How often each thread has arrived at a barrier object or met its subgroup.
     stamps: Vec<u32>,
+    /// Which accesses of other workgroups come before those of the one that runs.
+    order: Order,
 }
 
 impl Space {
@@ -60,7 +63,7 @@ impl Space {
             readers: None,
             under_way: None,
         });
-        Space { params: params.collect(), shared: shared.collect(), stamps: Vec::new() }
+        Space { params: params.collect(), shared: shared.collect(), stamps: Vec::new(), order: Order::default() }
     }
 
     /// Gives the buffers back.
@@ -75,6 +78,7 @@ impl Space {
 
     /// Forgets what the last workgroup left in shared memory.
     pub fn enter_workgroup(&mut self) {
+        self.order.enter_workgroup();
         for region in &mut self.shared {
             if let Some(written) = &mut region.written {
                 written.fill(false);
@@ -137,11 +141,19 @@ impl Space {
             }
         }
         if let Some(shadow) = &mut region.shadow
-            && let Err((byte, other)) = shadow.note(range.clone(), region.bytes.len(), what, who)
+            && let Err((byte, other)) = shadow.note(range.clone(), region.bytes.len(), what, who, &self.order)
         {
             return Err(race(&region.name, byte, what, who, other));
         }
+        if what == Use::Atomic && matches!(memory, Memory::Param(_)) {
+            self.order.atomic(memory, at, who);
+        }
         Ok(&mut region.bytes[range])
+    }
+
+    /// A fence between workgroups.
+    pub fn fence(&mut self, who: Who) {
+        self.order.fence(who);
     }
 }
 
@@ -335,7 +347,14 @@ impl Shadow {
     }
 
     #[inline(always)]
-    fn note(&mut self, range: std::ops::Range<usize>, len: usize, what: Use, who: Who) -> Result<(), (usize, Other)> {
+    fn note(
+        &mut self,
+        range: std::ops::Range<usize>,
+        len: usize,
+        what: Use,
+        who: Who,
+        order: &Order,
+    ) -> Result<(), (usize, Other)> {
         let tag = (who.workgroup as u64 + 1) << 36 | (who.interval as u64) << 12 | who.thread as u64;
         let kinds = [(&self.stores, Use::Store), (&self.loads, Use::Load), (&self.atomics, Use::Atomic)];
         for (tags, kind) in kinds {
@@ -344,7 +363,7 @@ impl Shadow {
                 continue;
             }
             let tags = &tags[range.clone()];
-            if let Some(byte) = tags.iter().position(|&old| old != 0 && old != tag && conflict(old, tag)) {
+            if let Some(byte) = tags.iter().position(|&old| old != 0 && old != tag && conflict(old, tag, who, order)) {
                 return Err((range.start + byte, Other { tag: tags[byte], what: kind }));
             }
         }
@@ -366,8 +385,12 @@ impl Shadow {
 }
 
 /// Whether two accesses can run at the same time.
-fn conflict(old: u64, new: u64) -> bool {
-    old >> 36 != new >> 36 || (old >> 12 == new >> 12 && old & MANY != new & MANY)
+fn conflict(old: u64, new: u64, who: Who, order: &Order) -> bool {
+    if old >> 36 != new >> 36 {
+        let interval = (old >> 12) as u32 & (MAX_INTERVALS - 1);
+        return old == EVERY_WORKGROUP || !order.is_before((old >> 36) as u32 - 1, interval, who);
+    }
+    old >> 12 == new >> 12 && old & MANY != new & MANY
 }
 
 /// One tag for an old access and a new one: older intervals of one workgroup can race with it no more.

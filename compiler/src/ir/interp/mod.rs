@@ -13,6 +13,7 @@ mod float8;
 mod matrix;
 mod memory;
 mod number;
+mod order;
 mod pure;
 mod trap;
 mod workgroup;

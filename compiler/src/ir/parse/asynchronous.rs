@@ -7,6 +7,7 @@
 //!      | "barrier_wait" address "," value                                 parity
 //!      | "bulk_copy" address "," address "bytes" int "," address           to, from, barrier
 //!      | "fence_async" | "subgroup_barrier" | "launch_dependents" | "await_dependencies"
+//!      | "device_fence"
 //!      | "warpgroup_mma" shape "columns" int "a" ("[" values "]" | panel "steps" int) "b" panel "," value
 //!      | ("registers_give" | "registers_take") int
 //! panel = address "leading" int "stride" int
@@ -16,7 +17,7 @@ use super::{Parsed, Parser};
 use crate::ir::asynchronous::{Asynchronous, Factor, Panel};
 
 /// The words that start one.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 13] = [
     "barrier_init",
     "barrier_arrive",
     "barrier_expect",
@@ -29,6 +30,7 @@ pub(super) const NAMES: [&str; 12] = [
     "registers_take",
     "launch_dependents",
     "await_dependencies",
+    "device_fence",
 ];
 
 impl Parser<'_> {
@@ -77,6 +79,7 @@ impl Parser<'_> {
             "registers_take" => Asynchronous::Registers { count: self.int()?, more: true },
             "launch_dependents" => Asynchronous::LaunchDependents,
             "await_dependencies" => Asynchronous::AwaitDependencies,
+            "device_fence" => Asynchronous::DeviceFence,
             _ => Asynchronous::Fence,
         })
     }

@@ -91,7 +91,7 @@ impl Check<'_> {
                     self.fault(format!("{count} registers; accepted: multiples of 8 from 24 to 256"));
                 }
             }
-            Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies => {}
+            Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies | Asynchronous::DeviceFence => {}
         }
     }
 

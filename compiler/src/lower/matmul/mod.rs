@@ -18,7 +18,7 @@ mod tile;
 pub(super) use block::{BLOCK, block_rows};
 pub(super) use mma::{MMA, packing};
 pub(super) use panel::PANEL_FAMILY;
-pub(super) use ring::RING;
+pub(super) use ring::{RING, workspace};
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
@@ -195,6 +195,9 @@ fn entry(op: &Matmul, schedule: &Schedule) -> String {
     }
     if schedule.strips > 1 {
         name.push_str(&format!("x{}", schedule.strips));
+    }
+    if schedule.workgroups > 1 {
+        name.push_str(&format!("w{}", schedule.workgroups));
     }
     for (on, text) in
         [(op.epilogue.bias, "_bias"), (op.epilogue.silu_mul, "_silu_mul"), (op.epilogue.residual, "_residual")]

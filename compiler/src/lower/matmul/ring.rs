@@ -11,25 +11,31 @@
 //! On devices with bulk copies one lane fetches a step and all wait for its barrier object; elsewhere each lane copies the 16
 //! bytes that it will decode itself, and waits for its own copies alone. Weights do not depend on the launch before: the
 //! first steps are fetched before this one waits for it. Partial results meet in shared memory in a fixed order.
-//! Grid: x over tiles of rows, y over tiles of columns.
+//! Grid: x over tiles of rows, y over tiles of columns; or over as many workgroups as the schedule says, which share those.
 
+mod share;
 mod stages;
 mod walk;
 
+pub(in crate::lower) use share::workspace;
+
+use self::share::Share;
 use self::stages::Ring;
-use self::walk::Walk;
+use self::walk::{Walk, begin};
 use super::products::{Cut, Products, cut, lanes_of, listed, rows_of};
 use super::{Plan, as_matmul, entry};
-use crate::caps::{Caps, Feature};
+use crate::caps::{Caps, Feature, MmaShape};
 use crate::error::{Error, Result};
-use crate::format::qt16::tile_columns;
-use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, Kernel, Scalar};
+use crate::format::qt16::{Qt16, tile_columns};
+use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Value};
 use crate::lower::Implementation;
+use crate::lower::activation::Rows;
+use crate::lower::lanes::Lanes;
 use crate::lower::memory::{Packing, Params, Role, byte_index};
 use crate::lower::space::Axis;
 use crate::lower::team::Team;
 use crate::lower::unpack::fragments::Fragments;
-use crate::op::Op;
+use crate::op::{Matmul, Op};
 use crate::schedule::{Family, Knob, Schedule};
 
 pub(in crate::lower) const RING: Implementation = Implementation {
@@ -69,6 +75,11 @@ fn ring_cut(op: &Op, caps: &Caps) -> Result<(Cut, usize), String> {
 /// Strips of a step: where all of K is one segment, its sums go on from step to step.
 fn strips_of(cut: &Cut, k: usize) -> usize {
     if cut.segment >= k { 1 } else { cut.per }
+}
+
+/// Steps of all tiles of a row of tiles.
+fn shared_steps(matmul: &Matmul, cut: &Cut, tile_n: u32) -> usize {
+    matmul.n.div_ceil(tile_n.max(1) as usize) * (matmul.k / cut.block / strips_of(cut, matmul.k))
 }
 
 fn refuses(op: &Op, caps: &Caps) -> Option<String> {
@@ -112,13 +123,45 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             }
         }
     }
+    let (sharing, first) = sharing(matmul, &cut, caps, &list, m);
+    let at = if first { 0 } else { list.len() };
+    list.splice(at..at, sharing);
     list
+}
+
+/// Bytes of weights that a workgroup must read for its part of a shared tile to be worth meeting for: meeting takes about as
+/// long as a unit needs for these.
+const WORTH_SHARING: usize = 32 << 10;
+
+/// The schedules of a list whose workgroups may share tiles, two workgroups per unit, largest tiles first; and whether they
+/// are better than the list's first one, which leaves units idle in its last round.
+fn sharing(matmul: &Matmul, cut: &Cut, caps: &Caps, list: &[Schedule], m: usize) -> (Vec<Schedule>, bool) {
+    let (Some(gpu), Some(favourite)) = (caps.gpu, list.first()) else { return (Vec::new(), false) };
+    if !caps.features.has(Feature::DeviceFence) {
+        return (Vec::new(), false);
+    }
+    let places = 2 * gpu.units as usize;
+    let tiles = matmul.n.div_ceil(favourite.tile_n as usize) * m.div_ceil(favourite.tile_m as usize);
+    let idle = tiles.div_ceil(places) * places * 9 > tiles * 10;
+    let bytes = matmul.n * matmul.k * matmul.weight.code.bits() as usize / 8;
+    let mut shared: Vec<Schedule> = Vec::new();
+    for schedule in list {
+        let steps = shared_steps(matmul, cut, schedule.tile_n);
+        // Small matrices are shared among fewer: each subgroup has a step at least.
+        let workgroups = places.min(steps / schedule.split as usize);
+        if workgroups > 1 {
+            shared.push(schedule.with_workgroups(workgroups as u32));
+        }
+    }
+    shared.sort_by_key(|schedule| std::cmp::Reverse(schedule.tile_n));
+    let first = idle && favourite.tile_m == 8 && m <= 8 && bytes >= places * WORTH_SHARING;
+    (shared, first)
 }
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
-    let Schedule { tile_m, tile_n, unroll, threads, split, .. } = *schedule;
-    let faults = listed(
+    let Schedule { tile_m, tile_n, unroll, threads, split, workgroups, .. } = *schedule;
+    let mut faults = listed(
         schedule,
         &[
             ("tile_m", tile_m, &TOKENS),
@@ -128,48 +171,153 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             ("threads", threads, &[split * caps.subgroup]),
         ],
     );
+    let (cut, class, shape, layout) = cut(op, caps, |_| 0, LONGEST).map_err(Error::Unsupported)?;
+    let most = shared_steps(matmul, &cut, tile_n);
+    if workgroups == 0 || workgroups as usize > most {
+        faults.push(format!("workgroups is {workgroups}; accepted: 1 to {most}, the steps of all tiles"));
+    }
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
-    let (cut, class, shape, layout) = cut(op, caps, |_| 0, LONGEST).map_err(Error::Unsupported)?;
+    if workgroups > 1 && !caps.features.has(Feature::DeviceFence) {
+        return Err(Error::Unsupported(format!("workgroups of {} that share tiles: it lacks device-fence", caps.name)));
+    }
     let lanes = lanes_of(shape)?;
     let mut b = Builder::new(&entry(matmul, schedule));
-    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class, layout.order), caps)?;
+    let packing = Packing::Qt16(class, layout.order);
+    let params = Params::declare_with(&mut b, op, packing, workspace(schedule), caps)?;
     let team = Team::of_subgroups(&mut b, caps.subgroup, split, 16, (tile_n / 16 * tile_m / 8) as usize);
     if caps.features.has(Feature::GridDependency) {
         b.asynchronous(Asynchronous::LaunchDependents);
     }
     let lane = b.builtin(Builtin::Lane);
+    let places = Places {
+        layout: &layout,
+        lanes: &lanes,
+        weights: params.get(Role::Weights),
+        tiles: tile_n as usize / 16,
+        lane,
+    };
+    if workgroups > 1 {
+        shared(&mut b, (matmul, schedule, caps), (cut, shape), &places, &params, &team)?;
+        return Ok(b.finish());
+    }
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
     let start = b.bin_imm(BinOp::Mul, tile_y, tile_n as i64);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
     let tile_x = b.builtin(Builtin::WorkgroupId(0));
     let first = b.bin_imm(BinOp::Mul, tile_x, tile_m as i64);
-    let tiles = tile_n as usize / 16;
-    let fragments = Fragments::new(&mut b, (&layout, &lanes), params.get(Role::Weights), start, tiles, lane, caps);
-    let (g, t) = (b.bin_imm(BinOp::ShrU, lane, 2), b.bin_imm(BinOp::And, lane, 3));
-    let tokens = tile_m as usize / 8;
-    let rows = rows_of(&mut b, matmul, &params, first, t, tokens);
-    let last = b.bin_imm(BinOp::Sub, params.m, 1);
-    let columns = (0..tokens)
-        .map(|token| {
-            // Rows past M repeat the last one; nobody stores what they give.
-            let row = b.bin_imm(BinOp::Add, first, 8 * token as i64);
-            let row = b.add(row, g);
-            let row = b.bin(BinOp::MinS, row, last);
-            let place = byte_index(&mut b, row, matmul.k * shape.b.bits() as usize / 8);
-            let mine = byte_index(&mut b, t, 4);
-            b.add(place, mine)
-        })
-        .collect();
-    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &rows };
+    let fragments = places.at(&mut b, start, caps);
+    let input = Input::new(&mut b, (matmul, shape, tile_m), &params, (first, lane));
+    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows };
     let strips = strips_of(&cut, matmul.k);
     let ring = Ring::new(&mut b, schedule, (strips, &fragments), matmul.k / cut.block / strips, lane, caps);
-    let walk = Walk { products, ring, team: &team, x: params.get(Role::Activations), columns };
+    let walk = Walk { products, ring: &ring, team: &team, x: params.get(Role::Activations), columns: &input.columns };
     let results = walk.run(&mut b, caps);
     let plan = Plan::with_lanes(matmul, &Schedule { unroll: 1, ..*schedule }, caps, 1, 1)?;
-    walk.products.store(&mut b, (&plan, &params), (start, g), &results, &mut |b, i, body| {
+    walk.products.store(&mut b, (&plan, &params), (start, input.g), &results, &mut |b, i, body| {
         team.on_slice(b, i, |b| body(b));
     });
     Ok(b.finish())
+}
+
+/// What finds the weights of a tile.
+struct Places<'a> {
+    layout: &'a Qt16,
+    lanes: &'a Lanes,
+    weights: Memory,
+    /// Of 16 rows, in a tile of Y.
+    tiles: usize,
+    lane: Value,
+}
+
+impl<'a> Places<'a> {
+    /// Those of the tile whose first row of W is this (`i64`).
+    fn at(&self, b: &mut Builder, start: Value, caps: &Caps) -> Fragments<'a> {
+        Fragments::new(b, (self.layout, self.lanes), self.weights, start, self.tiles, self.lane, caps)
+    }
+}
+
+/// What a lane needs to know of X.
+struct Input {
+    /// See [`Products::rows`].
+    rows: Vec<(Value, Rows)>,
+    /// See [`Walk::columns`].
+    columns: Vec<Value>,
+    /// The lane's row of a tile of 8, `i32`.
+    g: Value,
+}
+
+impl Input {
+    /// For the tile of X whose first row is `first` (`i32`).
+    fn new(
+        b: &mut Builder,
+        (matmul, shape, tile_m): (&Matmul, &'static MmaShape, u32),
+        params: &Params,
+        (first, lane): (Value, Value),
+    ) -> Input {
+        let (g, t) = (b.bin_imm(BinOp::ShrU, lane, 2), b.bin_imm(BinOp::And, lane, 3));
+        let tokens = tile_m as usize / 8;
+        let rows = rows_of(b, matmul, params, first, t, tokens);
+        let last = b.bin_imm(BinOp::Sub, params.m, 1);
+        let columns = (0..tokens)
+            .map(|token| {
+                // Rows past M repeat the last one; nobody stores what they give.
+                let row = b.bin_imm(BinOp::Add, first, 8 * token as i64);
+                let row = b.add(row, g);
+                let row = b.bin(BinOp::MinS, row, last);
+                let place = byte_index(b, row, matmul.k * shape.b.bits() as usize / 8);
+                let mine = byte_index(b, t, 4);
+                b.add(place, mine)
+            })
+            .collect();
+        Input { rows, columns, g }
+    }
+}
+
+/// The body of a kernel whose workgroups share tiles.
+fn shared(
+    b: &mut Builder,
+    (matmul, schedule, caps): (&Matmul, &Schedule, &Caps),
+    (cut, shape): (Cut, &'static MmaShape),
+    places: &Places<'_>,
+    params: &Params,
+    team: &Team,
+) -> Result<()> {
+    let tile_x = b.builtin(Builtin::WorkgroupId(0));
+    let first = b.bin_imm(BinOp::Mul, tile_x, schedule.tile_m as i64);
+    let input = Input::new(b, (matmul, shape, schedule.tile_m), params, (first, places.lane));
+    let strips = strips_of(&cut, matmul.k);
+    let steps = matmul.k / cut.block / strips;
+    let tiles = matmul.n.div_ceil(schedule.tile_n as usize);
+    let share = Share::new(b, schedule, (tiles, steps), params.get(Role::Workspace), (tile_x, places.lane), team);
+    let zero = b.int(Scalar::I64, 0);
+    let any = places.at(b, zero, caps);
+    let ring = Ring::new(b, schedule, (strips, &any), steps, places.lane, caps).ending(share.end());
+    let find = |b: &mut Builder, step: Value| {
+        let (start, step) = share.find(b, step);
+        (places.at(b, start, caps), step)
+    };
+    let plan = Plan::with_lanes(matmul, &Schedule { unroll: 1, ..*schedule }, caps, 1, 1)?;
+    let index = share.first(b, team);
+    let stages = begin(b, &ring, &find, index, caps);
+    share.each_tile(b, (index, stages), ring.split, |b, part, state| {
+        let fragments = places.at(b, part.start, caps);
+        let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows };
+        let (x, columns) = (params.get(Role::Activations), &input.columns);
+        let walk = Walk { products, ring: &ring, team, x, columns };
+        let (stages, sums) = part.walk(b, &walk, state, &find);
+        let sums = team.combine(b, BinOp::Add, &sums);
+        let (sums, here) = share.complete(b, part, team, &sums);
+        let nothing = b.int(Scalar::I32, 0);
+        let here = b.cmp(CmpOp::Ne, here, nothing);
+        b.if_then(here, |b| {
+            let results = walk.results(b, sums);
+            walk.products.store(b, (&plan, params), (part.start, input.g), &results, &mut |b, i, body| {
+                team.on_slice(b, i, |b| body(b));
+            });
+        });
+        stages
+    });
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Always holds: an element of a fragment is exactly `code - zero` (class F16), or the stored byte, of which
 //! [`Fragments::offset`] is to be taken off (class B8).
 
+mod book;
 mod decode;
 mod direct;
 
@@ -19,6 +20,7 @@ use crate::lower::memory::at;
 use crate::lower::walk::Pos;
 
 /// Reads some blocks of rows of one panel, each as large as the instruction's [`Lanes`] say.
+#[derive(Clone, Copy)]
 pub(in crate::lower) struct Fragments<'a> {
     /// Where things lie.
     pub layout: &'a Qt16,
@@ -65,6 +67,11 @@ pub(in crate::lower) fn refuses(layout: &Qt16, element: DType) -> Option<String>
     match (format.code, layout.class) {
         (Code::Int { .. } | Code::Ternary, Class::B8) if matches!(element, DType::U8 | DType::I8) => {}
         (Code::Int { .. } | Code::Ternary, Class::F16) if width >= 2 && (width < 8 || element == DType::F16) => {}
+        (Code::Table(book), _) if book::serves(book, element) => {
+            if format.zero != Zero::None {
+                return Some(format!("takes no zero points with the codes of {name}"));
+            }
+        }
         (code, Class::F16) if Direct::of(code, element).is_some() => {
             if format.zero != Zero::None {
                 return Some(format!("takes no zero points with the codes of {name}"));

@@ -1,5 +1,5 @@
 //! What runs beside the threads from sm_90 on: barrier objects (`mbarrier`), bulk copies, `wgmma`, proxy fences, register
-//! counts, grid dependencies.
+//! counts, grid dependencies; fences between workgroups on every device.
 //!
 //! Always holds: a product is fenced before and waited for behind its last step, so that its sums are plain registers.
 
@@ -47,6 +47,7 @@ impl Emitter<'_> {
             }
             Asynchronous::LaunchDependents => self.text.line(format_args!("griddepcontrol.launch_dependents")),
             Asynchronous::AwaitDependencies => self.text.line(format_args!("griddepcontrol.wait")),
+            Asynchronous::DeviceFence => self.text.line(format_args!("fence.acq_rel.gpu")),
             Asynchronous::Mma { shape, columns, a, b, acc } => {
                 let before = self.words(*acc);
                 let fresh = before.iter().all(|word| *word == Word::I(0));

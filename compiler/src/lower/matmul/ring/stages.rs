@@ -9,6 +9,9 @@ use crate::lower::unpack::fragments::Fragments;
 use crate::lower::walk::Pos;
 use crate::schedule::Schedule;
 
+/// Where a step is: the tile of W that it is of, and its number there.
+pub(super) type Find<'a, 'f> = dyn Fn(&mut Builder, Value) -> (Fragments<'f>, Value) + 'a;
+
 /// A subgroup's ring.
 pub(super) struct Ring {
     memory: Memory,
@@ -25,8 +28,9 @@ pub(super) struct Ring {
     tiles: usize,
     /// Of 16 bytes that a lane has of a tile of a strip.
     chunks: Vec<(usize, usize)>,
-    /// Steps of all subgroups.
+    /// Steps of all subgroups, from which on none is fetched: a number, or the first that is not this workgroup's (`i64`).
     pub steps: usize,
+    end: Option<Value>,
     pub split: usize,
 }
 
@@ -53,7 +57,12 @@ impl Ring {
         let barrier = times(b, subgroup, stages * 8);
         let zero = b.int(Scalar::I32, 0);
         let leader = b.cmp(CmpOp::Eq, lane, zero);
-        Ring { memory, barriers, base, mine, barrier, leader, stages, strips, tiles, chunks, steps, split }
+        Ring { memory, barriers, base, mine, barrier, leader, stages, strips, tiles, chunks, steps, end: None, split }
+    }
+
+    /// The same ring for the steps before another one, `i64`.
+    pub fn ending(self, end: Value) -> Ring {
+        Ring { end: Some(end), ..self }
     }
 
     /// Bytes of a stage.
@@ -80,11 +89,10 @@ impl Ring {
     }
 
     /// Starts to fetch a step, if there is one, to a stage (its number, `i32`).
-    pub fn fetch(&self, b: &mut Builder, fragments: &Fragments<'_>, step: Value, stage: Value) {
-        let end = b.int(Scalar::I64, self.steps as i64);
+    pub fn fetch(&self, b: &mut Builder, find: &Find<'_, '_>, step: Value, stage: Value) {
+        let end = self.end.unwrap_or_else(|| b.int(Scalar::I64, self.steps as i64));
         let exists = b.cmp(CmpOp::LtS, step, end);
         let offset = times(b, stage, self.bytes());
-        let strip = Pos { index: Some(step), fixed: 0 }.times(b, self.strips);
         match self.barriers {
             Some(barriers) => {
                 let fetches = b.bin(BinOp::And, exists, self.leader);
@@ -93,6 +101,7 @@ impl Ring {
                 let barrier = b.add(barrier, self.barrier);
                 let barrier = at(barriers, Some(barrier), 0);
                 b.if_then(fetches, |b| {
+                    let (fragments, strip) = self.source(b, find, step);
                     b.asynchronous(Asynchronous::BarrierExpect { barrier, bytes: self.bytes() as u32 });
                     let bytes = 512 * self.tiles;
                     for (i, (strip, chunk)) in self.places(strip).into_iter().enumerate() {
@@ -105,6 +114,7 @@ impl Ring {
             None => {
                 let to = b.add(self.mine, offset);
                 b.if_then(exists, |b| {
+                    let (fragments, strip) = self.source(b, find, step);
                     for (i, (strip, chunk)) in self.places(strip).into_iter().enumerate() {
                         for tile in 0..self.tiles {
                             let to = at(self.memory, Some(to), (i * self.tiles + tile) * 512);
@@ -116,6 +126,12 @@ impl Ring {
                 b.async_commit();
             }
         }
+    }
+
+    /// The tile of a step, and its first strip there.
+    fn source<'f>(&self, b: &mut Builder, find: &Find<'_, 'f>, step: Value) -> (Fragments<'f>, Pos) {
+        let (fragments, step) = find(b, step);
+        (fragments, Pos { index: Some(step), fixed: 0 }.times(b, self.strips))
     }
 
     /// The words of the step in a stage once they have come, `[strip][tile][chunk]`.

@@ -2,7 +2,7 @@
 //!
 //! Always holds: partial results meet in a fixed order, so a launch gives the same bits every time.
 
-use super::stages::Ring;
+use super::stages::{Find, Ring};
 use crate::caps::{Caps, Feature};
 use crate::ir::{Asynchronous, BinOp, Builder, CmpOp, Memory, Scalar, Value};
 use crate::lower::matmul::products::{Products, fragment};
@@ -10,38 +10,62 @@ use crate::lower::memory::at;
 use crate::lower::team::Team;
 use crate::lower::walk::Pos;
 
-/// The walk of a subgroup over its steps.
+/// The walk of a subgroup over its steps of a tile.
 pub(super) struct Walk<'a> {
     pub products: Products<'a>,
-    pub ring: Ring,
+    pub ring: &'a Ring,
     pub team: &'a Team,
     pub x: Memory,
     /// For each tile of 8 rows of X: the byte of this lane's first number, `i64`.
-    pub columns: Vec<Value>,
+    pub columns: &'a [Value],
+}
+
+/// Makes a ring ready and starts to fetch a subgroup's first steps, those from `index` (`i64`) on; then waits for the launches
+/// that this one depends on. Gives the stage that is read first, that which is written next, and the parity of the first.
+pub(super) fn begin(b: &mut Builder, ring: &Ring, find: &Find<'_, '_>, index: Value, caps: &Caps) -> [Value; 3] {
+    ring.prepare(b);
+    let ahead = ring.stages - 1;
+    for stage in 0..ahead {
+        let step = b.bin_imm(BinOp::Add, index, (stage * ring.split) as i64);
+        let stage = b.int(Scalar::I32, stage as i64);
+        ring.fetch(b, find, step, stage);
+    }
+    if caps.features.has(Feature::GridDependency) {
+        b.asynchronous(Asynchronous::AwaitDependencies);
+    }
+    [b.int(Scalar::I32, 0), b.int(Scalar::I32, ahead as i64), b.int(Scalar::I32, 0)]
 }
 
 impl Walk<'_> {
-    /// Results `[tile][rows of X]`, the same in every subgroup.
+    /// Results `[tile][rows of X]`, the same in every subgroup, where all steps are of one tile.
     pub fn run(&self, b: &mut Builder, caps: &Caps) -> Vec<Value> {
-        let (products, ring, fragments) = (&self.products, &self.ring, self.products.fragments);
+        let find = |_: &mut Builder, step: Value| (*self.products.fragments, step);
         let index = self.team.split(b).index;
-        ring.prepare(b);
+        let stages = begin(b, self.ring, &find, index, caps);
+        let end = self.ring.steps as i64;
+        let (_, sums) = self.steps(b, (index, |b: &mut Builder| b.int(Scalar::I64, end)), stages, None, &find);
+        let sums = self.team.combine(b, BinOp::Add, &sums);
+        self.results(b, sums)
+    }
+
+    /// The sums of this subgroup over its steps from one to an end, and the stages behind them; `first` is the tile's first
+    /// step, 0 where there is none.
+    pub fn steps(
+        &self,
+        b: &mut Builder,
+        (index, end): (Value, impl FnOnce(&mut Builder) -> Value),
+        stages: [Value; 3],
+        first: Option<Value>,
+        find: &Find<'_, '_>,
+    ) -> ([Value; 3], Vec<Value>) {
+        let (products, ring) = (&self.products, self.ring);
         let ahead = ring.stages - 1;
-        for stage in 0..ahead {
-            let step = b.bin_imm(BinOp::Add, index, (stage * ring.split) as i64);
-            let stage = b.int(Scalar::I32, stage as i64);
-            ring.fetch(b, fragments, step, stage);
-        }
-        if caps.features.has(Feature::GridDependency) {
-            b.asynchronous(Asynchronous::AwaitDependencies);
-        }
-        // Where all of K is one segment of several strips, its sums go on and are scaled at the end.
-        let goes_on = products.cut.segment >= products.op.k && products.cut.per > 1;
-        let mut state = vec![b.int(Scalar::I32, 0), b.int(Scalar::I32, ahead as i64), b.int(Scalar::I32, 0)];
+        let goes_on = self.goes_on();
+        let mut state = stages.to_vec();
         let kept = state.len();
         let nothing = if goes_on { self.no_sums(b) } else { products.zeros(b) };
         state.extend(nothing);
-        let end = b.int(Scalar::I64, ring.steps as i64);
+        let end = end(b);
         let state = b.for_loop(index, end, ring.split as i64, &state, |b, step, state| {
             let (read, write, parity) = (state[0], state[1], state[2]);
             if ring.barriers.is_some() {
@@ -49,8 +73,9 @@ impl Walk<'_> {
                 b.asynchronous(Asynchronous::SubgroupBarrier);
             }
             let later = b.bin_imm(BinOp::Add, step, (ahead * ring.split) as i64);
-            ring.fetch(b, fragments, later, write);
+            ring.fetch(b, find, later, write);
             let words = ring.words(b, read, parity);
+            let step = first.map_or(step, |first| b.bin(BinOp::Sub, step, first));
             let step = Pos { index: Some(step), fixed: 0 };
             let values = self.step(b, step, &words, goes_on, state[kept..].to_vec());
             let (next_read, wrapped) = self.after(b, read);
@@ -59,10 +84,20 @@ impl Walk<'_> {
             let parity = b.select(wrapped, flipped, parity);
             [next_read, next_write, parity].into_iter().chain(values).collect()
         });
-        let values = self.team.combine(b, BinOp::Add, &state[kept..]);
-        if !goes_on {
+        ([state[0], state[1], state[2]], state[kept..].to_vec())
+    }
+
+    /// Whether all of K is one segment of several strips: then its sums go on and are scaled at the end.
+    fn goes_on(&self) -> bool {
+        self.products.cut.segment >= self.products.op.k && self.products.cut.per > 1
+    }
+
+    /// The results of a tile's sums.
+    pub fn results(&self, b: &mut Builder, values: Vec<Value>) -> Vec<Value> {
+        if !self.goes_on() {
             return values;
         }
+        let products = &self.products;
         let group = products.group(b, Pos::fixed(0));
         let results = products.zeros(b);
         let sum = |b: &mut Builder, tile: usize, token: usize, element| {
@@ -143,7 +178,7 @@ impl Walk<'_> {
         let (size, k) = (shape.b.bits() as usize / 8, shape.k as usize);
         let start = column.plus(step * k).times(b, size);
         let mut list = Vec::new();
-        for &base in &self.columns {
+        for &base in self.columns {
             let start = start.add(b, Pos { index: Some(base), fixed: 0 });
             let registers =
                 [0, k / 2].map(|half| b.load(Scalar::I32, at(self.x, start.index, start.fixed + half * size), 4));

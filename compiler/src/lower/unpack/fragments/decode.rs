@@ -2,6 +2,7 @@
 //!
 //! Always holds: what comes out is exactly `code - zero`, or the stored byte that [`Fragments::offset`] speaks of.
 
+use super::book;
 use super::direct::Direct;
 use super::{Fragments, Group};
 use crate::caps::Feature;
@@ -20,9 +21,12 @@ impl Fragments<'_> {
         }
         let words: Vec<Value> = (0..4).map(|i| b.extract(words[0], i)).collect();
         let (low, high) = (&words[..2], &words[2..]);
+        if let (Class::F16, Some(book)) = (self.layout.class, self.book()) {
+            return self.book_pairs(b, (low, high), book, element);
+        }
         match self.layout.class {
-            Class::B8 if element == DType::E4m3fn && !matches!(self.layout.format.code, Code::Float(_)) => {
-                let table = self.table(b);
+            Class::B8 if self.looks_up(element) => {
+                let table = self.table(b, element);
                 let steps = self.bytes(b, low, high, element);
                 steps.into_iter().map(|step| step.map(|word| look_up(b, table, word))).collect()
             }
@@ -68,7 +72,7 @@ impl Fragments<'_> {
             }
         }
         let small_floats = self.layout.class == Class::B8 && element == DType::E4m3fn;
-        let table = self.table(b);
+        let table = self.table(b, element);
         let code = |b: &mut Builder, number: usize, half: usize| {
             let (mut low, mut all) = (0, None);
             for (rows, &(width, _)) in rows.iter().zip(&self.layout.planes) {
@@ -207,7 +211,7 @@ impl Fragments<'_> {
     /// What [`Fragments::decode`] adds to the pairs of a block: minus the power of two that the field stands in, minus the
     /// zero. For each place of a field in its mantissa, and for rows g and g + 8. Empty for class B8.
     pub fn biases(&self, b: &mut Builder, element: DType, group: &Group, block: usize) -> Vec<[Value; 2]> {
-        if self.layout.class == Class::B8 || self.direct(element).is_some() {
+        if self.layout.class == Class::B8 || self.book().is_some() || self.direct(element).is_some() {
             return Vec::new();
         }
         let fixed = self.offset(element);
@@ -232,10 +236,19 @@ impl Fragments<'_> {
             .collect()
     }
 
-    /// The 8-bit floats of all stored codes, `i8x16`.
-    fn table(&self, b: &mut Builder) -> Value {
-        let numbers =
-            (0..16).map(|code| DType::E4m3fn.encode((code - self.offset(DType::E4m3fn)) as f64) as u64).collect();
+    /// Whether the bytes of operands are found by a look-up.
+    fn looks_up(&self, element: DType) -> bool {
+        self.book().is_some() || element == DType::E4m3fn && !matches!(self.layout.format.code, Code::Float(_))
+    }
+
+    /// The bytes of all stored codes as operands of a type, `i8x16`: those of a book, or 8-bit floats.
+    fn table(&self, b: &mut Builder, element: DType) -> Value {
+        let numbers = match self.book() {
+            Some(book) => book::bytes(book, element),
+            None => {
+                (0..16).map(|code| DType::E4m3fn.encode((code - self.offset(DType::E4m3fn)) as f64) as u64).collect()
+            }
+        };
         b.push(Type::vector(Scalar::I8, 16), Inst::Const(Constant::Lanes(numbers)))
     }
 
@@ -243,6 +256,8 @@ impl Fragments<'_> {
     pub fn offset(&self, element: DType) -> i32 {
         match self.layout.format.code {
             Code::Float(_) | Code::Binary | Code::Log { .. } => 0,
+            Code::Table(_) if element == DType::U8 => book::BYTE_OFFSET,
+            Code::Table(_) => 0,
             code => {
                 let stored = integer_meaning(code, self.layout.format.zero).1;
                 // As signed bytes, the operands are 128 less than what is stored.
@@ -262,7 +277,8 @@ fn power(element: DType, bit: u8) -> f32 {
     if element == DType::F16 { (10.0 - bit as f32).exp2() } else { 128.0 }
 }
 
-fn look_up(b: &mut Builder, table: Value, word: Value) -> Value {
+/// Bytes of a table by the bytes of a word.
+pub(super) fn look_up(b: &mut Builder, table: Value, word: Value) -> Value {
     let bytes = Type::vector(Scalar::I8, 4);
     let index = b.bitcast(word, bytes);
     let found = b.push(bytes, Inst::PermuteBytes { table, index });
