@@ -1,5 +1,4 @@
-//! No kernel that the chooser picks for the wide emitter keeps vectors on the stack inside its loops, but for a few of Q3_K
-//! on AVX-512, which are counted.
+//! No kernel that the chooser picks for the wide emitter keeps vectors on the stack inside its loops.
 //!
 //! Compiles every named format by every kind of activations, few rows and many, for each level of the wide emitter, and
 //! reads the emitter's own report. A schedule that spills is slow by a factor, and nothing else would say so.
@@ -20,9 +19,6 @@ const ACTIVATIONS: [&str; 6] = ["f32", "f16", "bf16", "int8-token", "int8-g32", 
 const ROWS: [usize; 6] = [1, 2, 3, 4, 8, 128];
 /// N and K of layers of known models: square, up, down, key and value, an N that is no multiple of a tile.
 const SHAPES: [(usize, usize); 5] = [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096), (4864, 896)];
-
-/// Kernels of Q3_K on AVX-512 that are known to spill.
-const Q3_K: usize = 24;
 
 /// What is compiled for a format: all rows for the first shape, which decides registers; few of them for the others, where
 /// only constants and tails differ.
@@ -81,12 +77,7 @@ fn chosen_kernels_do_not_spill_in_loops() {
     });
     let (compiled, mut faults) = (compiled.into_inner(), faults.into_inner().unwrap());
     faults.sort();
-    // Groups of 16 columns in units of 32: what counts registers for whole units does not count these.
-    let known = |text: &String| text.starts_with("x86-64-v4") && text.contains("_q3_k_");
-    let q3_k = faults.iter().filter(|text| known(text)).count();
-    faults.retain(|text| !known(text));
-    println!("{compiled} kernels without spills of vectors in loops, {q3_k} of Q3_K on AVX-512 with some");
-    assert!(q3_k <= Q3_K, "{q3_k} kernels of Q3_K spill on AVX-512, more than {Q3_K}");
+    println!("{compiled} kernels without spills of vectors in loops");
     assert!(faults.is_empty(), "{} of {} spill:\n{}", faults.len(), faults.len() + compiled, faults.join("\n"));
     assert!(compiled > 5000, "only {compiled} kernels were compiled");
 }

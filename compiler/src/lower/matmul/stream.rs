@@ -49,6 +49,10 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let lanes = (caps.vector_bytes / 4).min(16);
     let budget = caps.vector_registers * 3 / 4;
     let integers = layout.as_ref().ok().and_then(|layout| integers_of(op, layout, caps));
+    // Where a unit of columns holds several groups, their scales wait beside the words of further planes (Q3_K).
+    let waiting = layout.as_ref().map_or(0, |layout| {
+        (layout.planes.len() as u32 - 1) * (layout.unit.div_ceil(op.segment().min(layout.unit)) as u32 - 1)
+    });
     let mut list = Vec::new();
     for tile_m in 1..=8u32 {
         for tile_n in [4, 8, 16, 32, 64].into_iter().filter(|n| n % lanes == 0) {
@@ -63,6 +67,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             // Float sums also hold four columns of each row and a word of weights per vector.
             let operands =
                 if matches!(op.activation, Activation::Int8(_)) { tile_m } else { 4 * tile_m + tile_n / lanes };
+            let operands = operands + waiting * tile_n / lanes;
             let spilled = (partial + sums + operands + 3).saturating_sub(caps.vector_registers);
             let spilled = if integers.is_some() && caps.vector_bytes >= 32 { 0 } else { spilled };
             // Float sums that no staged activations serve: the smallest tile is left, whatever it takes.
