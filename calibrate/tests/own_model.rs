@@ -272,6 +272,8 @@ fn every_target_reads_back_number_for_number() {
             "weight = \"int4-g64\"\nmethod = \"gptq\"",
             &[Target::CompressedTensors, Target::Gptq, Target::Awq, Target::Packed][..],
         ),
+        // Rows of most of its matrices are as long as a group.
+        ("base = \"W4A16\"", &[Target::CompressedTensors, Target::Gptq, Target::Awq]),
         ("weight = \"int4-g32\"\nmethod = \"rtn\"", &[Target::Gguf, Target::CompressedTensors, Target::Awq]),
         ("weight = \"int8-g32\"\nmethod = \"rtn\"", &[Target::Gguf, Target::Packed]),
         (
@@ -358,8 +360,8 @@ fn layers_fall_back_until_the_budget_is_met() {
             found.bytes_before,
             found.bytes_now
         );
-        assert!(found.before.increase + found.before.increase_error > budget && found.met);
-        assert!(found.now.increase + found.now.increase_error <= budget);
+        assert!(found.before.increase + 2.0 * found.before.increase_error > budget && found.met);
+        assert!(found.now.increase + 2.0 * found.now.increase_error <= budget);
         let fallen = found.fallen();
         assert!(!fallen.is_empty() && made.recipe.budget.is_none() && made.recipe.layers.len() == fallen.len());
         assert_eq!(found.bytes_now, bytes(&made.quantization.reports));

@@ -51,8 +51,7 @@ fn a_model_goes_from_a_pick_to_a_report_and_to_other_tools() {
     let done = at(&recipe, &place("picked"), &[]);
     assert!(done["comparison"]["increase"].as_f64().unwrap().abs() < 0.02, "{}", done["comparison"]);
     let quantized = place("w4");
-    std::fs::write(&recipe, "weight = \"int4-g64\"\nmethod = \"gptq\"\n").unwrap();
-    let done = at(&recipe, &quantized, &[]);
+    let done = at("W4A16", &quantized, &[]);
     let (before, after) = (done["matrices_before"].as_u64().unwrap(), done["matrices_after"].as_u64().unwrap());
     assert!(3 * after < before, "{before} bytes before, {after} now");
     assert!(done["layers"].as_array().unwrap().iter().all(|layer| layer["method"] == "gptq"));

@@ -18,6 +18,8 @@ use std::path::Path;
 /// What the configuration says of a matrix.
 struct Entry {
     name: String,
+    /// Columns.
+    k: usize,
     format: Format,
     activation: Option<Activation>,
 }
@@ -78,6 +80,7 @@ fn survey(model: &dyn Layers, target: Target, v2: bool) -> Result<Survey> {
         match moved {
             Ok(q) => found.quantized.push(Entry {
                 name: linear.name.clone(),
+                k: q.k,
                 format: q.format,
                 activation: linear.activation.filter(|a| !matches!(a, Activation::Float(_))),
             }),
@@ -127,16 +130,28 @@ fn frame(q: &Quantized, linear: &Linear, target: Target, v2: bool) -> Result<Qua
 }
 
 impl Survey {
-    /// The one format of all matrices; others are faults.
+    /// The one format of all matrices; others are faults. Rows that are no longer than a group are one group of it.
     fn uniform(&mut self) -> Option<Format> {
         let first = self.quantized.first()?.format;
-        for other in self.quantized.iter().filter(|other| other.format != first) {
+        let size = |entry: &Entry| match entry.format.granularity {
+            Granularity::Group(group) if group as usize <= entry.k => Some(group),
+            _ => None,
+        };
+        let group = self.quantized.iter().filter_map(size).max();
+        let grouped = |entry: &Entry| match (group, entry.format.granularity) {
+            (Some(group), Granularity::Channel | Granularity::Group(_)) if entry.k <= group as usize => {
+                Format { granularity: Granularity::Group(group), ..entry.format }
+            }
+            _ => entry.format,
+        };
+        let wanted = grouped(&self.quantized[0]);
+        for other in self.quantized.iter().filter(|other| grouped(other) != wanted) {
             self.faults.push(format!(
                 "{}: is {}, the first layer is {first}; this target holds one format",
                 other.name, other.format
             ));
         }
-        Some(first)
+        Some(wanted)
     }
 }
 
