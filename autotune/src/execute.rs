@@ -3,7 +3,7 @@
 use crate::problem::{POISON, Problem};
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::lower::{Packing, Role, grid, packing};
-use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::schedule::{Family, Schedule};
 use bitsmith_compiler::{Error, Result};
 use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
 
@@ -11,6 +11,7 @@ use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
 pub struct Prepared<'d> {
     device: &'d dyn Device,
     program: Program,
+    family: Family,
     grid: [u32; 3],
     m: i32,
     /// Buffers in the order of parameters; weights may have several copies, to be used in turn.
@@ -47,7 +48,8 @@ impl<'d> Prepared<'d> {
             buffers.push(list);
         }
         let written = repacked.as_ref().unwrap_or(problem).buffers.iter().map(|b| b.signature.written).collect();
-        Ok(Prepared { device, program, grid: grid(&problem.op, schedule, problem.m), m, buffers, written })
+        let family = schedule.family;
+        Ok(Prepared { device, program, family, grid: grid(&problem.op, schedule, problem.m), m, buffers, written })
     }
 
     /// Takes another program for the same problem.
@@ -55,11 +57,17 @@ impl<'d> Prepared<'d> {
         Ok(Prepared {
             device: self.device,
             program: self.device.load(artifact)?,
+            family: schedule.family,
             grid: grid(&problem.op, schedule, problem.m),
             m: self.m,
             buffers: self.buffers.clone(),
             written: self.written.clone(),
         })
+    }
+
+    /// The family of the kernel.
+    pub fn family(&self) -> Family {
+        self.family
     }
 
     /// Launches once; `turn` chooses the copy of the weights.

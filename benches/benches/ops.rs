@@ -40,7 +40,8 @@ fn bench(c: &mut Criterion, device: &CpuDevice, group: &str, name: &str, op: &Op
     let prepared = Prepared::new(device, &problem, &artifact, &schedule, 1).expect("memory");
     prepared.launch(0).expect("it runs");
     let outputs = prepared.outputs().expect("outputs");
-    let report = problem.check(&outputs.iter().map(Vec::as_slice).collect::<Vec<_>>(), Sample::Lines(4));
+    let report =
+        problem.check(schedule.family, &outputs.iter().map(Vec::as_slice).collect::<Vec<_>>(), Sample::Lines(4));
     assert!(report.passed(), "{group}/{name}: {:?}", report.first_wrong);
     let mut group = c.benchmark_group(group);
     group.throughput(match op {

@@ -118,18 +118,22 @@ fn calibration_of_7b_layers_holds_one_of_them() {
     let most = memory(|| {
         collect(&checkpoint, &prompts, &how, &floats, &folder.path().join("statistics"), &mut |_, _| {}).unwrap();
     });
+    // Residual stream, queries, keys, values, outputs; gate, up, their product and its copy.
+    let prompt = (how.length * (8 * HIDDEN + 4 * FFN) * 4) as f64;
     println!(
-        "calibrate: layer {:.2} GB in f32, {:.2} GB at most, {:.1} s for 2 layers of {} tokens",
+        "calibrate: layer {:.2} GB in f32, a prompt on its way {:.2} GB, {:.2} GB at most, {:.1} s for 2 layers of {} tokens",
         LAYER / 1e9,
+        prompt / 1e9,
         most / 1e9,
         start.elapsed().as_secs_f64(),
         prompts.tokens()
     );
-    assert!(most < 1.25 * LAYER, "{:.2} GB", most / 1e9);
+    // A tenth is what the allocator keeps.
+    assert!(most < 1.1 * (LAYER + prompt), "{:.2} GB", most / 1e9);
 }
 
-/// `quantize` by GPTQ: the layer, the copy of it that runs, and for the widest matrix its moments, two matrices of that
-/// size and its weights.
+/// `quantize` by GPTQ: the layer and the copy of it that runs; or, for its widest matrix, moments and two matrices of that
+/// size beside what is left of the layer.
 #[test]
 #[ignore = "takes minutes"]
 fn gptq_of_a_7b_layer_holds_it_and_its_statistics() {
@@ -153,5 +157,5 @@ fn gptq_of_a_7b_layer_holds_it_and_its_statistics() {
         start.elapsed().as_secs_f64(),
         prompts.tokens()
     );
-    assert!(most < 2.25 * LAYER + 3.25 * statistics, "{:.2} GB", most / 1e9);
+    assert!(most < 1.25 * LAYER + 3.25 * statistics, "{:.2} GB", most / 1e9);
 }

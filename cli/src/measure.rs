@@ -177,7 +177,7 @@ pub(crate) fn checked(prepared: &Prepared<'_>, problem: &Problem) -> Result<Repo
 fn compared(prepared: &Prepared<'_>, problem: &Problem) -> Result<Report, Failure> {
     let outputs = prepared.outputs()?;
     let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-    Ok(problem.check(&outputs, Sample::Lines(16)))
+    Ok(problem.check(prepared.family(), &outputs, Sample::Lines(16)))
 }
 
 /// Rows up to which a GPU is bound by the weights' bytes, so that they are cycled through as while decoding.

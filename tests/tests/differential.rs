@@ -33,7 +33,7 @@ fn agree(device: &CpuDevice, seed: u64) -> Result<f64, String> {
     }
     let check = |stage: &str, outputs: &[Vec<u8>]| {
         let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-        let report = problem.check(&outputs, Sample::Everything);
+        let report = problem.check(case.schedule.family, &outputs, Sample::Everything);
         if report.passed() { Ok(report.worst_ratio) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
     };
     let lowered = run::interpret(&compiled.kernel, caps, &problem, &case.schedule).map_err(|e| at("interpreter", e))?;

@@ -44,7 +44,7 @@ fn check(device: &Caps, case: &cases::Case) -> Result<(&'static str, f64), Strin
     }
     let outputs = run::interpret(&kernel, device, &problem, &case.schedule).map_err(|e| at("interpreter", e))?;
     let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-    let report = problem.check(&outputs, Sample::Everything);
+    let report = problem.check(case.schedule.family, &outputs, Sample::Everything);
     if report.passed() {
         Ok((case.schedule.family.name(), report.worst_ratio))
     } else {

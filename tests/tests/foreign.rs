@@ -8,7 +8,7 @@ use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::compile;
 use bitsmith_compiler::lower;
-use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::schedule::{Family, Schedule};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::{CpuTarget, object};
 use bitsmith_tests::{cases, poison, run, skip};
@@ -36,6 +36,7 @@ fn count() -> u64 {
 struct Compiled {
     place: String,
     problem: Problem,
+    family: Family,
     outputs: Vec<Vec<u8>>,
     launch: Vec<u8>,
 }
@@ -123,7 +124,7 @@ fn prepare(target: &CpuTarget, seed: u64, index: usize) -> Result<(Artifact, Com
     // Two cases may be the same kernel.
     artifact.entry = format!("case_{index}");
     let launch = launch(&problem, &case.schedule, index, &artifact);
-    Ok((artifact, Compiled { place, problem, outputs, launch }))
+    Ok((artifact, Compiled { place, problem, family: case.schedule.family, outputs, launch }))
 }
 
 /// A launch as the driver reads it.
@@ -188,7 +189,7 @@ fn compare(compiled: &[Compiled], mut output: &[u8], failures: &mut Vec<String>)
             native.push(one);
             output = rest;
         }
-        let report = case.problem.check(&native, Sample::Everything);
+        let report = case.problem.check(case.family, &native, Sample::Everything);
         if !report.passed() {
             failures.push(format!("{}: {}", case.place, report.first_wrong.unwrap_or_default()));
         } else if case.outputs != native {

@@ -9,6 +9,7 @@ use bitsmith_compiler::ir::interp::ArgValue;
 use bitsmith_compiler::ir::verify;
 use bitsmith_compiler::lower;
 use bitsmith_compiler::op::Op;
+use bitsmith_compiler::schedule::Family;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::hip::HipTarget;
 use bitsmith_tests::cases::{self, Case};
@@ -58,7 +59,7 @@ fn prepare(target: &HipTarget, seed: u64) -> Prepared {
             .unwrap_or_else(|why| panic!("seed {seed}: {why}\n{case:?}"))
     };
     let legal = interpret(&legal_kernel);
-    within(&problem, &legal, &format!("seed {seed}, interpreter: {case:?}"));
+    within(&problem, case.schedule.family, &legal, &format!("seed {seed}, interpreter: {case:?}"));
     let problem = problem.packed_for(&case.schedule, caps).unwrap();
     let mut args: Vec<ArgValue> = problem.buffers.iter().map(|buffer| ArgValue::filled(buffer.bytes.clone())).collect();
     args.push(ArgValue::I32(problem.m as i32));
@@ -72,9 +73,9 @@ fn prepare(target: &HipTarget, seed: u64) -> Prepared {
     Prepared { case, launch: Launch { artifact, source, wave: caps.subgroup, grid, args }, problem, legal, exact }
 }
 
-fn within(problem: &Problem, outputs: &[Vec<u8>], name: &str) {
+fn within(problem: &Problem, family: Family, outputs: &[Vec<u8>], name: &str) {
     let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-    let report = problem.check(&outputs, Sample::Everything);
+    let report = problem.check(family, &outputs, Sample::Everything);
     assert!(report.passed(), "{name}: {}", report.first_wrong.unwrap_or_default());
 }
 
@@ -121,7 +122,7 @@ fn batch(
             let written = one.problem.buffers.iter().map(|buffer| buffer.signature.written);
             let outputs: Vec<Vec<u8>> =
                 result.into_iter().zip(written).filter(|&(_, written)| written).map(|(bytes, _)| bytes).collect();
-            within(&one.problem, &outputs, &name);
+            within(&one.problem, one.case.schedule.family, &outputs, &name);
             if one.exact {
                 assert!(outputs == one.legal, "{name}: other bytes than the interpreter's\n{}", one.launch.source);
             }

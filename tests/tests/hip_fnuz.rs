@@ -73,7 +73,7 @@ fn kernels_agree_with_the_numbers_of_the_file() {
             let kernel = lower::lower(&op, &schedule, caps).unwrap();
             let outputs = run::interpret(&kernel, caps, &problem, &schedule).unwrap();
             let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-            let report = problem.check(&outputs, Sample::Everything);
+            let report = problem.check(schedule.family, &outputs, Sample::Everything);
             assert!(report.passed(), "{text} on {name}: {}", report.first_wrong.unwrap_or_default());
         }
     }

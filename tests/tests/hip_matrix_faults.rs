@@ -78,7 +78,7 @@ impl Setting {
                     .filter(|(_, buffer)| buffer.signature.written)
                     .map(|(bytes, _)| bytes.as_slice())
                     .collect();
-                let report = self.problem.check(&outputs, Sample::Everything);
+                let report = self.problem.check(self.schedule.family, &outputs, Sample::Everything);
                 (!report.passed()).then(|| format!("{order:?}: {}", report.first_wrong.unwrap_or_default()))
             }
             Err(why) => Some(why),

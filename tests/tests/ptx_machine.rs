@@ -118,7 +118,7 @@ fn operation(target: &PtxTarget, seed: u64) -> Result<(&'static str, f64), Strin
     let expected = interpreter::interpret(legal, caps, &problem, &case.schedule).map_err(|e| at("interpreter", e))?;
     let check = |stage: &str, outputs: &[Vec<u8>]| {
         let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-        let report = problem.check(&outputs, Sample::Everything);
+        let report = problem.check(case.schedule.family, &outputs, Sample::Everything);
         if report.passed() { Ok(report.worst_ratio) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
     };
     let mut worst = check("interpreter against reference", &expected)?;

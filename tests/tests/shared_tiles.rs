@@ -94,7 +94,7 @@ fn case(target: &PtxTarget, seed: u64) -> Result<bool, String> {
     };
     let compiled = compile(&one.op, &one.schedule, target).map_err(|e| at("compile", e.to_string()))?;
     let check = |stage: &str, y: &[u8]| {
-        let report = one.problem.check(&[y], Sample::Everything);
+        let report = one.problem.check(one.schedule.family, &[y], Sample::Everything);
         if report.passed() { Ok(()) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
     };
     let (y, w) = (place(&one.problem, Role::Output), place(&one.problem, Role::Workspace));

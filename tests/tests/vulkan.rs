@@ -198,7 +198,7 @@ fn family_case(
     let compiled = compiled.map_err(|e| at("compile", e.to_string()))?;
     let check = |stage: &str, outputs: &[Vec<u8>]| {
         let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-        let report = problem.check(&outputs, Sample::Everything);
+        let report = problem.check(case.schedule.family, &outputs, Sample::Everything);
         if report.passed() { Ok(report.worst_ratio) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
     };
     let legal = spent.during("interpreter", || run::interpret(&compiled.legal, caps, &problem, &case.schedule));

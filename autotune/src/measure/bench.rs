@@ -124,7 +124,7 @@ impl<'d> DeviceBench<'d> {
         prepared.launch(0)?;
         let outputs = prepared.outputs()?;
         let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-        let report = self.problem.check(&outputs, Lines::Lines(12));
+        let report = self.problem.check(schedule.family, &outputs, Lines::Lines(12));
         if !report.passed() {
             let what = report.first_wrong.unwrap_or_else(|| "nothing was compared".into());
             return Ok(Verdict::Rejected(format!("disagrees with the reference: {what}")));

@@ -3,8 +3,9 @@
 use super::Problem;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Quantized;
-use bitsmith_compiler::lower::Role;
+use bitsmith_compiler::lower::{Role, loss};
 use bitsmith_compiler::op::{Dequant, Expected, Matmul, MatmulInputs, Op, Quantize, QuantizeInputs};
+use bitsmith_compiler::schedule::Family;
 use serde::Serialize;
 
 /// How much of an output is compared.
@@ -74,8 +75,8 @@ impl Sample {
 }
 
 impl Problem {
-    /// Compares outputs (in the order of [`Problem::outputs`]) with the reference.
-    pub fn check(&self, outputs: &[&[u8]], sample: Sample) -> Report {
+    /// Compares outputs (in the order of [`Problem::outputs`]) that a family's kernel made with the reference.
+    pub fn check(&self, family: Family, outputs: &[&[u8]], sample: Sample) -> Report {
         let mut report = Report::default();
         for (buffer, got) in self.outputs().zip(outputs) {
             if got.len() != buffer.bytes.len() {
@@ -85,20 +86,21 @@ impl Problem {
             }
         }
         match &self.op {
-            Op::Matmul(op) => self.check_matmul(op, outputs[0], sample, &mut report),
+            Op::Matmul(op) => self.check_matmul(op, family, outputs[0], sample, &mut report),
             Op::Dequant(op) => self.check_dequant(op, outputs[0], sample, &mut report),
             Op::Quantize(op) => self.check_quantize(op, outputs, sample, &mut report),
         }
         report
     }
 
-    /// What the first output should hold, for those who compare elsewhere: some of its numbers, each by its place.
-    pub fn expected(&self, sample: Sample) -> Vec<(usize, Expected)> {
+    /// What the first output of a family's kernel should hold, for those who compare elsewhere: some of its numbers, each by its
+    /// place.
+    pub fn expected(&self, family: Family, sample: Sample) -> Vec<(usize, Expected)> {
         match (&self.op, &self.weights) {
             (Op::Matmul(op), Some(weights)) => {
                 let (rows, columns) = (sample.of(self.m), sample.of(op.n));
                 let places = rows.iter().flat_map(|m| columns.iter().map(move |n| m * op.n + n));
-                places.zip(op.reference(&self.matmul_inputs(weights), &rows, &columns)).collect()
+                places.zip(op.reference(&self.matmul_inputs(weights, family), &rows, &columns)).collect()
             }
             (Op::Dequant(op), Some(weights)) => {
                 let (rows, columns) = (sample.of(op.n), sample.of(op.k));
@@ -128,7 +130,7 @@ impl Problem {
         QuantizeInputs { x, gain: &self.gain, smooth: &self.smooth, scale }
     }
 
-    fn matmul_inputs<'a>(&'a self, weights: &'a Quantized) -> MatmulInputs<'a> {
+    fn matmul_inputs<'a>(&'a self, weights: &'a Quantized, family: Family) -> MatmulInputs<'a> {
         MatmulInputs {
             m: self.m,
             x: &self.x,
@@ -137,12 +139,13 @@ impl Problem {
             bias: &self.bias,
             mul: &self.mul,
             residual: &self.residual,
+            loss: loss(&self.op, family),
         }
     }
 
-    fn check_matmul(&self, op: &Matmul, got: &[u8], sample: Sample, report: &mut Report) {
+    fn check_matmul(&self, op: &Matmul, family: Family, got: &[u8], sample: Sample, report: &mut Report) {
         let Some(weights) = &self.weights else { return };
-        let inputs = self.matmul_inputs(weights);
+        let inputs = self.matmul_inputs(weights, family);
         let (rows, columns) = (sample.of(self.m), sample.of(op.n));
         let expected = op.reference(&inputs, &rows, &columns);
         for (i, expected) in expected.iter().enumerate() {

@@ -30,7 +30,7 @@ pub(super) fn run(device: &dyn Device, seed: u64) -> Result<Passed, Failed> {
     setting.launch().map_err(|e| at("launch", e.to_string()))?;
     let first = setting.outputs(&problem).map_err(|(stage, why)| at(stage, why))?;
     let slices: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
-    let report = problem.check(&slices, Sample::Everything);
+    let report = problem.check(case.schedule.family, &slices, Sample::Everything);
     if !report.passed() {
         let what = report.first_wrong.unwrap_or("nothing was compared".into());
         return Err(at("reference", format!("{} of {} numbers: {what}", report.wrong, report.compared)));

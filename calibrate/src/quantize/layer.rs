@@ -81,6 +81,8 @@ impl LayerQuantizer<'_> {
                 Ok(())
             })?;
         }
+        // A layer that runs is as large as the layer: none stays longer than it is needed.
+        drop(block);
         self.linear(&mut layer.attention.o, Some(&stats))?;
         // Site 3: what the second norm makes; streams move past attention.
         let block = Block::new(&self.config, layer.clone(), self.executor)?;
@@ -93,6 +95,7 @@ impl LayerQuantizer<'_> {
             stats.add(&rms_norm(&x, &layer.post_norm.values, self.config.eps));
             streams.set(i, x)?;
         }
+        drop(block);
         let gates: Vec<&Linear> = match &layer.mlp {
             Mlp::Dense(gated) => vec![&gated.gate, &gated.up],
             Mlp::Experts { experts, .. } => experts.iter().flat_map(|g| [&g.gate, &g.up]).collect(),

@@ -92,7 +92,7 @@ fn check(piece: &Piece<'_>, m: usize, last: &mut Option<Problem>, files: &mut Ve
     for buffer in &problem.buffers {
         inputs.push((!buffer.signature.written).then(|| data(buffer.bytes.clone(), files)));
     }
-    let mut expected = problem.expected(Sample::Lines(LINES));
+    let mut expected = problem.expected(piece.schedule.family, Sample::Lines(LINES));
     if let Op::Quantize(_) = piece.op {
         // A quotient in WGSL may be off by 2.5 units in the last place, so that a tie may fall to the other side.
         expected.iter_mut().for_each(|(_, number)| number.bound = number.bound.max(1.0));

@@ -129,7 +129,7 @@ fn run(kernel: &Kernel<'_>, problem: &Problem, device: &dyn Device) -> Result<Re
         outputs.push(bytes);
     }
     let outputs: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-    Ok(problem.check(&outputs, Sample::Lines(64)))
+    Ok(problem.check(kernel.entry().schedule.family, &outputs, Sample::Lines(64)))
 }
 
 fn print(io: &mut Io<'_>, summary: &Summary<'_>) -> Outcome {

@@ -65,6 +65,14 @@ pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
     }
 }
 
+/// What a family's kernels may lose of sums beyond roundings of `f32`, relative to the sum of magnitudes.
+pub fn loss(op: &Op, family: Family) -> f64 {
+    match (op, family) {
+        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => op.matrix_loss(),
+        _ => 0.0,
+    }
+}
+
 /// The buffers of a kernel in the order of its parameters, a workspace among them where workgroups need one.
 pub fn signature_of(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Vec<Signature>> {
     let mut list = signature_packed(op, packing(op, schedule, caps))?;

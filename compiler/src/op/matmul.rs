@@ -52,6 +52,9 @@ pub struct MatmulInputs<'a> {
     pub mul: &'a [f64],
     /// `[m, n]` if the epilogue adds it.
     pub residual: &'a [f64],
+    /// What sums may lose beyond roundings of `f32`, relative to the sum of magnitudes: [`Matmul::matrix_loss`] for kernels that
+    /// use matrix units, else 0.
+    pub loss: f64,
 }
 
 impl Matmul {
@@ -109,6 +112,16 @@ impl Matmul {
         expected
     }
 
+    /// What matrix units may lose of a sum, relative to the sum of magnitudes: bits of sums of 8-bit floats, and those of a book's
+    /// numbers that 16-bit floats have no room for.
+    pub fn matrix_loss(&self) -> f64 {
+        match (self.weight.code, self.activation) {
+            (_, Activation::Fp8(..)) => FLOAT8_SUMS,
+            (Code::Table(table), Activation::Float(dtype @ (DType::F16 | DType::Bf16))) => table.rounding(dtype),
+            _ => 0.0,
+        }
+    }
+
     fn activation_scale(&self, inputs: &MatmulInputs<'_>, m: usize, column: usize) -> f64 {
         match self.activation {
             Activation::Float(_) => 1.0,
@@ -124,15 +137,7 @@ impl Matmul {
     /// scale of two levels, zero, activation scale, conversions.
     fn finish(&self, inputs: &MatmulInputs<'_>, m: usize, n: usize, sum: f64, total: f64) -> Expected {
         let mut value = sum;
-        let mut bound = gamma(self.k + 16) * total;
-        if matches!(self.activation, Activation::Fp8(..)) {
-            bound += FLOAT8_SUMS * total;
-        }
-        if let (Code::Table(table), Activation::Float(dtype @ (DType::F16 | DType::Bf16))) =
-            (self.weight.code, self.activation)
-        {
-            bound += table.rounding(dtype) * total;
-        }
+        let mut bound = (gamma(self.k + 16) + inputs.loss) * total;
         if self.epilogue.bias {
             value += inputs.bias[n] as f64;
             bound += gamma(2) * (value.abs() + bound);

@@ -4,6 +4,7 @@ use super::ok;
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
+use bitsmith_compiler::schedule::Family;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -85,7 +86,7 @@ pub fn link_and_run(folder: &Path) -> Result<(), String> {
             return Err(format!("{entry}: {:?} {}", ran.status, String::from_utf8_lossy(&ran.stderr)));
         }
         let y = fs::read(folder.join("y.bin")).unwrap();
-        let report = problem.check(&[&y], Sample::Everything);
+        let report = problem.check(Family::Stream, &[&y], Sample::Everything);
         if !report.passed() || report.compared != m * n {
             return Err(format!("{entry} with {m} rows: {report:?}"));
         }
