@@ -4,6 +4,8 @@
 //! inside its memory, aligned as claimed, allowed by the parameter's access, reads written bytes only, and does not
 //! race with any access that ran before it.
 
+mod together;
+
 use super::ArgValue;
 use crate::ir::kernel::{Access, Kernel, ParamKind};
 use crate::ir::types::Memory;
@@ -336,7 +338,15 @@ impl Shadow {
 
     #[inline(always)]
     fn note(&mut self, range: std::ops::Range<usize>, len: usize, what: Use, who: Who) -> Result<(), (usize, Other)> {
-        let tag = (who.workgroup as u64 + 1) << 36 | (who.interval as u64) << 12 | who.thread as u64;
+        let tag = tag(who);
+        self.check(range.clone(), what, tag)?;
+        self.mark(range, len, what, tag);
+        Ok(())
+    }
+
+    /// Whether an access races with an earlier one: the byte, and that one.
+    #[inline(always)]
+    fn check(&self, range: std::ops::Range<usize>, what: Use, tag: u64) -> Result<(), (usize, Other)> {
         let kinds = [(&self.stores, Use::Store), (&self.loads, Use::Load), (&self.atomics, Use::Atomic)];
         for (tags, kind) in kinds {
             // Two loads never race, and neither do two atomics.
@@ -348,6 +358,11 @@ impl Shadow {
                 return Err((range.start + byte, Other { tag: tags[byte], what: kind }));
             }
         }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn mark(&mut self, range: std::ops::Range<usize>, len: usize, what: Use, tag: u64) {
         let mine = match what {
             Use::Store => &mut self.stores,
             Use::Load => &mut self.loads,
@@ -361,8 +376,13 @@ impl Shadow {
                 *old = merge(*old, tag);
             }
         }
-        Ok(())
     }
+}
+
+/// The tag of an access by one thread.
+#[inline(always)]
+fn tag(who: Who) -> u64 {
+    (who.workgroup as u64 + 1) << 36 | (who.interval as u64) << 12 | who.thread as u64
 }
 
 /// Whether two accesses can run at the same time.
