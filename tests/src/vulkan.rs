@@ -20,6 +20,20 @@ impl SpirvVal {
         }
     }
 
+    /// The same, or a skip by name where it is too old for cooperative matrices, which it knows from version 2023.4 on.
+    pub fn find_for_matrices(test: &str) -> Option<SpirvVal> {
+        let found = SpirvVal::find(test)?;
+        let output = Command::new(&found.0).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let first = text.lines().next().unwrap_or_default();
+        if version(first).is_some_and(|version| version >= (2023, 4)) {
+            return Some(found);
+        }
+        let why = format!("{first} knows no cooperative matrices; BITSMITH_SPIRV_VAL names one from v2023.4 on");
+        crate::skip("spirv-val-matrices", test, &why);
+        None
+    }
+
     /// Validates a module for Vulkan 1.2; what it objects to.
     pub fn check(&self, words: &[u8]) -> Result<(), String> {
         let mut child = Command::new(&self.0)
@@ -38,4 +52,12 @@ impl SpirvVal {
         }
         Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
     }
+}
+
+/// Year and number in a line such as `SPIRV-Tools v2023.1 ...`.
+fn version(line: &str) -> Option<(u32, u32)> {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    let (year, number) = word.split_once('.')?;
+    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+    Some((year.parse().ok()?, digits.parse().ok()?))
 }

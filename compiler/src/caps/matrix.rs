@@ -78,13 +78,18 @@ impl MmaShape {
     }
 }
 
-/// The name in the text form: `m16n8k16_f16_f16_f32_l32`; `_alternate` where a lane's sums belong to every second row.
+/// The name in the text form: `m16n8k16_f16_f16_f32_l32`; `_alternate` where a lane's sums belong to every second row,
+/// `_opaque` where the device keeps to itself which lane holds what.
 impl fmt::Display for MmaShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MmaShape { m, n, k, a, b, acc, lanes, .. } = self;
         write!(f, "m{m}n{n}k{k}_{}_{}_{}_l{lanes}", a.name(), b.name(), acc.name())?;
         // Two generations of AMD differ in nothing else.
         let alternate = self.acc_map().bits().first() == Some(&Bit::new(Dim::Row, 1));
-        f.write_str(if alternate { "_alternate" } else { "" })
+        f.write_str(match self.map {
+            None => "_opaque",
+            Some(_) if alternate => "_alternate",
+            Some(_) => "",
+        })
     }
 }

@@ -63,11 +63,13 @@ pub enum Feature {
     GridDependency,
     /// Order between workgroups of a launch by fences around atomics.
     DeviceFence,
+    /// Matrices that a subgroup holds together in a way of the device's own: the shapes of [`Caps::matrix`] without a lane map.
+    CooperativeMatrix,
 }
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 20] = [
+    pub const ALL: [Feature; 21] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -88,6 +90,7 @@ impl Feature {
         Feature::Float4Mma,
         Feature::GridDependency,
         Feature::DeviceFence,
+        Feature::CooperativeMatrix,
     ];
 
     /// Stable name.
@@ -113,6 +116,7 @@ impl Feature {
             Feature::Float4Mma => "float4-mma",
             Feature::GridDependency => "grid-dependency",
             Feature::DeviceFence => "device-fence",
+            Feature::CooperativeMatrix => "cooperative-matrix",
         }
     }
 }
@@ -205,7 +209,7 @@ impl Caps {
         vector_registers: 32,
         buffer_align: 64,
         max_buffer_bytes: u64::MAX,
-        matrix: &nvidia::SHAPES,
+        matrix: &ANY_SHAPES,
         gpu: None,
     };
 
@@ -215,18 +219,36 @@ impl Caps {
         has(DType::E4m3fnuz) && !has(DType::E4m3fn)
     }
 
-    /// The matrix instruction with operands and sums of these types, if the device has one.
+    /// The matrix instruction with operands and sums of these types whose lanes are known, if the device has one.
     pub fn mma(&self, a: DType, b: DType, acc: DType) -> Option<&'static MmaShape> {
-        self.matrix.iter().find(|shape| (shape.a, shape.b, shape.acc) == (a, b, acc))
+        self.matrix.iter().find(|shape| (shape.a, shape.b, shape.acc) == (a, b, acc) && shape.map.is_some())
+    }
+
+    /// The cooperative matrices of these types for the device's subgroups, if it has any.
+    pub fn cooperative(&self, a: DType, b: DType, acc: DType) -> Option<&'static MmaShape> {
+        let fits = |shape: &&MmaShape| shape.map.is_none() && shape.lanes == self.subgroup;
+        self.matrix.iter().filter(fits).find(|shape| (shape.a, shape.b, shape.acc) == (a, b, acc))
     }
 }
+
+/// Shapes with a lane map and without.
+static ANY_SHAPES: [MmaShape; nvidia::SHAPES.len() + vulkan::COOPERATIVE.len()] = {
+    let mut list = [nvidia::SHAPES[0]; nvidia::SHAPES.len() + vulkan::COOPERATIVE.len()];
+    let mut number = 0;
+    while number < list.len() {
+        let own = nvidia::SHAPES.len();
+        list[number] = if number < own { nvidia::SHAPES[number] } else { vulkan::COOPERATIVE[number - own] };
+        number += 1;
+    }
+    list
+};
 
 /// GPUs that kernels can be made for, by vendor.
 pub const GPUS: &[&[Caps]] = &[&NVIDIA_DEVICES, &AMD_DEVICES];
 
 /// Every matrix instruction of any device, for the text form.
 pub fn matrix_shapes() -> impl Iterator<Item = &'static MmaShape> {
-    nvidia::SHAPES.iter().chain(amd::shapes())
+    nvidia::SHAPES.iter().chain(amd::shapes()).chain(&vulkan::COOPERATIVE)
 }
 
 /// A GPU by its name (`h200`), or the first one of an instruction set (`sm_90a`).

@@ -4,7 +4,8 @@
 //! 64-bit integers, 8- and 16-bit storage, and shuffles and sums of subgroups: Vulkan 1.2 with the features that desktop
 //! drivers have had since 2020. Sources: vulkan.gpuinfo.org and each driver's `vulkaninfo`.
 
-use super::{Caps, Feature, Features};
+use super::{Caps, Feature, Features, MmaShape};
+use crate::dtype::DType::{F16, F32};
 
 /// One Vulkan device.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +41,28 @@ impl Vulkan {
         Vulkan { caps: Caps { subgroup, ..self.caps }, ..self }
     }
 }
+
+const fn cooperative(m: u32, n: u32, k: u32, lanes: u32) -> MmaShape {
+    MmaShape { m, n, k, a: F16, b: F16, acc: F32, lanes, map: None }
+}
+
+/// Cooperative matrices of f16 with sums in `f32`, as drivers report them: NVIDIA's, whose subgroups have 32 threads, and
+/// RADV's on RDNA 3 and 4, in both widths; Intel's, Xe2 and Arc; Mesa's for the CPU, from version 25 on. A width chooses one.
+/// Sources: `vulkaninfo` of such devices; Mesa's `intel_device_info.c`.
+pub(super) static COOPERATIVE: [MmaShape; 7] = [
+    cooperative(16, 16, 16, 32),
+    cooperative(16, 16, 16, 64),
+    cooperative(8, 16, 16, 16),
+    cooperative(8, 8, 16, 8),
+    cooperative(8, 8, 8, 4),
+    cooperative(8, 8, 8, 8),
+    cooperative(8, 8, 8, 16),
+];
+
+/// Those of NVIDIA's and AMD's drivers, of Intel's, and of Mesa's for the CPU.
+const SQUARE: &[MmaShape] = COOPERATIVE.split_at(2).0;
+const INTEL: &[MmaShape] = COOPERATIVE.split_at(2).1.split_at(2).0;
+const EIGHTS: &[MmaShape] = COOPERATIVE.split_at(4).1;
 
 const COMMON: FloatModes = FloatModes { preserves_nan: true, rounds_to_even: true, keeps_subnormals: false };
 const IEEE: FloatModes = FloatModes { keeps_subnormals: true, ..COMMON };
@@ -101,7 +124,21 @@ pub const DEVICES: &[Vulkan] = &[
     device("vulkan-amd", DOT, 64, 64, true),
     device("vulkan-intel", DOT, 16, 64, true),
     LAVAPIPE,
+    matrices("vulkan-coop", device("", BASE, 32, 32, false), SQUARE),
+    matrices("vulkan-nvidia-coop", device("", DOT, 32, 48, true), SQUARE),
+    matrices("vulkan-amd-coop", device("", DOT, 32, 64, true), SQUARE),
+    matrices("vulkan-intel-coop", device("", DOT, 16, 64, true), INTEL),
+    matrices("vulkan-lavapipe-coop", LAVAPIPE, EIGHTS),
 ];
+
+/// What follows the name of a device for the same one with cooperative matrices.
+pub const COOPERATIVE_SUFFIX: &str = "-coop";
+
+/// A device with cooperative matrices: its subgroup's width chooses among the shapes.
+const fn matrices(name: &'static str, plain: Vulkan, matrix: &'static [MmaShape]) -> Vulkan {
+    let features = plain.caps.features.with(Feature::CooperativeMatrix);
+    Vulkan { caps: Caps { name, features, matrix, ..plain.caps }, ..plain }
+}
 
 /// Mesa's CPU driver: its subgroup is a vector of `LP_NATIVE_VECTOR_WIDTH` bits, and it expands dot products itself. It
 /// promises nothing of subnormal numbers; those of f16 it converts as they are.

@@ -3,6 +3,7 @@
 //! The builder asserts only what its callers in `lower` and `pass` promise; the verifier checks the whole kernel later.
 
 use super::asynchronous::{Asynchronous, Factor, Panel};
+use super::cooperative::Cooperative;
 use super::kernel::{
     Access, Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, Param,
     ParamKind, Shared, Statement, UnOp,
@@ -244,6 +245,20 @@ impl Builder {
     pub fn warpgroup_mma(&mut self, shape: &'static MmaShape, columns: u32, a: Factor, b: Panel, acc: Value) -> Value {
         let inst = Asynchronous::Mma { shape, columns, a, b, acc };
         self.push(self.ty(acc), Inst::Asynchronous(Box::new(inst)))
+    }
+
+    /// An instruction on matrices of the subgroup; its result, but for a store.
+    ///
+    /// # Panics
+    /// If the shape has elements that the IR has no type for.
+    pub fn cooperative(&mut self, inst: Cooperative) -> Option<Value> {
+        let result = inst.result();
+        let inst = Inst::Cooperative(Box::new(inst));
+        let Some(fragment) = result else {
+            self.statement(Statement { results: Vec::new(), inst });
+            return None;
+        };
+        Some(self.push(fragment.ty().expect("the IR has elements of this shape"), inst))
     }
 
     /// A counted loop. `body` gets the counter and the carried values, and returns their next values.

@@ -4,6 +4,7 @@
 //! the type of value `v`. Control flow is structured: `for` carries values, `if` yields values, there is no jump.
 
 use super::asynchronous::Asynchronous;
+use super::cooperative::Cooperative;
 use super::types::{Memory, Scalar, Type, Value};
 use crate::caps::MmaShape;
 
@@ -403,6 +404,8 @@ pub enum Inst {
     AsyncWait(u8),
     /// What runs beside the threads on devices that have it.
     Asynchronous(Box<Asynchronous>),
+    /// Matrices that a subgroup holds together, on devices that have them.
+    Cooperative(Box<Cooperative>),
 }
 
 /// A counted loop.

@@ -6,6 +6,7 @@
 
 mod asynchronous;
 mod builder;
+mod cooperative;
 mod exp2;
 pub mod interp;
 mod kernel;
@@ -22,6 +23,7 @@ mod verify;
 
 pub use asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
 pub use builder::Builder;
+pub use cooperative::{Cooperative, Fragment, Lines as MatrixLines, Order, Part, fragments};
 pub use exp2::exp2_parts;
 pub use kernel::*;
 pub use late::late;

@@ -2,6 +2,7 @@
 //!
 //! Always holds: each table names every variant once, and no name stands in two tables.
 
+use super::cooperative::{Order, Part};
 use super::kernel::{Access, BinOp, Builtin, CastOp, CmpOp, Dot4Signs, ReduceOp, ShuffleMode, UnOp};
 
 /// Two-operand operations.
@@ -90,6 +91,12 @@ pub(super) const BUILTIN: &[(Builtin, &str, &str)] = &[
     (Builtin::Lane, "lane", ""),
     (Builtin::Subgroup, "subgroup", ""),
 ];
+
+/// Operands of a matrix product.
+pub(super) const PART: &[(Part, &str)] = &[(Part::A, "a"), (Part::B, "b"), (Part::Sums, "sums")];
+
+/// Which elements of a matrix lie side by side.
+pub(super) const ORDER: &[(Order, &str)] = &[(Order::Rows, "rows"), (Order::Columns, "columns")];
 
 /// The name of an operation.
 pub(super) fn name<T: PartialEq>(table: &[(T, &'static str)], op: T) -> &'static str {

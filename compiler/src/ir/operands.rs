@@ -92,6 +92,7 @@ impl Inst {
                 address(from, &mut visit);
             }
             Inst::Asynchronous(inner) => inner.each_operand(&mut visit),
+            Inst::Cooperative(inner) => inner.each_operand(&mut visit),
             Inst::For(inner) => {
                 visit(&mut inner.start);
                 visit(&mut inner.end);
@@ -136,7 +137,8 @@ impl Inst {
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
-            | Inst::Asynchronous(_) => false,
+            | Inst::Asynchronous(_)
+            | Inst::Cooperative(_) => false,
         }
     }
 }

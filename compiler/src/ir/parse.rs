@@ -60,6 +60,7 @@
 //! White space separates; `//` starts a comment up to the end of the line.
 
 mod asynchronous;
+mod cooperative;
 
 use super::kernel::{Address, Block, Constant, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement};
 use super::lexer::{Lexeme, Lexer, Token};
@@ -345,6 +346,7 @@ impl<'t> Parser<'t> {
             "async_commit" => Inst::AsyncCommit,
             "async_wait" => Inst::AsyncWait(self.int()?),
             word if asynchronous::NAMES.contains(&word) => Inst::Asynchronous(Box::new(self.asynchronous(word)?)),
+            word if cooperative::NAMES.contains(&word) => Inst::Cooperative(Box::new(self.cooperative(word)?)),
             "permute_bytes" => Inst::PermuteBytes { table: self.value()?, index: self.comma_value()? },
             "yield" => Inst::Yield(self.yielded()?),
             "for" => self.for_loop()?,

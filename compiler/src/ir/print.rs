@@ -5,6 +5,7 @@
 //! that names no parameter, a value without a type) prints as `?`.
 
 use super::asynchronous::{Asynchronous, Factor, Panel};
+use super::cooperative::{Cooperative, Lines};
 use super::kernel::{Address, Block, Builtin, Constant, Inst, Kernel, ParamKind, Statement};
 use super::names::{self, name};
 use super::types::{Memory, Scalar, Value};
@@ -207,7 +208,32 @@ impl Printer<'_> {
             Inst::AsyncCommit => self.out.write_str("async_commit"),
             Inst::AsyncWait(pending) => write!(self.out, "async_wait {pending}"),
             Inst::Asynchronous(inner) => self.asynchronous(inner),
+            Inst::Cooperative(inner) => self.cooperative(inner),
         }
+    }
+
+    fn cooperative(&mut self, inst: &Cooperative) -> fmt::Result {
+        write!(self.out, "{} {}", inst.name(), inst.shape())?;
+        match inst {
+            Cooperative::Fill { fragment, value } => write!(self.out, " {}, {value}", name(names::PART, fragment.part)),
+            Cooperative::Load { fragment, from } => {
+                write!(self.out, " {}", name(names::PART, fragment.part))?;
+                self.lines(from)
+            }
+            Cooperative::Store { to, sums, .. } => {
+                self.lines(to)?;
+                write!(self.out, ", {sums}")
+            }
+            Cooperative::Multiply { a, b, sums, .. } | Cooperative::Scale { a, b, sums, .. } => {
+                write!(self.out, " {a}, {b}, {sums}")
+            }
+        }
+    }
+
+    fn lines(&mut self, lines: &Lines) -> fmt::Result {
+        write!(self.out, " {} ", name(names::ORDER, lines.order))?;
+        self.address(&lines.address)?;
+        write!(self.out, " stride {}", lines.stride)
     }
 
     fn asynchronous(&mut self, inst: &Asynchronous) -> fmt::Result {

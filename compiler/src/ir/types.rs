@@ -1,5 +1,6 @@
 //! Types and names of the kernel IR: scalars, short vectors, values, buffers.
 
+use crate::dtype::DType;
 use std::fmt;
 
 /// A scalar type of a value. Integers carry no sign: the operation says how it reads them.
@@ -50,6 +51,22 @@ impl Scalar {
         Scalar::E5m2fnuz,
         Scalar::E8m0,
     ];
+
+    /// The scalar of a matrix instruction's elements; `None` where there is none.
+    pub const fn of(dtype: DType) -> Option<Scalar> {
+        Some(match dtype {
+            DType::F32 => Scalar::F32,
+            DType::F16 => Scalar::F16,
+            DType::Bf16 => Scalar::Bf16,
+            DType::E4m3fn => Scalar::E4m3fn,
+            DType::E4m3fnuz => Scalar::E4m3fnuz,
+            DType::E5m2 => Scalar::E5m2,
+            DType::E5m2fnuz => Scalar::E5m2fnuz,
+            DType::I8 | DType::U8 => Scalar::I8,
+            DType::I32 => Scalar::I32,
+            _ => return None,
+        })
+    }
 
     /// Width in bits; 1 for `Bool`, which has no place in memory.
     pub const fn bits(self) -> u32 {

@@ -110,7 +110,7 @@ impl Analysis<'_> {
             // A last subgroup with fewer threads adds fewer numbers.
             Inst::SubgroupReduce(ReduceOp::Add, _) => Uniform::Subgroup,
             Inst::SubgroupReduce(ReduceOp::Max, value) => self.of(*value).min(Uniform::Subgroup),
-            Inst::Mma { .. } | Inst::Asynchronous(_) => Uniform::Varying,
+            Inst::Mma { .. } | Inst::Asynchronous(_) | Inst::Cooperative(_) => Uniform::Varying,
             Inst::Store { .. }
             | Inst::Barrier
             | Inst::Yield(_)

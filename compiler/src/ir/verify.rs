@@ -5,12 +5,14 @@
 //! This file walks the tree and keeps the scopes; `rules` types the instructions, `memory` checks addresses.
 
 mod asynchronous;
+mod cooperative;
 mod matrix;
 mod memory;
 mod rules;
 #[cfg(test)]
 mod tests;
 
+use super::cooperative::{Fragment, fragments};
 use super::kernel::{Block, Constant, For, Inst, Kernel, ParamKind, Statement};
 use super::parse::MAX_DEPTH;
 use super::print;
@@ -61,6 +63,7 @@ pub fn verify<'k>(kernel: &'k Kernel, caps: &Caps) -> Result<Verified<'k>, Vec<D
         constants: vec![None; count],
         defined: Vec::new(),
         uniform: Vec::new(),
+        fragments: Vec::new(),
         control: vec![(Uniform::Workgroup, String::new())],
     };
     check.header();
@@ -71,6 +74,7 @@ pub fn verify<'k>(kernel: &'k Kernel, caps: &Caps) -> Result<Verified<'k>, Vec<D
     print::mark(&kernel.body, &mut defined);
     check.defined = defined;
     check.uniform = uniformity(kernel, caps.subgroup);
+    check.fragments = fragments(kernel);
     check.unused();
     check.block(&kernel.body, None);
     if check.faults.is_empty() { Ok(Verified(kernel)) } else { Err(check.faults) }
@@ -99,6 +103,8 @@ struct Check<'k> {
     /// Whether any statement defines the value.
     defined: Vec<bool>,
     uniform: Vec<Uniform>,
+    /// Which values are matrices of the subgroup; empty where none is.
+    fragments: Vec<Option<Fragment>>,
     /// For each open block, how widely threads agree to be in it, and the place of the branch that parted them.
     control: Vec<(Uniform, String)>,
 }
@@ -203,6 +209,7 @@ impl<'k> Check<'k> {
                 (_, Some(_)) if last => self.fault("the block ends here without a `yield`"),
                 _ => {}
             }
+            self.opaque(statement);
             self.inst(statement);
             self.statement = Some(statement);
             for &value in &statement.results {
@@ -231,6 +238,7 @@ impl<'k> Check<'k> {
             {
                 self.fault(format!("{value} is {found}; {wanted} is to be yielded"));
             }
+            self.same_matrix(value, wanted);
         }
     }
 

@@ -51,8 +51,15 @@ pub struct Implementation {
 }
 
 /// Every family.
-pub const FAMILIES: &[Implementation] =
-    &[matmul::STREAM, matmul::TILE, matmul::SPREAD, matmul::BLOCK, dequant::DECODE, quantize::ROWS];
+pub const FAMILIES: &[Implementation] = &[
+    matmul::STREAM,
+    matmul::TILE,
+    matmul::SPREAD,
+    matmul::COOPERATIVE,
+    matmul::BLOCK,
+    dequant::DECODE,
+    quantize::ROWS,
+];
 
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
 pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::MMA];
@@ -116,7 +123,8 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
     let (mut first, others): (Vec<&Implementation>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
-        let wanted = if m > 8 { [Family::Tile, Family::Block] } else { [Family::Stream, Family::Spread] };
+        let wanted: &[Family] =
+            if m > 8 { &[Family::Tile, Family::Cooperative, Family::Block] } else { &[Family::Stream, Family::Spread] };
         wanted.contains(&f.family)
     });
     first.extend(others);
@@ -216,7 +224,13 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
         }
         (
             Op::Matmul(op),
-            Family::Stream | Family::Spread | Family::Block | Family::Mma | Family::Panel | Family::Ring,
+            Family::Stream
+            | Family::Spread
+            | Family::Block
+            | Family::Mma
+            | Family::Panel
+            | Family::Ring
+            | Family::Cooperative,
         ) => {
             let rows = if schedule.family == Family::Block { matmul::block_rows(schedule) } else { schedule.tile_m };
             let columns = schedule.tile_n as usize * schedule.strips.max(1) as usize;

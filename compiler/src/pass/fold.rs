@@ -108,6 +108,11 @@ impl Folder {
                 self.address(from);
             }
             Inst::Asynchronous(inner) => inner.each_address(&mut |address| self.address(address)),
+            Inst::Cooperative(inner) => {
+                if let Some(address) = inner.address_mut() {
+                    self.address(address);
+                }
+            }
             _ => {}
         }
     }

@@ -145,6 +145,8 @@ pub enum Family {
     Panel,
     /// Matmul of few rows by matrix instructions: weights go through rings of stages in shared memory.
     Ring,
+    /// Matmul of many rows by cooperative matrices: weights and rows of X lie in shared memory as `f16`.
+    Cooperative,
     /// Element-wise decoding of weights.
     Decode,
     /// Row-wise quantization of activations.
@@ -153,7 +155,7 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 9] = [
+    pub const ALL: [Family; 10] = [
         Family::Stream,
         Family::Tile,
         Family::Spread,
@@ -161,6 +163,7 @@ impl Family {
         Family::Mma,
         Family::Panel,
         Family::Ring,
+        Family::Cooperative,
         Family::Decode,
         Family::Rows,
     ];
@@ -175,6 +178,7 @@ impl Family {
             Family::Mma => "mma",
             Family::Panel => "panel",
             Family::Ring => "ring",
+            Family::Cooperative => "cooperative",
             Family::Decode => "decode",
             Family::Rows => "rows",
         }

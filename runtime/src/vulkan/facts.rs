@@ -1,6 +1,7 @@
 //! What a driver reports about a device, as far as code for it cares.
 
-use ash::{Instance, vk};
+use super::matrices;
+use ash::{Entry, Instance, vk};
 use bitsmith_compiler::caps::Feature;
 use bitsmith_compiler::caps::vulkan::{FloatModes, Vulkan};
 use bitsmith_compiler::{Error, Result};
@@ -21,6 +22,8 @@ pub(super) struct Facts {
     pub storage8: bool,
     pub storage16: bool,
     pub dot: bool,
+    /// Cooperative matrices of f16 with sums in f32, `[m, n, k]`.
+    pub matrices: Vec<[u32; 3]>,
     shuffles: bool,
     /// Whether a pipeline may choose its subgroup's width.
     pub sized_subgroups: bool,
@@ -47,7 +50,7 @@ impl Facts {
     }
 
     /// Asks the driver.
-    pub fn of(instance: &Instance, device: vk::PhysicalDevice) -> Result<Facts> {
+    pub fn of(entry: &Entry, instance: &Instance, device: vk::PhysicalDevice) -> Result<Facts> {
         // SAFETY: the device is of this instance.
         let basic = unsafe { instance.get_physical_device_properties(device) };
         let model = Facts::name(instance, device);
@@ -110,6 +113,7 @@ impl Facts {
             storage8: v12.storage_buffer8_bit_access != 0,
             storage16: v11.storage_buffer16_bit_access != 0,
             dot: dot.shader_integer_dot_product != 0,
+            matrices: matrices::sizes(entry, instance, device, &extensions)?,
             shuffles: p11.subgroup_supported_operations.contains(wanted)
                 && p11.subgroup_supported_stages.contains(vk::ShaderStageFlags::COMPUTE),
             sized_subgroups: sized,
@@ -183,6 +187,9 @@ impl Facts {
             (modes(device.f32_modes, self.f32_modes), "the rounding of 32-bit floats (VK_KHR_shader_float_controls)"),
         ];
         let mut missing: Vec<String> = list.iter().filter(|(has, _)| !has).map(|(_, name)| name.to_string()).collect();
+        if wants(Feature::CooperativeMatrix) {
+            missing.extend(missing_matrices(&self.matrices, device));
+        }
         if self.max_workgroup < caps.max_workgroup {
             missing.push(format!("workgroups of {} threads ({} at most)", caps.max_workgroup, self.max_workgroup));
         }
@@ -190,5 +197,42 @@ impl Facts {
             missing.push(format!("{} bytes of shared memory ({} at most)", caps.max_shared_bytes, self.shared_bytes));
         }
         missing
+    }
+}
+
+/// The cooperative matrices that code for a device uses and a driver with these sizes lacks.
+fn missing_matrices(sizes: &[[u32; 3]], device: &Vulkan) -> Option<String> {
+    let caps = &device.caps;
+    let Some(shape) = caps.matrix.iter().find(|shape| shape.lanes == caps.subgroup && shape.map.is_none()) else {
+        return Some(format!("cooperative matrices for subgroups of {}", caps.subgroup));
+    };
+    let wanted = [shape.m, shape.n, shape.k];
+    let name = |[m, n, k]: [u32; 3]| format!("{m}x{n}x{k}");
+    let found = sizes.iter().map(|&size| name(size)).collect::<Vec<_>>().join(", ");
+    let found = if found.is_empty() { "none".to_string() } else { found };
+    (!sizes.contains(&wanted)).then(|| {
+        let wanted = name(wanted);
+        format!("cooperative matrices of {wanted} with f16 and f32 sums (VK_KHR_cooperative_matrix; it has {found})")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitsmith_compiler::target::spirv::SpirvTarget;
+
+    #[test]
+    fn code_with_matrices_needs_the_size_of_its_subgroups_width() {
+        let device = |name: &str| *SpirvTarget::named(name).unwrap().device();
+        let (square, intel) = ([16, 16, 16], [8, 16, 16]);
+        assert_eq!(missing_matrices(&[[16, 8, 8], square], &device("vulkan-nvidia-coop")), None);
+        assert_eq!(missing_matrices(&[square], &device("vulkan-amd-coop@64")), None);
+        assert_eq!(missing_matrices(&[intel], &device("vulkan-intel-coop")), None);
+        let refused = missing_matrices(&[intel], &device("vulkan-coop")).unwrap();
+        assert!(refused.contains("16x16x16") && refused.contains("it has 8x16x16"), "{refused}");
+        let refused = missing_matrices(&[], &device("vulkan-intel-coop@8")).unwrap();
+        assert!(refused.contains("8x8x16") && refused.contains("it has none"), "{refused}");
+        let refused = missing_matrices(&[square], &device("vulkan-coop@4")).unwrap();
+        assert!(refused.contains("subgroups of 4"), "{refused}");
     }
 }

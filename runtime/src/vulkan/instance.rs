@@ -6,7 +6,7 @@
 use super::facts::Facts;
 use super::pool::Pool;
 use ash::{Device, Entry, Instance, vk};
-use bitsmith_compiler::caps::vulkan::{DEVICES, Vulkan};
+use bitsmith_compiler::caps::vulkan::{COOPERATIVE_SUFFIX, DEVICES, Vulkan};
 use bitsmith_compiler::{Error, Result};
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -75,7 +75,7 @@ impl Context {
             unsafe { instance.destroy_instance(None) };
             error
         };
-        let (physical, facts) = choose(&instance, index).map_err(&destroy)?;
+        let (physical, facts) = choose(&entry, &instance, index).map_err(&destroy)?;
         let (device, queue_family) = logical(&instance, physical, &facts).map_err(&destroy)?;
         let pool = Mutex::default();
         Ok(Context { device, physical, queue_family, facts, pool, messenger, complaints, _entry: entry, instance })
@@ -176,7 +176,7 @@ unsafe extern "system" fn note(
     vk::FALSE
 }
 
-fn choose(instance: &Instance, index: usize) -> Result<(vk::PhysicalDevice, Facts)> {
+fn choose(entry: &Entry, instance: &Instance, index: usize) -> Result<(vk::PhysicalDevice, Facts)> {
     // SAFETY: the instance is alive.
     let all = unsafe { instance.enumerate_physical_devices() }.map_err(failed("list devices"))?;
     if all.is_empty() {
@@ -190,13 +190,16 @@ fn choose(instance: &Instance, index: usize) -> Result<(vk::PhysicalDevice, Fact
             .collect();
         return Err(Error::Unsupported(format!("device vulkan:{index}; accepted: {}", names.join(", "))));
     };
-    Ok((physical, Facts::of(instance, physical)?))
+    Ok((physical, Facts::of(entry, instance, physical)?))
 }
 
-/// The listed device whose code this one runs: its vendor's where it has all of that, else the generic one.
+/// The listed device whose code this one runs: its vendor's where it has all of that, with cooperative matrices where it
+/// has these too; else the generic one.
 pub(super) fn target(facts: &Facts) -> Result<Vulkan> {
-    let own = DEVICES.iter().filter(|device| device.caps.name == facts.family());
-    for device in own.chain(&DEVICES[..1]) {
+    let named = |name: String| DEVICES.iter().filter(move |device| device.caps.name == name);
+    let (own, generic) = (facts.family(), DEVICES[0].caps.name);
+    let with_matrices = |name: &str| named(format!("{name}{COOPERATIVE_SUFFIX}"));
+    for device in with_matrices(own).chain(named(own.into())).chain(with_matrices(generic)).chain(&DEVICES[..1]) {
         let device = device.with_subgroup(facts.best_subgroup(device.caps.subgroup));
         let missing = facts.missing(&device);
         if missing.is_empty() {
@@ -222,11 +225,14 @@ fn logical(instance: &Instance, physical: vk::PhysicalDevice, facts: &Facts) -> 
         .shader_int16(facts.int16)
         .shader_int64(facts.int64)
         .shader_float64(facts.float64);
+    let has_matrices = !facts.matrices.is_empty();
+    let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(has_matrices);
     let mut v11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(facts.storage16);
     let mut v12 = vk::PhysicalDeviceVulkan12Features::default()
         .shader_int8(facts.int8)
         .shader_float16(facts.float16)
-        .storage_buffer8_bit_access(facts.storage8);
+        .storage_buffer8_bit_access(facts.storage8)
+        .vulkan_memory_model(has_matrices);
     let mut size = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
         .subgroup_size_control(facts.sized_subgroups)
         .compute_full_subgroups(facts.sized_subgroups);
@@ -247,6 +253,10 @@ fn logical(instance: &Instance, physical: vk::PhysicalDevice, facts: &Facts) -> 
     }
     if facts.core_1_3 {
         extensions.clear();
+    }
+    if has_matrices {
+        info = info.push_next(&mut matrices);
+        extensions.push(ash::khr::cooperative_matrix::NAME.as_ptr());
     }
     let info = info.enabled_extension_names(&extensions);
     // SAFETY: `info` and all that it points to live through the call; the device reported what is asked for.

@@ -5,6 +5,7 @@
 
 mod facts;
 mod instance;
+mod matrices;
 mod memory;
 mod pipeline;
 mod pool;

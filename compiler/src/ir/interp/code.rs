@@ -5,8 +5,10 @@
 //! file and cost nothing, and no operation's result overlaps its operands.
 
 use super::asynchronous::{Beside, Product};
+use super::cooperative::{Matrices, Together};
 use crate::caps::MmaShape;
 use crate::ir::asynchronous::{Asynchronous, Factor};
+use crate::ir::cooperative::{Cooperative, Fragment, Lines, Part};
 use crate::ir::kernel::{
     Address, BinOp, Block, Builtin, CastOp, CmpOp, Constant, Dot4Signs, For, If, Inst, Kernel, ReduceOp, ShuffleMode,
     Statement, UnOp,
@@ -169,6 +171,8 @@ pub enum Op {
     },
     /// Its number in [`Program::beside`].
     Asynchronous(u32),
+    /// Its number in [`Program::together`].
+    Cooperative(u32),
     /// Starts counting the turns of a loop in its hidden slot.
     Enter {
         turn: Slot,
@@ -218,6 +222,8 @@ pub struct Program {
     pub tables: Vec<Slot>,
     /// What runs beside the threads.
     pub beside: Vec<Beside>,
+    /// What subgroups do with matrices.
+    pub together: Vec<Together>,
     /// The register file at the start of a thread.
     pub image: Vec<u8>,
     /// Scalar parameters: number and slots that hold it.
@@ -243,6 +249,7 @@ pub fn compile(kernel: &Kernel) -> Program {
             turns: Vec::new(),
             tables: Vec::new(),
             beside: Vec::new(),
+            together: Vec::new(),
             image: vec![0; image],
             args: Vec::new(),
         },
@@ -330,7 +337,8 @@ pub fn pure_op(
         | Inst::AsyncCopy { .. }
         | Inst::AsyncCommit
         | Inst::AsyncWait(_)
-        | Inst::Asynchronous(_) => return None,
+        | Inst::Asynchronous(_)
+        | Inst::Cooperative(_) => return None,
     })
 }
 
@@ -363,7 +371,7 @@ impl Flattener<'_> {
     fn push(&mut self, op: Op) -> usize {
         let turns = match op {
             Op::Barrier | Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => self.loops.clone(),
-            Op::Asynchronous(_) => self.loops.clone(),
+            Op::Asynchronous(_) | Op::Cooperative(_) => self.loops.clone(),
             _ => Vec::new(),
         };
         self.program.ops.push(op);
@@ -466,6 +474,11 @@ impl Flattener<'_> {
                 self.program.beside.push(beside);
                 Op::Asynchronous(self.program.beside.len() as u32 - 1)
             }
+            Inst::Cooperative(inner) => {
+                let together = self.together(inner, d);
+                self.program.together.push(together);
+                Op::Cooperative(self.program.together.len() as u32 - 1)
+            }
             Inst::For(inner) => return self.for_loop(inner, &statement.results),
             Inst::If(inner) => return self.branch(inner, &statement.results),
             pure => {
@@ -479,6 +492,31 @@ impl Flattener<'_> {
             }
         };
         self.push(op);
+    }
+
+    fn together(&self, inst: &Cooperative, d: Slot) -> Together {
+        let matrices = |fragment: Fragment, lines: &Lines, slot: Slot| Matrices {
+            fragment,
+            slot,
+            place: self.place(&lines.address, fragment.align(lines.order)),
+            order: lines.order,
+            stride: lines.stride,
+        };
+        match inst {
+            Cooperative::Fill { fragment, value } => {
+                Together::Fill { fragment: *fragment, d, value: self.slot(*value) }
+            }
+            Cooperative::Load { fragment, from } => Together::Load(matrices(*fragment, from, d)),
+            Cooperative::Store { shape, to, sums } => {
+                Together::Store(matrices(Fragment { shape, part: Part::Sums }, to, self.slot(*sums)))
+            }
+            Cooperative::Multiply { shape, a, b, sums } => {
+                Together::Multiply { shape, d, a: self.slot(*a), b: self.slot(*b), c: self.slot(*sums) }
+            }
+            Cooperative::Scale { shape, a, b, sums } => {
+                Together::Scale { shape, d, a: self.slot(*a), b: self.slot(*b), c: self.slot(*sums) }
+            }
+        }
     }
 
     fn beside(&self, inst: &Asynchronous, d: Slot) -> Beside {

@@ -1,15 +1,18 @@
 //! Matrix instructions: fragments of all lanes as matrices, their product, and back.
+//!
+//! Where a device keeps its lane map to itself, the elements are dealt out here row by row: lane 0 has the first ones.
 
 use crate::caps::{MmaShape, place};
 use crate::dtype::DType;
+use crate::layout::Layout;
 
 /// The fragments of D, by lane, from those of A, B and C. Sums of floats are made in `f64` and rounded once.
-pub fn multiply(shape: &MmaShape, a: &[&[u8]], b: &[&[u8]], c: &[&[u8]]) -> Result<Vec<Vec<u8>>, String> {
-    let Some(map) = &shape.map else { return Err(format!("nobody says which lane of {shape} holds which element")) };
+pub fn multiply(shape: &MmaShape, a: &[&[u8]], b: &[&[u8]], c: &[&[u8]]) -> Vec<Vec<u8>> {
+    let map = shape.map.as_ref();
     let (m, n, k) = (shape.m as usize, shape.n as usize, shape.k as usize);
-    let a = gather(a, |at| place(&map.a, at), shape.a, k, m * k);
-    let b = gather(b, |at| place(&map.b, at), shape.b, n, k * n);
-    let c_matrix = gather(c, |at| place(&map.acc, at), shape.acc, n, m * n);
+    let a = gather(a, |at| dealt(map.map(|map| &map.a), at, k), shape.a, k, m * k);
+    let b = gather(b, |at| dealt(map.map(|map| &map.b), at, n), shape.b, n, k * n);
+    let c_matrix = gather(c, |at| dealt(map.map(|map| &map.acc), at, n), shape.acc, n, m * n);
     let mut d = vec![0u32; m * n];
     for (i, out) in d.iter_mut().enumerate() {
         let (row, column) = (i / n, i % n);
@@ -25,12 +28,17 @@ pub fn multiply(shape: &MmaShape, a: &[&[u8]], b: &[&[u8]], c: &[&[u8]]) -> Resu
     let elements = shape.acc_elements() as usize;
     let lane = |lane: usize| {
         let at = |i: usize| {
-            let (row, column) = place(&map.acc, lane * elements + i);
+            let (row, column) = dealt(map.map(|map| &map.acc), lane * elements + i, n);
             row * n + column
         };
         (0..elements).flat_map(|i| d[at(i)].to_le_bytes()).collect()
     };
-    Ok((0..shape.lanes as usize).map(lane).collect())
+    (0..shape.lanes as usize).map(lane).collect()
+}
+
+/// Row and column of an address, in a matrix of so many columns.
+fn dealt(map: Option<&Layout>, address: usize, columns: usize) -> (usize, usize) {
+    map.map_or((address / columns, address % columns), |map| place(map, address))
 }
 
 /// A matrix `[row][column]` of `count` numbers from fragments.

@@ -4,10 +4,16 @@
 //! inside its memory, aligned as claimed, allowed by the parameter's access, reads written bytes only, and does not
 //! race with any access that ran before it.
 
+mod shadow;
+mod together;
+
+pub use shadow::{MAX_INTERVALS, MAX_THREADS, MAX_WORKGROUPS};
+
 use super::ArgValue;
 use super::order::Order;
 use crate::ir::kernel::{Access, Kernel, ParamKind};
 use crate::ir::types::Memory;
+use shadow::{Shadow, race};
 
 /// Who accesses memory, and when: accesses of one workgroup in different intervals have a barrier between them.
 #[derive(Clone, Copy, Debug)]
@@ -288,120 +294,5 @@ impl Region {
         } else {
             format!("{verb} {name}, whose access is {:?}", self.access)
         }
-    }
-}
-
-#[cold]
-fn race(name: &str, byte: usize, what: Use, who: Who, other: Other) -> String {
-    let describe = |what| match what {
-        Use::Load => "read",
-        Use::Store => "write",
-        Use::Atomic => "atomic add",
-    };
-    let from = if other.tag == EVERY_WORKGROUP {
-        "threads of several workgroups".to_string()
-    } else if other.tag & MANY == MANY {
-        format!("several threads of workgroup {}", (other.tag >> 36) - 1)
-    } else {
-        format!("thread {} of workgroup {}", other.tag & MANY, (other.tag >> 36) - 1)
-    };
-    format!(
-        "race on byte {byte} of {name}: this {} by thread {} of workgroup {}, and a {} by {from} with no barrier between",
-        describe(what),
-        who.thread,
-        who.workgroup,
-        describe(other.what)
-    )
-}
-
-/// An earlier access that races with this one.
-struct Other {
-    tag: u64,
-    what: Use,
-}
-
-/// Who touched each byte: a tag of `workgroup + 1` (28 bits), interval (24 bits) and thread (12 bits), 0 for nobody.
-#[derive(Debug, Default)]
-struct Shadow {
-    stores: Vec<u64>,
-    loads: Vec<u64>,
-    atomics: Vec<u64>,
-}
-
-/// The thread field of a tag that stands for several threads of one workgroup in one interval.
-const MANY: u64 = 0xfff;
-/// The tag of accesses by more than one workgroup.
-const EVERY_WORKGROUP: u64 = ((1 << 28) - 1) << 36;
-/// Most workgroups that a tag can name.
-pub const MAX_WORKGROUPS: u64 = (1 << 28) - 2;
-/// Most threads of a workgroup that a tag can name.
-pub const MAX_THREADS: u32 = MANY as u32 - 1;
-/// Most barriers that a workgroup may meet.
-pub const MAX_INTERVALS: u32 = 1 << 24;
-
-impl Shadow {
-    fn clear(&mut self) {
-        self.stores.fill(0);
-        self.loads.fill(0);
-        self.atomics.fill(0);
-    }
-
-    #[inline(always)]
-    fn note(
-        &mut self,
-        range: std::ops::Range<usize>,
-        len: usize,
-        what: Use,
-        who: Who,
-        order: &Order,
-    ) -> Result<(), (usize, Other)> {
-        let tag = (who.workgroup as u64 + 1) << 36 | (who.interval as u64) << 12 | who.thread as u64;
-        let kinds = [(&self.stores, Use::Store), (&self.loads, Use::Load), (&self.atomics, Use::Atomic)];
-        for (tags, kind) in kinds {
-            // Two loads never race, and neither do two atomics.
-            if (kind == what && what != Use::Store) || tags.is_empty() {
-                continue;
-            }
-            let tags = &tags[range.clone()];
-            if let Some(byte) = tags.iter().position(|&old| old != 0 && old != tag && conflict(old, tag, who, order)) {
-                return Err((range.start + byte, Other { tag: tags[byte], what: kind }));
-            }
-        }
-        let mine = match what {
-            Use::Store => &mut self.stores,
-            Use::Load => &mut self.loads,
-            Use::Atomic => &mut self.atomics,
-        };
-        if mine.is_empty() {
-            mine.resize(len, 0);
-        }
-        for old in &mut mine[range] {
-            if *old != tag {
-                *old = merge(*old, tag);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether two accesses can run at the same time.
-fn conflict(old: u64, new: u64, who: Who, order: &Order) -> bool {
-    if old >> 36 != new >> 36 {
-        let interval = (old >> 12) as u32 & (MAX_INTERVALS - 1);
-        return old == EVERY_WORKGROUP || !order.is_before((old >> 36) as u32 - 1, interval, who);
-    }
-    old >> 12 == new >> 12 && old & MANY != new & MANY
-}
-
-/// One tag for an old access and a new one: older intervals of one workgroup can race with it no more.
-fn merge(old: u64, new: u64) -> u64 {
-    if old == 0 || old == new {
-        new
-    } else if old >> 36 != new >> 36 {
-        EVERY_WORKGROUP
-    } else if old >> 12 == new >> 12 {
-        old | MANY
-    } else {
-        new
     }
 }

@@ -8,6 +8,7 @@
 
 mod asynchronous;
 mod code;
+mod cooperative;
 pub(crate) mod evaluate;
 mod float8;
 mod matrix;

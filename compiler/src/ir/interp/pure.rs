@@ -53,6 +53,7 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         | Op::AsyncCommit
         | Op::AsyncWait { .. }
         | Op::Asynchronous(_)
+        | Op::Cooperative(_)
         | Op::Enter { .. }
         | Op::Head { .. }
         | Op::Next { .. }

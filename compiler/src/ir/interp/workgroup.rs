@@ -158,7 +158,7 @@ impl<'k> Machine<'k> {
                     break;
                 }
                 self.meet(lanes.clone(), Stop::Exchange, "its subgroup")?;
-                self.exchange(lanes.clone())?;
+                self.exchange(lanes.clone(), Who { workgroup: number, thread: first as u32, interval })?;
                 self.release(lanes.clone());
                 moved = true;
             }
@@ -228,8 +228,8 @@ impl<'k> Machine<'k> {
         }
     }
 
-    /// The operation that the lanes of a subgroup have met at.
-    fn exchange(&mut self, lanes: std::ops::Range<usize>) -> Result<(), Fault> {
+    /// The operation that the lanes of a subgroup have met at; `who` is the first of them.
+    fn exchange(&mut self, lanes: std::ops::Range<usize>, who: Who) -> Result<(), Fault> {
         let at = self.threads[lanes.start].at;
         let count = lanes.len();
         let fault = |lane: usize, message: String| Fault { op: at, thread: (lanes.start + lane) as u32, message };
@@ -277,10 +277,16 @@ impl<'k> Machine<'k> {
                 let of = |slot: Slot| -> Vec<&[u8]> {
                     self.threads[lanes.clone()].iter().map(|thread| &thread.regs[slot as usize..]).collect()
                 };
-                let results = matrix::multiply(shape, &of(a), &of(b), &of(c)).map_err(|m| fault(0, m))?;
+                let results = matrix::multiply(shape, &of(a), &of(b), &of(c));
                 for (thread, result) in self.threads[lanes.clone()].iter_mut().zip(&results) {
                     thread.regs[d as usize..][..result.len()].copy_from_slice(result);
                 }
+            }
+            Op::Cooperative(op) => {
+                let threads = &mut self.threads[lanes.clone()];
+                let mut regs: Vec<&mut [u8]> = threads.iter_mut().map(|thread| &mut thread.regs[..]).collect();
+                let result = self.program.together[op as usize].run(&mut regs, &mut self.space, who);
+                result.map_err(|message| Fault { op: at, thread: who.thread, message })?;
             }
             Op::Asynchronous(_) => lanes.for_each(|thread| self.space.synchronized(thread as u32)),
             _ => {}
@@ -402,7 +408,7 @@ impl<'k> Machine<'k> {
                         }
                     }
                 }
-                Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } => break Stop::Exchange,
+                Op::Shuffle { .. } | Op::Reduce { .. } | Op::Mma { .. } | Op::Cooperative(_) => break Stop::Exchange,
                 Op::Asynchronous(op) => match &self.program.beside[*op as usize] {
                     Beside::Meet => break Stop::Exchange,
                     Beside::Mma(_) => break Stop::Product,

@@ -1,7 +1,6 @@
 //! Instructions that run beside the threads: features, places, sizes, who must come.
 
 use super::Check;
-use super::matrix::element;
 use super::memory::Use;
 use crate::caps::Feature;
 use crate::ir::asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
@@ -71,7 +70,7 @@ impl Check<'_> {
                 }
                 match a {
                     Factor::Fragments(list) => {
-                        if let Some(scalar) = element(shape.a) {
+                        if let Some(scalar) = Scalar::of(shape.a) {
                             let fragment = Type::vector(scalar, shape.a_elements() as u8);
                             list.iter().for_each(|&value| self.expect(value, fragment, "the fragment of A"));
                         }
@@ -79,7 +78,7 @@ impl Check<'_> {
                     Factor::Panel(panel, _) => self.panel(panel, 64, steps),
                 }
                 self.panel(b, *columns, steps);
-                if let Some(scalar) = element(shape.acc) {
+                if let Some(scalar) = Scalar::of(shape.acc) {
                     let sums = Type::vector(scalar, (columns / 2) as u8);
                     self.expect(*acc, sums, "the sums");
                     self.result_is(ty, sums);

@@ -163,6 +163,7 @@ impl<'k> Check<'k> {
             Inst::AsyncCopy { to, from, bytes } => self.async_copy(to, from, *bytes),
             Inst::AsyncCommit | Inst::AsyncWait(_) => self.needs(Feature::AsyncCopy, "a group of copies"),
             Inst::Asynchronous(inner) => self.asynchronous(inner, ty),
+            Inst::Cooperative(inner) => self.cooperative(inner, ty),
         }
     }
 
@@ -176,6 +177,7 @@ impl<'k> Check<'k> {
             | Inst::AsyncCommit
             | Inst::AsyncWait(_) => 0,
             Inst::Asynchronous(inner) => inner.results(),
+            Inst::Cooperative(inner) => usize::from(inner.result().is_some()),
             Inst::For(_) | Inst::If(_) => return None,
             _ => 1,
         };

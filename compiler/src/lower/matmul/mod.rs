@@ -2,6 +2,7 @@
 
 mod block;
 mod columns;
+mod cooperative;
 mod epilogue;
 mod float;
 mod integer;
@@ -16,6 +17,7 @@ mod stream;
 mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
+pub(super) use cooperative::COOPERATIVE;
 pub(super) use mma::{MMA, packing};
 pub(super) use panel::PANEL_FAMILY;
 pub(super) use ring::{RING, workspace};

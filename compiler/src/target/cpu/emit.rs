@@ -394,7 +394,8 @@ impl<'a> Emitter<'a> {
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
-            | Inst::Asynchronous(_) => return,
+            | Inst::Asynchronous(_)
+            | Inst::Cooperative(_) => return,
             Inst::Store { address, align, value } => {
                 let value = self.get(*value);
                 return self.store(address, *align, &value);
@@ -481,8 +482,8 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
         let mut each = |values: &[ir::Value]| values.iter().for_each(|&value| f(inst, value));
         match inst {
             Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Barrier => {}
-            // `support` has refused the last.
-            Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => {}
+            // `support` has refused these.
+            Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) | Inst::Cooperative(_) => {}
             Inst::AsyncCopy { to, from, .. } => {
                 each(to.index.as_slice());
                 each(from.index.as_slice());

@@ -45,6 +45,7 @@ fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &m
         }
         Inst::Mma { shape, .. } => lacks.push(format!("the matrix instruction {shape}")),
         Inst::Asynchronous(inner) => lacks.push(inner.name().to_string()),
+        Inst::Cooperative(inner) => lacks.push(inner.name().to_string()),
         Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
             lacks.push("asynchronous copies".to_string());
         }

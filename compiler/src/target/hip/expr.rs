@@ -93,7 +93,8 @@ impl Emitter<'_> {
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
-            | Inst::Asynchronous(_) => return None,
+            | Inst::Asynchronous(_)
+            | Inst::Cooperative(_) => return None,
         })
     }
 

@@ -342,7 +342,8 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::AtomicAdd { .. } => "before",
         Inst::For(_) => "sum",
         Inst::If(_) => "chosen",
-        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) | Inst::Asynchronous(_) => "value",
+        Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => "value",
+        Inst::Asynchronous(_) | Inst::Cooperative(_) => "value",
         Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
     }
 }

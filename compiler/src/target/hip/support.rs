@@ -74,6 +74,7 @@ impl Asks {
                 self.matrices.push(shape);
             }
             Inst::Asynchronous(inner) => self.beside.push(inner.name()),
+            Inst::Cooperative(inner) => self.beside.push(inner.name()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.async_copy = true,
             Inst::For(_)
             | Inst::If(_)

@@ -338,6 +338,8 @@ impl Emitter<'_> {
                 Vec::new()
             }
             Inst::Asynchronous(inner) => self.asynchronous(inner),
+            // Refused by `support` before.
+            Inst::Cooperative(_) => Vec::new(),
             // Written by `block`.
             Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
         }

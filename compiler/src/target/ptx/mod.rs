@@ -154,6 +154,7 @@ fn casts(block: &ir::Block, kernel: &ir::Kernel, fp8: bool, faults: &mut Vec<Str
                     }
                 }
             }
+            Inst::Cooperative(inner) => faults.push(inner.name().to_string()),
             Inst::For(inner) => casts(&inner.body, kernel, fp8, faults),
             Inst::If(inner) => {
                 casts(&inner.then, kernel, fp8, faults);

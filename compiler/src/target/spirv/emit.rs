@@ -6,16 +6,19 @@
 use super::memory::{self, Arrays};
 use super::module::{Module, Repr};
 use super::value::{self, Pieces, piece_type};
-use super::{arith, group};
+use super::{arith, group, matrix};
 use crate::caps::vulkan::Vulkan;
-use crate::ir::{Block, Builtin, For, If, Inst, Kernel, Scalar, Statement, Type, Value};
+use crate::ir::{
+    Block, Builtin, Cooperative, For, Fragment, If, Inst, Kernel, Part, Scalar, Statement, Type, Value, fragments,
+};
 use crate::target::pieces::{Definitions, piece_lanes};
 use rspirv::dr::{Module as Finished, Operand};
 use rspirv::spirv::{BuiltIn, Capability, ExecutionMode, LoopControl, Op, SelectionControl, Word};
 
 /// The module of a kernel.
 pub(super) fn module(kernel: &Kernel, device: &Vulkan) -> Finished {
-    let mut m = Module::new(kernel.workgroup);
+    let fragments = fragments(kernel);
+    let mut m = Module::new(kernel.workgroup, !fragments.is_empty());
     float_modes(&mut m, kernel, device);
     let arrays = Arrays::new(&mut m, kernel);
     let mut emitter = Emitter {
@@ -23,6 +26,7 @@ pub(super) fn module(kernel: &Kernel, device: &Vulkan) -> Finished {
         m,
         arrays,
         values: Definitions::new(kernel),
+        fragments,
         width: device.caps.subgroup,
         fuses: device.fuses_f32,
     };
@@ -56,6 +60,8 @@ struct Emitter<'k> {
     m: Module,
     arrays: Arrays,
     values: Definitions<Word>,
+    /// Which values are matrices of the subgroup; empty where none is.
+    fragments: Vec<Option<Fragment>>,
     width: u32,
     /// Whether the device's `Fma` of `f32` rounds once.
     fuses: bool,
@@ -99,6 +105,9 @@ impl Emitter<'_> {
                 self.arrays.store(&mut self.m, self.kernel, address.memory, offset, *align, ty, &pieces);
             }
             Inst::Barrier => group::barrier(&mut self.m),
+            Inst::Cooperative(inner) => {
+                self.cooperative(inner);
+            }
             // Everything else has a result, or is control flow.
             _ => {}
         }
@@ -188,6 +197,7 @@ impl Emitter<'_> {
                 let offset = self.offset(address);
                 vec![self.arrays.atomic_add(&mut self.m, self.kernel, address.memory, offset, addend)]
             }
+            Inst::Cooperative(inner) => self.cooperative(inner).into_iter().collect(),
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
             | Inst::PermuteBytes { .. }
@@ -202,6 +212,43 @@ impl Emitter<'_> {
             | Inst::If(_)
             | Inst::Yield(_) => Vec::new(),
         }
+    }
+
+    fn cooperative(&mut self, inst: &Cooperative) -> Option<Word> {
+        let offset = inst.place().map(|(lines, _)| self.offset(&lines.address));
+        let memory = (&mut self.m, &mut self.arrays, self.kernel);
+        match (inst, offset) {
+            (Cooperative::Fill { fragment, value }, _) => {
+                let number = self.values.one(*value);
+                Some(matrix::fill(&mut self.m, fragment, number))
+            }
+            (Cooperative::Load { fragment, from }, Some(offset)) => Some(matrix::load(memory, fragment, from, offset)),
+            (Cooperative::Store { shape, to, sums }, Some(offset)) => {
+                let sums = self.values.one(*sums);
+                matrix::store(memory, &Fragment { shape, part: Part::Sums }, to, offset, sums);
+                None
+            }
+            (Cooperative::Multiply { a, b, sums, .. }, _) => {
+                let operands = [*a, *b, *sums].map(|value| self.values.one(value));
+                Some(matrix::multiply(&mut self.m, inst, operands))
+            }
+            (Cooperative::Scale { a, b, sums, .. }, _) => {
+                let operands = [*a, *b, *sums].map(|value| self.values.one(value));
+                Some(matrix::scale(&mut self.m, inst, operands))
+            }
+            // Both have a place.
+            (Cooperative::Load { .. } | Cooperative::Store { .. }, None) => None,
+        }
+    }
+
+    /// The type of a value that is a matrix.
+    fn matrix_type(&mut self, value: Value) -> Option<Word> {
+        let fragment = self.fragments.get(value.0 as usize).copied().flatten()?;
+        Some(matrix::ty(&mut self.m, &fragment))
+    }
+
+    fn store_local(&mut self, variable: Word, value: Word) {
+        self.m.act(Op::Store, [variable, value].map(Operand::IdRef).to_vec());
     }
 
     fn builtin(&mut self, builtin: Builtin) -> Word {
@@ -246,6 +293,18 @@ impl Emitter<'_> {
         let counter_word = self.m.ty(repr, 1);
         let (start, end) = (self.values.one(inner.start), self.values.one(inner.end));
         let before = self.m.block;
+        // Matrices go through variables.
+        let locals: Vec<Option<(Word, Word)>> = inner
+            .carried
+            .iter()
+            .map(|&(name, first)| {
+                let ty = self.matrix_type(name)?;
+                let variable = self.m.local(ty);
+                let first = self.values.one(first);
+                self.store_local(variable, first);
+                Some((variable, ty))
+            })
+            .collect();
         self.jump(header);
 
         self.m.begin(header);
@@ -257,13 +316,24 @@ impl Emitter<'_> {
         let counter = phi(&mut self.m, counter_word, start, counter_next);
         self.values.set(inner.variable, vec![counter]);
         let mut later_ids: Vec<Vec<Word>> = Vec::new();
-        for &(name, first) in &inner.carried {
+        for (&(name, first), local) in inner.carried.iter().zip(&locals) {
+            if local.is_some() {
+                later_ids.push(Vec::new());
+                continue;
+            }
             let piece = piece_type(&mut self.m, self.kernel.ty(name));
             let firsts = self.values.get(first);
             let laters: Vec<Word> = firsts.iter().map(|_| self.m.id()).collect();
             let pieces = firsts.iter().zip(&laters).map(|(&f, &l)| phi(&mut self.m, piece, f, l)).collect();
             self.values.set(name, pieces);
             later_ids.push(laters);
+        }
+        // All phis come first.
+        for (&(name, _), local) in inner.carried.iter().zip(&locals) {
+            if let &Some((variable, ty)) = local {
+                let current = self.m.op(Op::Load, ty, &[variable]);
+                self.values.set(name, vec![current]);
+            }
         }
         let bools = self.m.ty(Repr::Bool, 1);
         let goes_on = self.m.op(Op::SLessThan, bools, &[counter, end]);
@@ -278,6 +348,11 @@ impl Emitter<'_> {
         self.m.begin(next);
         let step = self.m.constant(repr, &[inner.step as u64 & (u64::MAX >> (64 - counter_type.scalar.bits()))]);
         self.m.define(counter_next, Op::IAdd, counter_word, [counter, step].map(Operand::IdRef).to_vec());
+        for (local, pieces) in locals.iter().zip(&yielded) {
+            if let &Some((variable, _)) = local {
+                self.store_local(variable, pieces[0]);
+            }
+        }
         for ((&(name, _), laters), pieces) in inner.carried.iter().zip(&later_ids).zip(&yielded) {
             let piece = piece_type(&mut self.m, self.kernel.ty(name));
             for (&later, &value) in laters.iter().zip(pieces) {
@@ -296,19 +371,34 @@ impl Emitter<'_> {
     fn branch(&mut self, inner: &If, results: &[Value]) {
         let [then, otherwise, merge] = std::array::from_fn(|_| self.m.id());
         let cond = self.values.one(inner.cond);
+        let locals: Vec<Option<(Word, Word)>> = results
+            .iter()
+            .map(|&result| {
+                let ty = self.matrix_type(result)?;
+                Some((self.m.local(ty), ty))
+            })
+            .collect();
         let control = Operand::SelectionControl(SelectionControl::NONE);
         self.m.act(Op::SelectionMerge, vec![Operand::IdRef(merge), control]);
         self.m.end(Op::BranchConditional, [cond, then, otherwise].map(Operand::IdRef).to_vec());
         let sides = [(then, &inner.then), (otherwise, &inner.otherwise)].map(|(label, block)| {
             self.m.begin(label);
             let yielded = self.block(block);
+            for (local, pieces) in locals.iter().zip(&yielded) {
+                if let &Some((variable, _)) = local {
+                    self.store_local(variable, pieces[0]);
+                }
+            }
             let from = self.m.block;
             self.jump(merge);
             (yielded, from)
         });
         self.m.begin(merge);
         let [(thens, then_from), (others, other_from)] = sides;
-        for ((&result, thens), others) in results.iter().zip(&thens).zip(&others) {
+        for (((&result, thens), others), local) in results.iter().zip(&thens).zip(&others).zip(&locals) {
+            if local.is_some() {
+                continue;
+            }
             let piece = piece_type(&mut self.m, self.kernel.ty(result));
             let pieces = thens
                 .iter()
@@ -319,6 +409,12 @@ impl Emitter<'_> {
                 })
                 .collect();
             self.values.set(result, pieces);
+        }
+        for (&result, local) in results.iter().zip(&locals) {
+            if let &Some((variable, ty)) = local {
+                let chosen = self.m.op(Op::Load, ty, &[variable]);
+                self.values.set(result, vec![chosen]);
+            }
         }
     }
 }

@@ -10,8 +10,11 @@ use rspirv::spirv::{BuiltIn, Capability, GroupOperation, MemorySemantics, Op, Sc
 
 /// All threads of the workgroup meet, and see each other's writes.
 pub(super) fn barrier(m: &mut Module) {
-    let semantics =
+    let mut semantics =
         MemorySemantics::ACQUIRE_RELEASE | MemorySemantics::WORKGROUP_MEMORY | MemorySemantics::UNIFORM_MEMORY;
+    if m.vulkan_memory {
+        semantics |= MemorySemantics::MAKE_AVAILABLE | MemorySemantics::MAKE_VISIBLE;
+    }
     let scope = m.scope(Scope::Workgroup);
     let semantics = m.word(semantics.bits());
     let operands = vec![Operand::IdScope(scope), Operand::IdScope(scope), Operand::IdMemorySemantics(semantics)];

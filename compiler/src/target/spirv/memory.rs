@@ -2,11 +2,12 @@
 //!
 //! A buffer is seen through arrays of bytes, half-words, words, pairs or quads of words, as many as its accesses need; all
 //! of them are one binding. A shared array has one element type: the widest that every access to it is aligned to.
+//! An array that matrices lie in has their elements.
 //! Offsets are 32-bit: they wrap to the right byte, since every binding is below 2 GiB (the runtime checks that).
 
 use super::module::{Module, Repr};
 use super::value::{self, Pieces};
-use crate::ir::{Access, Address, Inst, Kernel, Memory, ParamKind, Scalar, Type, Value};
+use crate::ir::{Access, Address, Fragment, Inst, Kernel, Memory, ParamKind, Scalar, Type, Value};
 use rspirv::dr::Operand;
 use rspirv::spirv::{Capability, Decoration, Op, Scope, StorageClass, Word};
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use std::collections::BTreeMap;
 pub(super) struct Arrays {
     /// Variable of each buffer and element size.
     views: BTreeMap<(u16, u32), Word>,
-    /// Variable and element size of each shared array.
-    shared: Vec<(Word, u32)>,
+    /// Variable of each shared array, and its elements.
+    shared: Vec<(Word, Unit)>,
     /// Scalars: the variable and each parameter's member.
     scalars: Option<(Word, BTreeMap<u16, u32>)>,
     /// Number of each buffer's binding.
@@ -68,8 +69,8 @@ impl Arrays {
             .iter()
             .zip(units)
             .map(|(array, unit)| {
-                let element = m.ty(Repr::of_bits(8 * unit), 1);
-                let ty = m.array(element, array.bytes.div_ceil(unit).max(1));
+                let element = unit.ty(m);
+                let ty = m.array(element, array.bytes.div_ceil(unit.bytes).max(1));
                 let variable = m.global(StorageClass::Workgroup, ty);
                 m.name(variable, &array.name);
                 (variable, unit)
@@ -109,7 +110,7 @@ impl Arrays {
             2 => m.needs(Capability::StorageBuffer16BitAccess),
             _ => {}
         }
-        let element = element_type(m, unit);
+        let element = Unit::words(unit).ty(m);
         let array = m.endless(element, unit);
         let variable = m.block_of(StorageClass::StorageBuffer, &[(array, 0)]);
         m.decorate(variable, Decoration::DescriptorSet, &[0]);
@@ -118,7 +119,8 @@ impl Arrays {
         match declared.kind {
             ParamKind::Buffer { access: Access::Read, .. } => m.decorate(variable, Decoration::NonWritable, &[]),
             ParamKind::Buffer { access: Access::Write, .. } => m.decorate(variable, Decoration::NonReadable, &[]),
-            ParamKind::Buffer { access: Access::ReadWrite, .. } if self.coherent => {
+            // In Vulkan's memory model, each access says so.
+            ParamKind::Buffer { access: Access::ReadWrite, .. } if self.coherent && !m.vulkan_memory => {
                 m.decorate(variable, Decoration::Coherent, &[]);
             }
             ParamKind::Buffer { .. } | ParamKind::Scalar(_) => {}
@@ -138,11 +140,11 @@ impl Arrays {
         offset: Word,
         align: u32,
         bytes: u32,
-    ) -> (Vec<Word>, u32) {
+    ) -> (Vec<Word>, Unit) {
         let (variable, unit, class) = match memory {
             Memory::Param(param) => {
                 let unit = align.min(16).min(bytes);
-                (self.view(m, kernel, param, unit), unit, StorageClass::StorageBuffer)
+                (self.view(m, kernel, param, unit), Unit::words(unit), StorageClass::StorageBuffer)
             }
             Memory::Shared(array) => {
                 let (variable, unit) = self.shared[array as usize];
@@ -150,12 +152,12 @@ impl Arrays {
             }
         };
         let word = m.ty(Repr::U32, 1);
-        let element = element_type(m, unit);
+        let element = unit.ty(m);
         let pointer = m.pointer(class, element);
-        let shift = m.word(unit.trailing_zeros());
-        let first = if unit == 1 { offset } else { m.op(Op::ShiftRightLogical, word, &[offset, shift]) };
+        let shift = m.word(unit.bytes.trailing_zeros());
+        let first = if unit.bytes == 1 { offset } else { m.op(Op::ShiftRightLogical, word, &[offset, shift]) };
         let zero = m.word(0);
-        let places = (0..bytes / unit)
+        let places = (0..bytes / unit.bytes)
             .map(|i| {
                 let index = if i == 0 {
                     first
@@ -184,10 +186,16 @@ impl Arrays {
         ty: Type,
     ) -> Pieces {
         let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
-        let element = element_type(m, unit);
-        let parts: Vec<Word> = places.iter().map(|&place| m.op(Op::Load, element, &[place])).collect();
-        let raw = raw_type(unit, ty.bytes());
-        let pieces = match unit {
+        let element = unit.ty(m);
+        let access = shared(kernel, memory).then(|| m.seen_by_others()).flatten();
+        let parts: Vec<Word> = places
+            .iter()
+            .map(|&place| {
+                m.op_with(Op::Load, element, std::iter::once(Operand::IdRef(place)).chain(access.clone()).collect())
+            })
+            .collect();
+        let raw = unit.values(ty.bytes());
+        let pieces = match unit.bytes {
             // A quad is a piece; two pairs make one.
             16 => parts,
             8 => parts.chunks(2).map(|pair| if pair.len() == 1 { pair[0] } else { m.construct_quad(pair) }).collect(),
@@ -209,17 +217,24 @@ impl Arrays {
         pieces: &Pieces,
     ) {
         let (places, unit) = self.places(m, kernel, memory, offset, align, ty.bytes());
-        let raw = raw_type(unit, ty.bytes());
+        let raw = unit.values(ty.bytes());
+        let access = shared(kernel, memory).then(|| m.seen_by_others()).flatten();
         let pieces = value::bitcast(m, pieces, ty, raw);
         for (i, &place) in places.iter().enumerate() {
-            let element = match unit {
+            let element = match unit.bytes {
                 16 => pieces[i],
                 8 if raw.lanes == 2 => pieces[0],
                 8 => m.half_of(pieces[i / 2], i % 2),
                 _ => value::extract(m, &pieces, raw, i as u8),
             };
-            m.act(Op::Store, vec![Operand::IdRef(place), Operand::IdRef(element)]);
+            m.act(Op::Store, [place, element].map(Operand::IdRef).into_iter().chain(access.clone()).collect());
         }
+    }
+
+    /// The first element of a matrix in a shared array, and bytes of an element.
+    pub fn matrix(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, bytes: u32) -> (Word, u32) {
+        let (places, unit) = self.places(m, kernel, memory, offset, bytes, bytes);
+        (places[0], unit.bytes)
     }
 
     /// Adds to a word in one step; gives what was there.
@@ -256,21 +271,50 @@ impl Module {
     }
 }
 
-fn element_type(m: &mut Module, unit: u32) -> Word {
-    match unit {
-        1 | 2 | 4 => m.ty(Repr::of_bits(8 * unit), 1),
-        _ => m.ty(Repr::U32, (unit / 4) as u8),
+/// Whether threads see what others write there.
+fn shared(kernel: &Kernel, memory: Memory) -> bool {
+    match memory {
+        Memory::Shared(_) => true,
+        Memory::Param(param) => {
+            matches!(kernel.params[param as usize].kind, ParamKind::Buffer { access: Access::ReadWrite, .. })
+        }
     }
 }
 
-/// Integers of the element's width (words, if it is wider), as many as the bytes hold.
-fn raw_type(unit: u32, bytes: u32) -> Type {
-    let scalar = match unit {
-        1 => Scalar::I8,
-        2 => Scalar::I16,
-        _ => Scalar::I32,
-    };
-    Type::vector(scalar, (bytes / scalar.bytes()) as u8)
+/// An element of an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// Its bytes.
+    pub bytes: u32,
+    /// What it holds, or part of it.
+    scalar: Scalar,
+}
+
+impl Unit {
+    /// Integers of so many bytes; pairs and quads of words, where these are more than 4.
+    fn words(bytes: u32) -> Unit {
+        let scalar = match bytes {
+            1 => Scalar::I8,
+            2 => Scalar::I16,
+            _ => Scalar::I32,
+        };
+        Unit { bytes, scalar }
+    }
+
+    fn ty(self, m: &mut Module) -> Word {
+        m.ty(Repr::of(self.scalar), (self.bytes / self.scalar.bytes()) as u8)
+    }
+
+    /// What so many bytes of an array are.
+    fn values(self, bytes: u32) -> Type {
+        Type::vector(self.scalar, (bytes / self.scalar.bytes()) as u8)
+    }
+}
+
+/// The element of an array that matrices of this type lie in.
+pub(super) fn matrix_unit(fragment: &Fragment) -> Option<Unit> {
+    let scalar = Scalar::of(fragment.dtype())?;
+    Some(Unit { bytes: scalar.bytes(), scalar })
 }
 
 /// The constant and variable part of an address.
@@ -289,9 +333,10 @@ pub(super) fn offset(m: &mut Module, address: &Address, word_of: impl FnOnce(&mu
     }
 }
 
-/// The least alignment of the accesses to each shared array, and whether there is a barrier.
-fn survey(kernel: &Kernel) -> (Vec<u32>, bool) {
+/// The element of each shared array, and whether there is a barrier.
+fn survey(kernel: &Kernel) -> (Vec<Unit>, bool) {
     let (mut units, mut barrier) = (vec![4u32; kernel.shared.len()], false);
+    let mut matrices = vec![None; kernel.shared.len()];
     kernel.body.each(&mut |statement| match &statement.inst {
         Inst::Load { address: Address { memory: Memory::Shared(array), .. }, align } => {
             let bytes = statement.results.first().map_or(1, |&value| kernel.ty(value).bytes());
@@ -303,7 +348,15 @@ fn survey(kernel: &Kernel) -> (Vec<u32>, bool) {
             *unit = (*unit).min(*align).min(kernel.ty(*value).bytes());
         }
         Inst::Barrier => barrier = true,
+        Inst::Cooperative(inner) => {
+            if let Some((lines, fragment)) = inner.place()
+                && let Memory::Shared(array) = lines.address.memory
+            {
+                matrices[array as usize] = matrix_unit(&fragment);
+            }
+        }
         _ => {}
     });
-    (units, barrier)
+    let units = units.into_iter().zip(matrices);
+    (units.map(|(bytes, matrix)| matrix.unwrap_or(Unit::words(bytes))).collect(), barrier)
 }

@@ -14,6 +14,7 @@
 mod arith;
 mod emit;
 mod group;
+mod matrix;
 mod memory;
 mod module;
 mod support;

@@ -7,8 +7,8 @@ use crate::ir::Scalar;
 use rspirv::binary::Assemble;
 use rspirv::dr::{Builder, InsertPoint, Instruction, Module as Finished, Operand};
 use rspirv::spirv::{
-    AddressingModel, BuiltIn, Capability, Decoration, ExecutionMode, ExecutionModel, FunctionControl, GlslStd450Op,
-    MemoryModel, Op, Scope, StorageClass, Word,
+    AddressingModel, BuiltIn, Capability, CooperativeMatrixUse, Decoration, ExecutionMode, ExecutionModel,
+    FunctionControl, GlslStd450Op, MemoryAccess, MemoryModel, Op, Scope, StorageClass, Word,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +62,7 @@ pub(super) struct Module {
     b: Builder,
     glsl: Word,
     types: BTreeMap<(Repr, u8), Word>,
+    matrices: BTreeMap<(Repr, [u32; 3]), Word>,
     pointers: BTreeMap<(u32, Word), Word>,
     constants: BTreeMap<(Repr, Vec<u64>), Word>,
     builtins: BTreeMap<u32, (Word, Repr, u8)>,
@@ -70,18 +71,23 @@ pub(super) struct Module {
     interface: Vec<Word>,
     modes: Vec<(ExecutionMode, Vec<u32>)>,
     entry: Word,
+    /// Variables of the entry, which come first in its first block.
+    locals: Vec<Instruction>,
+    /// Whether memory follows Vulkan's own model, where accesses that others see say so themselves.
+    pub vulkan_memory: bool,
     /// Label of the open block.
     pub block: Word,
 }
 
 impl Module {
-    /// A module with the entry's first block open.
-    pub fn new(workgroup: [u32; 3]) -> Module {
+    /// A module with the entry's first block open. `matrices`: it holds cooperative matrices, which ask for Vulkan's own
+    /// memory model.
+    pub fn new(workgroup: [u32; 3], matrices: bool) -> Module {
         let mut b = Builder::new();
         // SPIR-V 1.5 is what Vulkan 1.2 takes.
         b.set_version(1, 5);
         let glsl = b.ext_inst_import("GLSL.std.450");
-        b.memory_model(AddressingModel::Logical, MemoryModel::GLSL450);
+        b.memory_model(AddressingModel::Logical, if matrices { MemoryModel::Vulkan } else { MemoryModel::GLSL450 });
         let void = b.type_void();
         let function = b.type_function(void, []);
         let entry = b.begin_function(void, None, FunctionControl::NONE, function).expect("no function is open");
@@ -90,6 +96,7 @@ impl Module {
             b,
             glsl,
             types: BTreeMap::new(),
+            matrices: BTreeMap::new(),
             pointers: BTreeMap::new(),
             constants: BTreeMap::new(),
             builtins: BTreeMap::new(),
@@ -98,9 +105,16 @@ impl Module {
             interface: Vec::new(),
             modes: vec![(ExecutionMode::LocalSize, workgroup.to_vec())],
             entry,
+            locals: Vec::new(),
+            vulkan_memory: matrices,
             block,
         };
         module.needs(Capability::Shader);
+        if matrices {
+            module.needs(Capability::VulkanMemoryModel);
+            module.needs(Capability::CooperativeMatrixKHR);
+            module.extension("SPV_KHR_cooperative_matrix");
+        }
         module
     }
 
@@ -108,6 +122,8 @@ impl Module {
     pub fn finish(mut self, name: &str) -> Finished {
         self.end(Op::Return, vec![]);
         self.b.end_function().expect("the entry is open");
+        let first = self.b.module_mut().functions.first_mut().and_then(|function| function.blocks.first_mut());
+        first.expect("the entry has a block").instructions.splice(0..0, self.locals.drain(..));
         // Capabilities and extensions in the order of their numbers and names.
         for number in &self.capabilities {
             self.b.capability(Capability::from_u32(*number).expect("it was a capability"));
@@ -179,6 +195,36 @@ impl Module {
         };
         self.types.insert((repr, lanes), id);
         id
+    }
+
+    /// The type of a cooperative matrix of a subgroup.
+    pub fn matrix(&mut self, repr: Repr, rows: u32, columns: u32, part: CooperativeMatrixUse) -> Word {
+        let key = (repr, [rows, columns, part as u32]);
+        if let Some(&known) = self.matrices.get(&key) {
+            return known;
+        }
+        // Its lanes are those of a subgroup that is full.
+        self.needs(Capability::GroupNonUniform);
+        let element = self.ty(repr, 1);
+        let scope = self.scope(Scope::Subgroup);
+        let [rows, columns, part] = key.1.map(|number| self.word(number));
+        let id = self.b.type_cooperative_matrix_khr(element, scope, rows, columns, part);
+        self.matrices.insert(key, id);
+        id
+    }
+
+    /// A variable of this thread.
+    pub fn local(&mut self, to: Word) -> Word {
+        let pointer = self.pointer(StorageClass::Function, to);
+        let id = self.b.id();
+        let class = Operand::StorageClass(StorageClass::Function);
+        self.locals.push(Instruction::new(Op::Variable, Some(pointer), Some(id), vec![class]));
+        id
+    }
+
+    /// What a load or store of memory that other threads see carries, after its other operands.
+    pub fn seen_by_others(&self) -> Option<Operand> {
+        self.vulkan_memory.then_some(Operand::MemoryAccess(MemoryAccess::NON_PRIVATE_POINTER))
     }
 
     /// A constant: one bit pattern per lane.

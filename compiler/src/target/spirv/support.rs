@@ -3,7 +3,7 @@
 use crate::caps::Feature;
 use crate::caps::vulkan::Vulkan;
 use crate::error::{Error, Result};
-use crate::ir::{Address, Builtin, CastOp, Inst, Kernel, Memory, ParamKind, Scalar, Statement, UnOp};
+use crate::ir::{Address, Builtin, CastOp, Cooperative, Inst, Kernel, Memory, ParamKind, Scalar, Statement, UnOp};
 
 /// Most bytes of push constants that every Vulkan device has.
 pub(super) const MOST_SCALAR_BYTES: u32 = 128;
@@ -29,13 +29,38 @@ pub(super) fn check(kernel: &Kernel, device: &Vulkan) -> Result<()> {
     {
         lacks.push(format!("parameter `{}`, which is none of i32, i64, f32", param.name));
     }
-    let mut walk = Walk { kernel, device, lacks, narrow: vec![false; kernel.shared.len()], atomic: Vec::new() };
+    let mut walk = Walk {
+        kernel,
+        device,
+        lacks,
+        narrow: vec![false; kernel.shared.len()],
+        atomic: Vec::new(),
+        matrices: Vec::new(),
+        least: vec![u32::MAX; kernel.shared.len()],
+        buffer_atomics: false,
+    };
     kernel.body.each(&mut |statement| walk.statement(statement));
     for &array in &walk.atomic {
         if walk.narrow[array as usize] {
             let name = &kernel.shared[array as usize].name;
             walk.lacks.push(format!("shared array `{name}` with atomics and with accesses of less than a word"));
         }
+    }
+    for &(array, bytes, unit) in &walk.matrices {
+        let name = &kernel.shared[array as usize].name;
+        if walk.least[array as usize] < bytes {
+            walk.lacks.push(format!("shared array `{name}` with matrices and with accesses of less than an element"));
+        }
+        if walk.matrices.iter().any(|&(other, _, other_unit)| other == array && other_unit != unit) {
+            walk.lacks.push(format!("shared array `{name}` with matrices of different elements"));
+        }
+        if walk.atomic.contains(&array) {
+            walk.lacks.push(format!("shared array `{name}` with matrices and atomics"));
+        }
+    }
+    // Vulkan's memory model, which matrices ask for, has them on the device only where a driver says so.
+    if walk.buffer_atomics && !walk.matrices.is_empty() {
+        walk.lacks.push("atomics on buffers beside cooperative matrices".to_string());
     }
     walk.lacks.sort();
     walk.lacks.dedup();
@@ -53,6 +78,11 @@ struct Walk<'k> {
     narrow: Vec<bool>,
     /// Shared arrays with atomics.
     atomic: Vec<u16>,
+    /// Shared arrays with matrices: bytes of an element, and the element.
+    matrices: Vec<(u16, u32, Option<super::memory::Unit>)>,
+    /// The least access to each shared array, or what its address is a multiple of.
+    least: Vec<u32>,
+    buffer_atomics: bool,
 }
 
 impl Walk<'_> {
@@ -70,6 +100,8 @@ impl Walk<'_> {
     fn access(&mut self, address: &Address, align: u32, bytes: u32) {
         if let Memory::Shared(array) = address.memory {
             self.narrow[array as usize] |= align < 4 || bytes < 4;
+            let least = &mut self.least[array as usize];
+            *least = (*least).min(align).min(bytes);
         }
     }
 
@@ -77,6 +109,18 @@ impl Walk<'_> {
         let (threads, width) = (self.kernel.threads(), self.device.caps.subgroup);
         if threads % width != 0 {
             self.lacks(&format!("subgroups of {width} in a workgroup of {threads} threads, which they do not fill"));
+        }
+    }
+
+    fn cooperative(&mut self, inst: &Cooperative) {
+        self.subgroups();
+        if !self.device.caps.features.has(Feature::CooperativeMatrix) {
+            self.lacks(&format!("{} (cooperative-matrix)", inst.name()));
+        }
+        if let Some((lines, fragment)) = inst.place()
+            && let Memory::Shared(array) = lines.address.memory
+        {
+            self.matrices.push((array, fragment.dtype().bits() / 8, super::memory::matrix_unit(&fragment)));
         }
     }
 
@@ -109,11 +153,11 @@ impl Walk<'_> {
                 self.access(address, *align, bytes);
             }
             Inst::Store { address, align, value } => self.access(address, *align, self.kernel.ty(*value).bytes()),
-            Inst::AtomicAdd { address, .. } => {
-                if let Memory::Shared(array) = address.memory {
-                    self.atomic.push(array);
-                }
-            }
+            Inst::AtomicAdd { address, .. } => match address.memory {
+                Memory::Shared(array) => self.atomic.push(array),
+                Memory::Param(_) => self.buffer_atomics = true,
+            },
+            Inst::Cooperative(inner) => self.cooperative(inner),
             Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
             Inst::Mma { .. } => self.lacks("matrix instructions by lane (cooperative matrices are opaque)"),
             Inst::Asynchronous(inner) => self.lacks(inner.name()),

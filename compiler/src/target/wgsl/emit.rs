@@ -252,6 +252,7 @@ impl Emitter<'_> {
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
+            | Inst::Cooperative(_)
             | Inst::Store { .. }
             | Inst::Barrier
             | Inst::For(_)

@@ -64,6 +64,7 @@ impl Walk<'_> {
             Inst::Unpack { .. } => self.lacks("unpack, which is to be expanded before"),
             Inst::Mma { .. } => self.lacks("matrix instructions"),
             Inst::Asynchronous(inner) => self.lacks(inner.name()),
+            Inst::Cooperative(inner) => self.lacks(inner.name()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
             Inst::Shuffle { .. } | Inst::SubgroupReduce(..) => self.lacks("subgroups of more than one thread"),

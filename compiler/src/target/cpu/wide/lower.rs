@@ -387,7 +387,8 @@ impl<'a> Lower<'a> {
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit
             | Inst::AsyncWait(_)
-            | Inst::Asynchronous(_) => return,
+            | Inst::Asynchronous(_)
+            | Inst::Cooperative(_) => return,
             Inst::Store { address, value, .. } => return self.store(address, *value),
             Inst::Arg(index) => {
                 let reg = self.arguments[*index as usize].unwrap_or(self.grid[0]);
