@@ -338,8 +338,10 @@ impl Emitter<'_> {
                 Vec::new()
             }
             Inst::Asynchronous(inner) => self.asynchronous(inner),
-            // Written by `block`.
-            Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
+            // Written by `block`, expanded before, or a hint that threads in great numbers make up for.
+            Inst::Dot2 { .. } | Inst::Prefetch(_) | Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => {
+                Vec::new()
+            }
         }
     }
 }

@@ -190,6 +190,7 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
@@ -197,6 +198,7 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

@@ -244,6 +244,7 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
@@ -253,6 +254,7 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)
