@@ -117,21 +117,22 @@ impl Kernel<'_> {
                 let channel = times(b, unit, per);
                 self.foresee(b, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
-                    let numbers: Vec<Vec<Value>> = (0..vectors)
+                    let units: Vec<Value> = (0..vectors)
                         .map(|v| {
                             let offset = i * TOKENS * size + v * lanes as usize * size;
                             let align = (ty.bytes()).min(32);
                             let unit = b.load(ty, at(pool, Some(place), offset), align);
-                            self.keys.numbers(b, unit)
+                            self.keys.open(b, unit)
                         })
                         .collect();
                     for j in 0..per {
+                        let numbers: Vec<Value> = units.iter().map(|&unit| self.keys.number(b, unit, j)).collect();
                         for (r, row) in rows.clone().enumerate() {
                             let q = self.read(b, queries, channel, row * part.head_dim + i * per + j, 1);
                             let q = b.splat(q, lanes);
-                            for (v, numbers) in numbers.iter().enumerate() {
+                            for (v, &number) in numbers.iter().enumerate() {
                                 let sum = &mut state[r * vectors + v];
-                                *sum = b.fma(numbers[j], q, *sum);
+                                *sum = b.fma(number, q, *sum);
                             }
                         }
                     }

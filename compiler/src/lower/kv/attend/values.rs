@@ -236,16 +236,15 @@ impl Kernel<'_> {
                     self.foresee(b, distance, place, turn * TOKENS * size);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
-                        let numbers: Vec<Vec<Value>> = (0..vectors)
+                        let words: Vec<Value> = (0..vectors)
                             .map(|v| {
                                 let offset = (i * TOKENS + v * lanes as usize) * size;
                                 let word = b.load(ty, at(pool, Some(place), offset), align);
-                                self.values.numbers(b, word)
+                                self.values.open(b, word)
                             })
                             .collect();
                         let first = times(b, unit, per);
                         let index = b.add(done, first);
-                        #[allow(clippy::needless_range_loop)] // The number within a word decides its place as well.
                         for j in 0..per {
                             let scaled = grouped(&kind).then(|| {
                                 let within = b.add(within, first);
@@ -254,13 +253,17 @@ impl Kernel<'_> {
                                 let inside = b.cmp(CmpOp::LtS, further, left);
                                 self.group_scales(b, base, channel, within, inside)
                             });
-                            let values: Vec<Value> = (0..vectors)
-                                .map(|v| match scaled {
-                                    Some((scale, offset)) => {
-                                        let (scale, offset) = (b.splat(scale, lanes), b.splat(offset, lanes));
-                                        b.fma(numbers[v][j], scale, offset)
+                            let values: Vec<Value> = words
+                                .iter()
+                                .map(|&word| {
+                                    let number = self.values.number(b, word, j);
+                                    match scaled {
+                                        Some((scale, offset)) => {
+                                            let (scale, offset) = (b.splat(scale, lanes), b.splat(offset, lanes));
+                                            b.fma(number, scale, offset)
+                                        }
+                                        None => number,
                                     }
-                                    None => numbers[v][j],
                                 })
                                 .collect();
                             for (r, row) in rows.clone().enumerate() {
