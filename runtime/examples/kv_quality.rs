@@ -4,12 +4,13 @@
 //!
 //! Keys have channels of large numbers with a mean of their own, as those of real models have, and so have values, less so.
 //! The number is `|y - exact| / |exact|` over the outputs of 8 query heads at the newest token, keys and values exact in f16.
+//! Formats of integers come twice: summed up as floats, and as integers (`op::kv::Arithmetic`).
 //! Formats with scales per head are calibrated on the first 1024 tokens.
 
 use bitsmith_compiler::Result;
 use bitsmith_compiler::dtype::DType;
-use bitsmith_compiler::format::kv::{KvCodes, KvFormat};
-use bitsmith_compiler::op::kv::KvStatics;
+use bitsmith_compiler::format::kv::{KvCode, KvCodes, KvFormat};
+use bitsmith_compiler::op::kv::{Arithmetic, KvStatics};
 use bitsmith_runtime::kv::{AttendOptions, KvCache, KvShape};
 use bitsmith_runtime::{Buffer, Device, cpu};
 use std::sync::Arc;
@@ -117,12 +118,18 @@ fn main() -> Result<()> {
     let q: Vec<f32> = queries.iter().map(|q| q.1).collect();
     let q_bytes: Vec<u8> = queries.iter().flat_map(|q| q.0.to_le_bytes()).collect();
     let expected: Vec<Vec<f64>> = lengths.iter().map(|&n| exact(&k.1, &v.1, &q, n)).collect();
-    print!("{:40}", "format");
+    print!("{:48}", "format");
     lengths.iter().for_each(|n| print!("{:>9}", format!("{}k", n / 1024)));
     println!();
     let mut curves = Vec::new();
-    for name in FORMATS {
+    for (name, arithmetic) in
+        FORMATS.into_iter().flat_map(|name| [(name, Arithmetic::Float), (name, Arithmetic::Integer)])
+    {
         let format: KvFormat = name.parse()?;
+        let integer = arithmetic == Arithmetic::Integer;
+        if integer && ![format.k, format.v].iter().any(|codes| matches!(codes.code, KvCode::Int8 | KvCode::Int4)) {
+            continue;
+        }
         let mut cache = KvCache::new(Arc::clone(&device), SHAPE, &[format], most / SHAPE.page + 1, 1)?;
         if format.k.is_static() {
             cache.set_scales(0, &statics([&format.k, &format.v], [&k.1, &v.1]))?;
@@ -141,7 +148,9 @@ fn main() -> Result<()> {
                 cache.append(0, k.view(), v.view())?;
                 done += count;
             }
-            cache.attend(0, q.view(), y.view(), &AttendOptions::causal(1.0 / (SHAPE.k_dim as f32).sqrt()))?;
+            let options = AttendOptions::causal(1.0 / (SHAPE.k_dim as f32).sqrt());
+            let options = AttendOptions { arithmetic, ..options };
+            cache.attend(0, q.view(), y.view(), &options)?;
             let mut bytes = vec![0; y.bytes()];
             device.download(&y, 0, &mut bytes)?;
             let got = bytes.chunks(2).map(|c| DType::F16.decode(u16::from_le_bytes([c[0], c[1]]) as u32));
@@ -152,7 +161,8 @@ fn main() -> Result<()> {
             }
             errors.push((off / size).sqrt());
         }
-        print!("{name:40}");
+        let name = if integer { format!("{name}, integers") } else { name.to_string() };
+        print!("{name:48}");
         errors.iter().for_each(|error| print!("{error:>9.5}"));
         println!();
         curves.push((name, errors));
@@ -167,7 +177,7 @@ fn main() -> Result<()> {
 }
 
 /// Both axes are logarithmic.
-fn picture(lengths: &[usize], curves: &[(&str, Vec<f64>)]) -> String {
+fn picture(lengths: &[usize], curves: &[(String, Vec<f64>)]) -> String {
     let (left, top, width, height) = (60.0, 30.0, 520.0, 380.0);
     let all = || curves.iter().flat_map(|curve| curve.1.iter().copied()).filter(|&x| x > 0.0);
     let (low, high) = (all().fold(1.0, f64::min).log10().floor(), all().fold(1e-6, f64::max).log10().ceil());

@@ -11,8 +11,8 @@ use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Access, Kernel, verify};
 use bitsmith_compiler::lower::kv::{choose, signature};
 use bitsmith_compiler::op::kv::{
-    Attend, AttendInputs, ITEM, KvAppend, KvDequant, KvOp, KvRequantize, KvStatics, Merge, PAIR, Pool, ROW, Rope, SPAN,
-    Sight,
+    Arithmetic, Attend, AttendInputs, ITEM, KvAppend, KvDequant, KvOp, KvRequantize, KvStatics, Merge, PAIR, Pool, ROW,
+    Rope, SPAN, Sight,
 };
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_runtime::kv::{Queries, Segment, Splits, plan_attend, plan_spans};
@@ -47,6 +47,8 @@ pub struct KvCase {
     pub sight: Sight,
     /// How tokens are split.
     pub splits: Splits,
+    /// How products are summed up.
+    pub arithmetic: Arithmetic,
 }
 
 /// Something that runs a launch: operation, schedule, work records, arguments to buffers afterwards.
@@ -111,6 +113,7 @@ pub fn case(seed: u64, most_rows: usize) -> KvCase {
         sinks: rng.u8(..4) == 0,
         sight,
         splits: if rng.bool() { Splits::Fixed(rng.usize(1..200)) } else { Splits::Balanced(rng.usize(1..6)) },
+        arithmetic: if rng.bool() { Arithmetic::Integer } else { Arithmetic::Float },
     }
 }
 
@@ -429,6 +432,7 @@ impl<'c> Play<'c> {
             softcap: case.softcap,
             alibi: case.alibi,
             sight: case.sight,
+            arithmetic: case.arithmetic,
         };
         let lines = plan.slots * layout.heads * op.rows();
         let mut o = ArgValue::unwritten(lines.max(1) * layout.v.head_dim * 4);

@@ -516,6 +516,11 @@ impl Maker {
             }
             2 => {
                 let acc = self.vector(Scalar::I32);
+                let words = Type::vector(Scalar::I16, 2 * acc.lanes);
+                if self.rng.u8(..4) == 0 && self.fits(words) {
+                    let (x, y, acc) = (self.value(b, words), self.value(b, words), self.value(b, acc));
+                    return b.dot2(x, y, acc);
+                }
                 let bytes = Type::vector(Scalar::I8, 4 * acc.lanes);
                 if !self.fits(bytes) {
                     return self.int_bin(b);

@@ -339,7 +339,13 @@ impl Maker {
                     (Dot4Signs::UnsignedSigned, 4),
                     (Dot4Signs::UnsignedSigned, 8),
                 ]);
-                b.dot4(signs, bits, x, y, acc)
+                if self.pick(&[false, false, true]) {
+                    let words = Type::vector(I16, 2 * count);
+                    let (x, y) = (self.of(b, scope, words), self.of(b, scope, words));
+                    b.dot2(x, y, acc)
+                } else {
+                    b.dot4(signs, bits, x, y, acc)
+                }
             }
             22 => {
                 let table = self.of(b, scope, Type::vector(I8, 16));

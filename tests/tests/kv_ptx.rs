@@ -5,7 +5,7 @@ use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
 use bitsmith_compiler::ir::Kernel;
 use bitsmith_compiler::lower::kv::choose;
-use bitsmith_compiler::op::kv::{Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::PtxTarget;
 use bitsmith_tests::ptxas;
@@ -47,6 +47,7 @@ fn operations(name: &str, (heads, kv_heads, k_dim, v_dim): (usize, usize, usize,
         softcap: turn.is_multiple_of(5).then_some(50.0),
         alibi: turn.is_multiple_of(4),
         sight: if turn.is_multiple_of(3) { Sight::Window { window: 4096, first: 4 } } else { Sight::All },
+        arithmetic: if turn % 8 < 6 { Arithmetic::Float } else { Arithmetic::Integer },
     };
     let merge = Merge { heads, kv_heads, queries, dim: v_dim, out: DType::F16, sinks: turn.is_multiple_of(2) };
     let rope = turn.is_multiple_of(2).then_some(Rope { rotary: k_dim, interleaved: false });

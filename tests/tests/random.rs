@@ -124,6 +124,7 @@ fn random_kernels_cover_the_instructions_and_do_something() {
         "Yield",
         "Unpack",
         "Dot4",
+        "Dot2",
         "PermuteBytes",
         "Shuffle",
         "SubgroupReduce",

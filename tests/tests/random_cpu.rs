@@ -1,5 +1,6 @@
 //! Seeded random kernels through every stage: print, parse, verify, legalize, interpreter, CPU. The bytes are the same.
 
+use bitsmith_compiler::ir::interp::ArgValue;
 use bitsmith_compiler::ir::parse;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
@@ -70,4 +71,47 @@ fn kernels_without_narrow_vectors() {
 #[test]
 fn kernels_with_wide_vectors() {
     check(Options { vector_bytes: 64, ..Options::CPU });
+}
+
+/// A vector read at an address that is no multiple of its size, straight into each comparison and a sum:
+/// below AVX a processor faults on such an operand in memory, so the read must be an instruction of its own.
+#[test]
+fn vectors_at_any_address_are_compared() {
+    let floats = |from: i32| (0..64).map(move |i| ((i * 37 + from) % 23 - 11) as f32 / 4.0);
+    let bytes = |from| floats(from).flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    for (op, lanes) in ["eq", "ne", "lt", "le"].into_iter().flat_map(|op| [4, 8, 16].map(|lanes| (op, lanes))) {
+        let size = 4 * lanes;
+        let text = format!(
+            "kernel @compare(x: read align 64, y: read align 64, out: write align 64) workgroup 1 1 1 {{
+  %0: i32x{lanes} = const -1
+  %1: i32x{lanes} = const 0
+  %2: f32x{lanes} = load x[4] align 4
+  %3: f32x{lanes} = load y[8] align 8
+  %4: boolx{lanes} = {op} %2, %3
+  %5: i32x{lanes} = select %4, %0, %1
+  store out[0] align 64, %5
+  %6: f32x{lanes} = load x[20] align 4
+  %7: f32x{lanes} = load y[40] align 8
+  %8: f32x{lanes} = add %6, %7
+  store out[{size}] align 16, %8
+}}
+"
+        );
+        let case = Case {
+            kernel: parse(&text).unwrap_or_else(|fault| panic!("{fault}\n{text}")),
+            subgroup: 1,
+            grid: [1, 1, 1],
+            args: vec![
+                ArgValue::filled(bytes(0)),
+                ArgValue::filled(bytes(5)),
+                ArgValue::filled(vec![0; 2 * size as usize]),
+            ],
+        };
+        for target in cpu_levels() {
+            let device = CpuDevice::with_target(target, 1).unwrap();
+            if let Err(why) = stages(&device, &case) {
+                panic!("{op} of {lanes} lanes on {:?}: {why}", device.target());
+            }
+        }
+    }
 }

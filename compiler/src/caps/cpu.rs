@@ -19,9 +19,10 @@ const fn level(name: &'static str, features: &[Feature], vector_bytes: u32, vect
 }
 
 const V2: &[Feature] = &[Feature::PermuteBytes];
-const V3: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert];
-const V3_VNNI: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot4UnsignedSigned];
-/// Cranelift has no conversion of binary16.
+const V3: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2];
+const V3_VNNI: &[Feature] =
+    &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2, Feature::Dot4UnsignedSigned];
+/// Cranelift has neither a conversion of binary16 nor products of words in pairs.
 const CLIF: &[Feature] = &[Feature::PermuteBytes, Feature::Fma];
 const CLIF_VNNI: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4UnsignedSigned];
 

@@ -39,6 +39,8 @@ pub enum Feature {
     Dot4UnsignedSigned,
     /// `dot4` of signed bytes in one instruction.
     Dot4SignedSigned,
+    /// `dot2` in one instruction or two.
+    Dot2,
     /// Arithmetic on `f32` takes and gives subnormal numbers. A device without it may take zeros in their place.
     Subnormals,
     /// Byte table look-up in one instruction.
@@ -69,7 +71,7 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 21] = [
+    pub const ALL: [Feature; 22] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -78,6 +80,7 @@ impl Feature {
         Feature::Fma,
         Feature::Dot4UnsignedSigned,
         Feature::Dot4SignedSigned,
+        Feature::Dot2,
         Feature::Subnormals,
         Feature::PermuteBytes,
         Feature::F16Convert,
@@ -104,6 +107,7 @@ impl Feature {
             Feature::Fma => "fma",
             Feature::Dot4UnsignedSigned => "dot4-unsigned-signed",
             Feature::Dot4SignedSigned => "dot4-signed-signed",
+            Feature::Dot2 => "dot2",
             Feature::Subnormals => "subnormals",
             Feature::PermuteBytes => "permute-bytes",
             Feature::F16Convert => "f16-convert",

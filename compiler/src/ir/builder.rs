@@ -201,6 +201,11 @@ impl Builder {
         self.statement(Statement { results: Vec::new(), inst: Inst::Store { address, align, value } });
     }
 
+    /// Says that the cache line at an address will be read soon.
+    pub fn prefetch(&mut self, address: Address) {
+        self.statement(Statement { results: Vec::new(), inst: Inst::Prefetch(address) });
+    }
+
     /// Meets all threads of the workgroup.
     pub fn barrier(&mut self) {
         self.statement(Statement { results: Vec::new(), inst: Inst::Barrier });
@@ -214,6 +219,11 @@ impl Builder {
     /// `acc + Σ a.byte * b.byte` per 32-bit lane.
     pub fn dot4(&mut self, signs: Dot4Signs, a_bits: u8, a: Value, b: Value, acc: Value) -> Value {
         self.push(self.ty(acc), Inst::Dot4 { signs, a_bits, a, b, acc })
+    }
+
+    /// `acc + Σ a.word * b.word` per 32-bit lane.
+    pub fn dot2(&mut self, a: Value, b: Value, acc: Value) -> Value {
+        self.push(self.ty(acc), Inst::Dot2 { a, b, acc })
     }
 
     /// A matrix instruction of the subgroup: fragments of A and B multiplied and added to those of C.

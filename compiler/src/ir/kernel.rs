@@ -314,6 +314,8 @@ pub enum Inst {
         /// What.
         value: Value,
     },
+    /// A hint: the cache line at an address will be read soon. The address may lie outside of its memory.
+    Prefetch(Address),
     /// All threads of the workgroup meet; shared and global writes before it are seen after it. Uniform control flow only.
     Barrier,
     /// Counted loop: `variable` runs from `start` by `step` while `variable < end` (signed).
@@ -343,6 +345,15 @@ pub enum Inst {
         signs: Dot4Signs,
         /// Unsigned `a` bytes are below `2^a_bits` (8 promises nothing); targets may use it, the interpreter checks it.
         a_bits: u8,
+        /// First factor.
+        a: Value,
+        /// Second factor.
+        b: Value,
+        /// I32 accumulator.
+        acc: Value,
+    },
+    /// Per 32-bit lane: `acc + Σ_{j<2} a.word[j] * b.word[j]`, signed, wrapping. `a`, `b`: I16 with 2 lanes per lane of `acc`.
+    Dot2 {
         /// First factor.
         a: Value,
         /// Second factor.

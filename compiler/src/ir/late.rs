@@ -133,7 +133,15 @@ fn operands(statement: &Statement) -> Vec<Value> {
 /// are taken out where the vector is, since each of them alone takes fewer registers.
 fn waits(inst: &Inst) -> bool {
     inst.is_pure()
-        && !matches!(inst, Inst::Const(_) | Inst::Arg(_) | Inst::Builtin(_) | Inst::Extract { .. } | Inst::Dot4 { .. })
+        && !matches!(
+            inst,
+            Inst::Const(_)
+                | Inst::Arg(_)
+                | Inst::Builtin(_)
+                | Inst::Extract { .. }
+                | Inst::Dot4 { .. }
+                | Inst::Dot2 { .. }
+        )
 }
 
 #[cfg(test)]

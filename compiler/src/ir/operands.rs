@@ -76,13 +76,14 @@ impl Inst {
             Inst::Select { cond: a, a: b, b: c }
             | Inst::Fma(a, b, c)
             | Inst::Dot4 { a, b, acc: c, .. }
+            | Inst::Dot2 { a, b, acc: c }
             | Inst::Mma { a, b, acc: c, .. } => {
                 visit(a);
                 visit(b);
                 visit(c);
             }
             Inst::Vector(parts) | Inst::Yield(parts) => parts.iter_mut().for_each(visit),
-            Inst::Load { address: at, .. } => address(at, &mut visit),
+            Inst::Load { address: at, .. } | Inst::Prefetch(at) => address(at, &mut visit),
             Inst::Store { address: at, value, .. } | Inst::AtomicAdd { address: at, value } => {
                 address(at, &mut visit);
                 visit(value);
@@ -123,9 +124,11 @@ impl Inst {
             | Inst::Swizzle { .. }
             | Inst::Unpack { .. }
             | Inst::Dot4 { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. } => true,
             Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

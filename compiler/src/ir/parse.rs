@@ -31,12 +31,14 @@
 //!            | "swizzle" value "," value "," "[" int {"," int} "]"
 //!            | "load" address "align" int
 //!            | "store" address "align" int "," value
+//!            | "prefetch" address
 //!            | "barrier"
 //!            | "for" define "=" value "to" value "step" int ["carry" "(" carried {"," carried} ")"] block
 //!            | "if" value block ["else" block]
 //!            | "yield" [values]                                    the values stand on the line of the `yield`
 //!            | ("unpack_u" | "unpack_s") value "shift" int "bits" int
 //!            | ("dot4_ss" | "dot4_us") value "," value "," value "a_bits" int       a, b, accumulator
+//!            | "dot2" value "," value "," value                    a, b, accumulator
 //!            | "permute_bytes" value "," value                     table, index
 //!            | ("shuffle_index" | "shuffle_xor" | "shuffle_down") value "," value
 //!            | ("subgroup_add" | "subgroup_max") value
@@ -316,6 +318,7 @@ impl<'t> Parser<'t> {
             "select" => Inst::Select { cond: self.value()?, a: self.comma_value()?, b: self.comma_value()? },
             "bitcast" => Inst::Bitcast(self.value()?),
             "fma" => Inst::Fma(self.value()?, self.comma_value()?, self.comma_value()?),
+            "dot2" => Inst::Dot2 { a: self.value()?, b: self.comma_value()?, acc: self.comma_value()? },
             "vector" => Inst::Vector(self.bracketed(Self::value)?),
             "splat" => Inst::Splat(self.value()?),
             "extract" => {
@@ -329,6 +332,7 @@ impl<'t> Parser<'t> {
                 Inst::Swizzle { a, b, lanes: self.bracketed(Self::int)? }
             }
             "load" => Inst::Load { address: self.address()?, align: self.align()? },
+            "prefetch" => Inst::Prefetch(self.address()?),
             "store" => Inst::Store { address: self.address()?, align: self.align()?, value: self.comma_value()? },
             "barrier" => Inst::Barrier,
             "atomic_add" => Inst::AtomicAdd { address: self.address()?, value: self.comma_value()? },

@@ -161,6 +161,10 @@ impl Printer<'_> {
                 self.address(address)?;
                 write!(self.out, " align {align}, {value}")
             }
+            Inst::Prefetch(address) => {
+                self.out.write_str("prefetch ")?;
+                self.address(address)
+            }
             Inst::Barrier => self.out.write_str("barrier"),
             Inst::For(inst) => {
                 self.out.write_str("for ")?;
@@ -187,6 +191,7 @@ impl Printer<'_> {
             Inst::Dot4 { signs, a_bits, a, b, acc } => {
                 write!(self.out, "{} {a}, {b}, {acc} a_bits {a_bits}", name(names::DOT4, *signs))
             }
+            Inst::Dot2 { a, b, acc } => write!(self.out, "dot2 {a}, {b}, {acc}"),
             Inst::PermuteBytes { table, index } => write!(self.out, "permute_bytes {table}, {index}"),
             Inst::Shuffle { mode, value, index } => {
                 write!(self.out, "{} {value}, {index}", name(names::SHUFFLE, *mode))

@@ -101,6 +101,7 @@ impl Analysis<'_> {
             }
             Inst::Load { .. } | Inst::AtomicAdd { .. } => Uniform::Varying,
             Inst::Unpack { a, .. } => self.of(*a),
+            Inst::Dot2 { a, b, acc } => all(&[*a, *b, *acc]),
             Inst::Dot4 { a, b, acc, .. } => all(&[*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => all(&[*table, *index]),
             Inst::Shuffle { mode, value, index } => match (self.of(*value), mode) {
@@ -112,6 +113,7 @@ impl Analysis<'_> {
             Inst::SubgroupReduce(ReduceOp::Max, value) => self.of(*value).min(Uniform::Subgroup),
             Inst::Mma { .. } | Inst::Asynchronous(_) | Inst::Cooperative(_) => Uniform::Varying,
             Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::For(_)

@@ -100,7 +100,10 @@ impl Folder {
     /// Moves constants out of an address's index into its offset. Only 64-bit sums: a 32-bit one may have wrapped.
     fn addresses(&mut self, inst: &mut Inst) {
         match inst {
-            Inst::Load { address, .. } | Inst::Store { address, .. } | Inst::AtomicAdd { address, .. } => {
+            Inst::Load { address, .. }
+            | Inst::Store { address, .. }
+            | Inst::Prefetch(address)
+            | Inst::AtomicAdd { address, .. } => {
                 self.address(address);
             }
             Inst::AsyncCopy { to, from, .. } => {

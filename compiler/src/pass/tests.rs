@@ -187,6 +187,15 @@ fn integer_expansions_agree() {
             }),
             16,
         );
+        let pairs = Type::vector(Scalar::I16, 8);
+        check(
+            map16(pairs, words, |b, x| {
+                let y = b.swizzle(x, x, &[1, 2, 3, 4, 5, 6, 7, 0]);
+                let acc = b.bitcast(x, words);
+                b.dot2(x, y, acc)
+            }),
+            16,
+        );
         check(
             map16(bytes, bytes, |b, x| {
                 let index = b.bin_imm(BinOp::And, x, 15);

@@ -7,7 +7,7 @@ use super::manifest::FileEntry;
 use bitsmith_compiler::artifact::Arg;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
-use bitsmith_compiler::op::kv::{Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,9 @@ pub struct KvSpec {
     /// Tokens of the sliding window, and first tokens that are always seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<[u32; 2]>,
+    /// Whether codes of integers are summed up as integers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub integer: bool,
     /// Whether a learned sink is in the denominator.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sinks: bool,
@@ -113,6 +116,7 @@ impl KvSpec {
                 scale: Some(op.scale),
                 softcap: op.softcap,
                 alibi: op.alibi,
+                integer: op.arithmetic == Arithmetic::Integer,
                 window: match op.sight {
                     Sight::All => None,
                     Sight::Window { window, first } => Some([window, first]),
@@ -162,6 +166,7 @@ impl KvEntry {
                 softcap: spec.softcap,
                 alibi: spec.alibi,
                 sight: spec.window.map_or(Sight::All, |[window, first]| Sight::Window { window, first }),
+                arithmetic: if spec.integer { Arithmetic::Integer } else { Arithmetic::Float },
             }),
             "attend_merge" => KvOp::Merge(Merge {
                 heads: heads()?,
@@ -208,6 +213,7 @@ impl std::fmt::Display for KvSpec {
         parts.extend(self.softcap.map(|cap| format!("soft cap {cap}")));
         parts.extend(self.alibi.then(|| "bias by distance".to_string()));
         parts.extend(self.window.map(|[window, first]| format!("window {window} after the first {first}")));
+        parts.extend(self.integer.then(|| "integer sums".to_string()));
         parts.extend(self.sinks.then(|| "sinks".to_string()));
         let pairs = if self.interleaved { " in neighbours" } else { "" };
         parts.extend(self.rotary.map(|rotary| format!("{rotary} rotary channels{pairs}")));
@@ -232,6 +238,7 @@ mod tests {
             softcap: Some(30.0),
             alibi: true,
             sight: Sight::Window { window: 100, first: 4 },
+            arithmetic: Arithmetic::Integer,
         };
         let merge = Merge { heads: 6, kv_heads: 2, queries: 3, dim: 32, out: DType::F16, sinks: true };
         let rope = Some(Rope { rotary: 48, interleaved: true });
@@ -240,6 +247,7 @@ mod tests {
             KvOp::Append(KvAppend { layout: plain, input: DType::F32, rope: None }),
             KvOp::Attend(attend),
             KvOp::Attend(Attend { softcap: None, alibi: false, sight: Sight::All, ..attend }),
+            KvOp::Attend(Attend { arithmetic: Arithmetic::Float, ..attend }),
             KvOp::Merge(merge),
             KvOp::Dequant(KvDequant { layout: windowed, out: DType::F16 }),
             KvOp::Requantize(KvRequantize { from: plain, to: windowed }),

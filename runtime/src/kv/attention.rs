@@ -35,6 +35,7 @@ impl KvCache {
             softcap: options.softcap,
             alibi: !options.slopes.is_empty(),
             sight: options.sight,
+            arithmetic: options.arithmetic,
         };
         KvOp::Attend(op).checked()?;
         let queries = self.programs.queries(&op, longest);
@@ -63,7 +64,7 @@ impl KvCache {
             row += count;
         }
         let pools = 1 + usize::from(part.window.is_some());
-        let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.workers() * 4));
+        let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.items(self.shape.kv_heads)));
         let plan = plan_attend(&batch, pools, page, queries, options.sight, splits)?;
         let rows_per_slot = self.shape.kv_heads * op.rows();
         let o = self.programs.scratch("o", plan.slots.max(1) * rows_per_slot * self.shape.v_dim * 4)?;

@@ -28,7 +28,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, LaunchArg, View};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
-use bitsmith_compiler::op::kv::{KvAppend, KvDequant, KvOp, KvStatics, Rope, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, KvAppend, KvDequant, KvOp, KvStatics, Rope, Sight};
 use bitsmith_compiler::{Error, Result};
 use std::sync::Arc;
 
@@ -80,12 +80,22 @@ pub struct AttendOptions {
     pub sinks: Vec<f32>,
     /// How tokens are split over work items; `None` fits the device.
     pub splits: Option<Splits>,
+    /// How products are summed up.
+    pub arithmetic: Arithmetic,
 }
 
 impl AttendOptions {
     /// Plain causal attention with this scale.
     pub fn causal(scale: f32) -> AttendOptions {
-        AttendOptions { scale, softcap: None, sight: Sight::All, slopes: Vec::new(), sinks: Vec::new(), splits: None }
+        AttendOptions {
+            scale,
+            softcap: None,
+            sight: Sight::All,
+            slopes: Vec::new(),
+            sinks: Vec::new(),
+            splits: None,
+            arithmetic: Arithmetic::Float,
+        }
     }
 }
 

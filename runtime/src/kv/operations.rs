@@ -5,7 +5,7 @@ use super::programs::most_rows;
 use bitsmith_compiler::Result;
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
-use bitsmith_compiler::op::kv::{Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 
 /// Append (rotated where `rope` says so), attention for one new token and for many, merge, gather, and what a window takes,
 /// on devices of these caps: plain causal attention, scaled by `1 / sqrt(k_dim)`.
@@ -36,6 +36,7 @@ pub fn operations(shape: &KvShape, format: KvFormat, rope: Option<Rope>, caps: &
                 softcap: None,
                 alibi: false,
                 sight: Sight::All,
+                arithmetic: Arithmetic::Float,
             }));
         }
         ops.push(KvOp::Merge(Merge {

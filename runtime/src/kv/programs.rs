@@ -52,11 +52,12 @@ impl Programs {
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
-    /// Work items that run at a time, about.
-    pub fn workers(&self) -> usize {
+    /// Work items that keep the device busy, each of them one for every KV head.
+    pub fn items(&self, kv_heads: usize) -> usize {
         match self.device.caps().gpu {
-            Some(gpu) => gpu.units as usize,
-            None => self.device.info().threads.max(1),
+            Some(gpu) => gpu.units as usize * 4,
+            // An item has a start and an end that a thread pays for: no more than even out what threads take.
+            None => (self.device.info().threads.max(1) * 8).div_ceil(kv_heads.max(1)),
         }
     }
 

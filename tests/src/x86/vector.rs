@@ -408,6 +408,16 @@ impl Machine {
                 }
                 self.write_vector(i, &out, bytes, 4)?;
             }
+            M::Vpdpwssd => {
+                let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
+                let mut out = [0; 64];
+                for index in 0..bytes / 4 {
+                    let word = |source: usize, at: usize| i64::from(lane(&sources[source], 2, at) as i16);
+                    let sum = [2 * index, 2 * index + 1].map(|at| word(1, at) * word(2, at)).iter().sum::<i64>();
+                    put(&mut out, 4, index, lane(&sources[0], 4, index).wrapping_add(sum as u64));
+                }
+                self.write_vector(i, &out, bytes, 4)?;
+            }
             M::Vpmaddubsw => {
                 let pair = |a: u64, b: u64, at: u32| (a >> at & 0xff) as i32 * i32::from((b >> at) as u8 as i8);
                 return self.two(i, 2, |a, b| (pair(a, b, 0) + pair(a, b, 8)).clamp(-32768, 32767) as u64);

@@ -10,7 +10,7 @@ use crate::table::{Table, bytes, time};
 use crate::{Io, Outcome, memory};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
-use bitsmith_compiler::op::kv::{Attend, AttendInputs, KvStatics, Pool, Sight};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, AttendInputs, KvStatics, Pool, Sight};
 use bitsmith_runtime::kv::{AttendOptions, KvCache, KvShape, RequestId};
 use bitsmith_runtime::timing::{Measurement, interleave};
 use bitsmith_runtime::{Buffer, Device, DeviceInfo, roofs};
@@ -54,12 +54,24 @@ pub struct BenchAttend {
     /// Milliseconds to sample each measurement for
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     budget_ms: u64,
+    /// How products are summed up
+    #[arg(long, value_enum, default_value_t = Sums::Float)]
+    sums: Sums,
     /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+/// How products are summed up.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Sums {
+    /// All codes become floats
+    Float,
+    /// Codes of integers stay integers; queries and weights are rounded to steps
+    Integer,
 }
 
 /// Tokens as clap takes them: `8192`, `8k`, up to 2^24.
@@ -215,7 +227,11 @@ impl BenchAttend {
             append(&mut cache, count)?;
             left -= count;
         }
-        let options = AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt());
+        let arithmetic = match self.sums {
+            Sums::Float => Arithmetic::Float,
+            Sums::Integer => Arithmetic::Integer,
+        };
+        let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };
         let mut rows = Vec::new();
         for (phase, queries) in [("decode", 1), ("prefill", self.chunk)] {
             append(&mut cache, queries)?;
@@ -290,6 +306,7 @@ impl BenchAttend {
             softcap: None,
             alibi: false,
             sight: Sight::All,
+            arithmetic: options.arithmetic,
         };
         let inputs = AttendInputs { q: &query, head: 0, position: tokens - 1, slope: 0.0, sink: None };
         let pool = Pool { layout, statics, bytes: &mut bytes };

@@ -115,6 +115,13 @@ pub enum Op {
         c: Slot,
         lanes: u8,
     },
+    Dot2 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+        lanes: u8,
+    },
     Permute {
         d: Slot,
         a: Slot,
@@ -320,12 +327,14 @@ pub fn pure_op(
         Inst::Dot4 { signs, a_bits, a, b, acc } => {
             Op::Dot4 { signs: *signs, a_bits: *a_bits, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
         }
+        Inst::Dot2 { a, b, acc } => Op::Dot2 { d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes },
         Inst::PermuteBytes { table, index } => Op::Permute { d, a: slot(*table), b: slot(*index), bytes: lanes },
         Inst::Const(_)
         | Inst::Arg(_)
         | Inst::Builtin(_)
         | Inst::Load { .. }
         | Inst::Store { .. }
+        | Inst::Prefetch(_)
         | Inst::Barrier
         | Inst::For(_)
         | Inst::If(_)
@@ -443,6 +452,8 @@ impl Flattener<'_> {
                 let end = d as usize + 16 * chunks(ty) as usize;
                 return write_constant(constant, ty, &mut self.program.image[d as usize..end]);
             }
+            // A hint does nothing.
+            Inst::Prefetch(_) => return,
             Inst::Arg(number) => return self.program.args.push((*number, d)),
             Inst::Builtin(builtin) => Op::Builtin { d, builtin: *builtin },
             Inst::Load { address, align } => {

@@ -40,6 +40,7 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         Op::Dot4 { signs, a_bits, d, a, b, c, lanes } => {
             return dot4(signs, a_bits, At { d, a, b, n: 0, lanes }, c, regs);
         }
+        Op::Dot2 { d, a, b, c, lanes } => dot2(At { d, a, b, n: 0, lanes }, c, regs),
         Op::Permute { d, a, b, bytes } => return permute(d, a, b, bytes, regs),
         Op::Builtin { .. }
         | Op::Load { .. }
@@ -426,6 +427,19 @@ fn dot4(signs: Dot4Signs, a_bits: u8, at: At, c: Slot, regs: &mut [u8]) -> Resul
         put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
     }
     Ok(())
+}
+
+fn dot2(at: At, c: Slot, regs: &mut [u8]) {
+    for lane in 0..at.lanes as usize {
+        let word = |regs: &[u8], slot: Slot, j: usize| {
+            i32::from(i16::from_le_bytes(bytes(regs, slot as usize + 4 * lane + 2 * j)))
+        };
+        let mut sum = i32::from_le_bytes(bytes(regs, c as usize + 4 * lane));
+        for j in 0..2 {
+            sum = sum.wrapping_add(word(regs, at.a, j).wrapping_mul(word(regs, at.b, j)));
+        }
+        put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
+    }
 }
 
 fn permute(d: Slot, table: Slot, index: Slot, count: u8, regs: &mut [u8]) -> Result<(), String> {

@@ -15,6 +15,14 @@ pub(super) enum Use {
 
 impl Check<'_> {
     /// A load, store or atomic of `ty` that claims the address to be a multiple of `align`.
+    /// An address that need not be one of its memory.
+    pub(super) fn hint(&mut self, address: &Address) {
+        if let Some(index) = address.index {
+            self.index(index);
+        }
+        self.memory(Use::Load, address.memory);
+    }
+
     pub(super) fn access(&mut self, what: Use, address: &Address, align: u32, ty: Option<Type>) {
         if let Some(ty) = ty
             && ty.scalar == Scalar::Bool

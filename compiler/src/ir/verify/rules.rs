@@ -116,6 +116,7 @@ impl<'k> Check<'k> {
                 let stored = self.operand(*value);
                 self.access(Use::Store, address, *align, stored);
             }
+            Inst::Prefetch(address) => self.hint(address),
             Inst::Barrier => {
                 self.needs(Feature::Workgroups, "a barrier");
                 self.reached_by(Uniform::Workgroup);
@@ -128,6 +129,7 @@ impl<'k> Check<'k> {
             }
             Inst::Unpack { a, shift, bits, .. } => self.unpack(*a, *shift, *bits, ty),
             Inst::Dot4 { signs, a_bits, a, b, acc } => self.dot4(*signs, *a_bits, [*a, *b, *acc], ty),
+            Inst::Dot2 { a, b, acc } => self.dot(Scalar::I16, [*a, *b, *acc], ty),
             Inst::PermuteBytes { table, index } => {
                 self.expect(*table, Type::vector(Scalar::I8, 16), "the table");
                 if let Some(found) = self.operand(*index) {
@@ -171,6 +173,7 @@ impl<'k> Check<'k> {
     fn result(&mut self, statement: &Statement) -> Option<Type> {
         let wanted = match &statement.inst {
             Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::AsyncCopy { .. }
@@ -308,15 +311,20 @@ impl<'k> Check<'k> {
         if !(1..=8).contains(&a_bits) || (signs == Dot4Signs::SignedSigned && a_bits != 8) {
             self.fault(format!("a_bits is {a_bits}; it is 1 to 8, and 8 where `a` is signed"));
         }
+        self.dot(Scalar::I8, [a, b, acc], ty);
+    }
+
+    /// Factors of `part`, as many as fit the lanes of the accumulator.
+    fn dot(&mut self, part: Scalar, [a, b, acc]: [Value; 3], ty: Option<Type>) {
         let (a_type, b_type) = (self.operand(a), self.operand(b));
         let Some(found) = self.operand(acc) else { return };
         if found.scalar != Scalar::I32 || found.lanes > 16 {
             return self.fault(format!("the accumulator {acc} is {found}; it is i32 with at most 16 lanes"));
         }
         self.result_is(ty, found);
-        let bytes = Type::vector(Scalar::I8, 4 * found.lanes);
-        self.same(a, a_type, Some(bytes));
-        self.same(b, b_type, Some(bytes));
+        let factors = Type::vector(part, (32 / part.bits()) as u8 * found.lanes);
+        self.same(a, a_type, Some(factors));
+        self.same(b, b_type, Some(factors));
     }
 }
 

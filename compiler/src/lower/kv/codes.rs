@@ -41,36 +41,40 @@ impl Decoder {
         }
     }
 
-    /// The numbers of a unit of storage, in order; the bias of nibbles is still in them.
-    pub fn numbers(&self, b: &mut Builder, unit: Value) -> Vec<Value> {
-        let lanes = b.ty(unit).lanes;
-        let floats = Type::vector(Scalar::F32, lanes);
-        let signed = !self.codes.asymmetric;
+    /// A unit of storage as [`Decoder::number`] takes it.
+    pub fn open(&self, b: &mut Builder, unit: Value) -> Value {
         match self.codes.code {
-            KvCode::F16 | KvCode::Bf16 => vec![b.cast(CastOp::Float, unit, Scalar::F32)],
-            KvCode::Int8 => (0..4).map(|j| b.unpack(unit, 8 * j, 8, signed, floats)).collect(),
-            KvCode::Int4 => (0..8).map(|j| b.unpack(unit, j % 4 * 8 + j / 4 * 4, 4, false, floats)).collect(),
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if !self.shifts => {
+                let scalar = scalar_of(self.codes.code.float().unwrap_or(DType::E4m3fn));
+                let bytes = b.bitcast(unit, Type::vector(scalar, 4 * b.ty(unit).lanes));
+                b.cast(CastOp::Float, bytes, Scalar::F32)
+            }
+            _ => unit,
+        }
+    }
+
+    /// Number `j` of a unit; the bias of nibbles is still in it. One is made at a time, right before it is multiplied: all of
+    /// a unit at once leave too few registers for the sums.
+    pub fn number(&self, b: &mut Builder, opened: Value, j: usize) -> Value {
+        let ty = b.ty(opened);
+        let floats = ty.with_scalar(Scalar::F32);
+        let signed = !self.codes.asymmetric;
+        let bit = 8 * j as u8;
+        match self.codes.code {
+            KvCode::F16 | KvCode::Bf16 => b.cast(CastOp::Float, opened, Scalar::F32),
+            KvCode::Int8 => b.unpack(opened, bit, 8, signed, floats),
+            KvCode::Int4 => b.unpack(opened, bit % 32 + bit / 32 * 4, 4, false, floats),
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.shifts => {
                 let (down, mask) = if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
-                (0..4)
-                    .map(|j| {
-                        let top = if j == 3 { unit } else { b.bin_imm(BinOp::Shl, unit, 24 - 8 * j) };
-                        let bits = b.bin_imm(BinOp::ShrS, top, down);
-                        let bits = b.bin_imm(BinOp::And, bits, mask as i64);
-                        b.bitcast(bits, floats)
-                    })
-                    .collect()
+                let top = if j == 3 { opened } else { b.bin_imm(BinOp::Shl, opened, 24 - 8 * j as i64) };
+                let bits = b.bin_imm(BinOp::ShrS, top, down);
+                let bits = b.bin_imm(BinOp::And, bits, mask as i64);
+                b.bitcast(bits, floats)
             }
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => {
-                let scalar = scalar_of(self.codes.code.float().unwrap_or(DType::E4m3fn));
-                let bytes = b.bitcast(unit, Type::vector(scalar, 4 * lanes));
-                let all = b.cast(CastOp::Float, bytes, Scalar::F32);
-                (0..4u8)
-                    .map(|j| {
-                        let picks: Vec<u8> = (0..lanes).map(|lane| 4 * lane + j).collect();
-                        if lanes == 1 { b.extract(all, j) } else { b.swizzle(all, all, &picks) }
-                    })
-                    .collect()
+                let lanes = ty.lanes / 4;
+                let picks: Vec<u8> = (0..lanes).map(|lane| 4 * lane + j as u8).collect();
+                if lanes == 1 { b.extract(opened, j as u8) } else { b.swizzle(opened, opened, &picks) }
             }
         }
     }

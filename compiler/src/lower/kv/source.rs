@@ -100,7 +100,8 @@ impl Source<'_> {
                 let bit = codes::bit_of(b, per, within);
                 // The code moves to the bottom of the word, where the first number is.
                 let moved = b.bin(BinOp::ShrU, unit, bit);
-                let number = decoder.numbers(b, moved)[0];
+                let opened = decoder.open(b, moved);
+                let number = decoder.number(b, opened, 0);
                 let number = if part.codes.bias() == 0.0 {
                     number
                 } else {

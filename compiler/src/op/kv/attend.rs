@@ -10,7 +10,7 @@
 
 use super::Pool;
 use crate::dtype::DType;
-use crate::format::kv::{KvLayout, Side};
+use crate::format::kv::{KvCode, KvLayout, KvPer, Side};
 use crate::op::{Expected, gamma, rounding};
 
 /// Attention of work items over ranges of tokens. Work: [`ITEM`] records; output: `o [slot, kv head, row, v_dim]` (not
@@ -34,7 +34,26 @@ pub struct Attend {
     pub alibi: bool,
     /// What a query sees.
     pub sight: Sight,
+    /// How products are summed up.
+    pub arithmetic: Arithmetic,
 }
+
+/// How products of codes are summed up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Codes become `f32` numbers.
+    Float,
+    /// Codes of integers stay integers where whole rows of them share a scale: queries and the weights of a tile of tokens
+    /// are rounded to multiples of a step, the largest of them over [`Attend::steps`], and the sums are exact. Other codes
+    /// become `f32` numbers. It costs what the reference's bound says, for time where processors multiply integers faster.
+    Integer,
+}
+
+/// Steps are not smaller than for a largest number of this.
+pub const LEAST: f32 = 1e-30;
+
+/// Tokens that share the step of their weights, at most.
+pub const MOST_TOKENS: usize = 256;
 
 /// Which of the tokens before it a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +125,29 @@ impl Attend {
         self.heads / self.layout.heads.max(1)
     }
 
+    /// The largest multiple of a step on a side that is summed up in integers: queries (`Side::K`) or weights. Queries that
+    /// meet codes of 4 bits are bytes, an error far below that of such codes; everything else is 16 bits, or less where sums
+    /// would leave 32 bits.
+    pub fn steps(&self, side: Side) -> Option<i32> {
+        let part = self.layout.part(side);
+        let shared = match side {
+            Side::K => part.codes.per != KvPer::Channel,
+            Side::V => !matches!(part.codes.per, KvPer::Group(_)),
+        };
+        let largest = match part.codes.code {
+            KvCode::Int8 if part.codes.asymmetric => 255,
+            KvCode::Int8 => 128,
+            KvCode::Int4 => 15,
+            KvCode::F16 | KvCode::Bf16 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => return None,
+        };
+        let (terms, most) = match side {
+            Side::K if part.codes.code == KvCode::Int4 => (part.head_dim, i32::from(i8::MAX)),
+            Side::K => (part.head_dim, i32::from(i16::MAX)),
+            Side::V => (MOST_TOKENS, i32::from(i16::MAX)),
+        };
+        (self.arithmetic == Arithmetic::Integer && shared).then(|| most.min(i32::MAX / (terms as i32 * largest)))
+    }
+
     /// Rows of an item.
     pub fn rows(&self) -> usize {
         self.queries * self.group()
@@ -144,17 +186,26 @@ impl Attend {
     /// the tokens from `start + i · page` on). Exact but for `f64`; the bound covers every order of sums and any splits.
     pub fn reference(&self, inputs: &AttendInputs<'_>, segments: &[(&Pool<'_>, &[usize], usize, usize)]) -> Reference {
         let mut tokens: Vec<(f64, f64, Vec<f64>, Vec<f64>)> = Vec::new();
-        for &(pool, pages, start, end) in segments {
+        let mut rounded: Vec<Option<Rounded>> = Vec::new();
+        let largest = inputs.q.iter().fold(0.0, |top: f64, &q| top.max((q as f64).abs()));
+        for (segment, &(pool, pages, start, end)) in segments.iter().enumerate() {
+            let here = Attend { layout: pool.layout, ..*self };
+            // Half a step, and what rounding quotients and products adds to it.
+            let least = LEAST as f64 / self.scale as f64;
+            let step = here.steps(Side::K).map_or(0.0, |steps| 0.51 * largest.max(least) / f64::from(steps));
             for t in (start..end).filter(|&t| self.sight.sees(inputs.position, t)) {
                 let (page, token) = (pages[(t - start) / pool.layout.page], (t - start) % pool.layout.page);
-                let (mut dot, mut size) = (0.0, 0.0);
+                let (mut dot, mut size, mut all) = (0.0, 0.0, 0.0);
                 for (c, &q) in inputs.q.iter().enumerate() {
                     dot += q as f64 * pool.value(Side::K, page, inputs.head, token, c);
-                    size += (q as f64).abs() * pool.magnitude(Side::K, page, inputs.head, token, c);
+                    let magnitude = pool.magnitude(Side::K, page, inputs.head, token, c);
+                    size += (q as f64).abs() * magnitude;
+                    all += step * magnitude;
                 }
                 let mut score = dot * self.scale as f64;
                 size *= self.scale as f64;
-                let mut slack = gamma(inputs.q.len() + 16) * size;
+                all *= self.scale as f64;
+                let mut slack = gamma(inputs.q.len() + 16) * (size + all) + all;
                 if let Some(cap) = self.softcap {
                     score = cap as f64 * (score / cap as f64).tanh();
                     slack += cap as f64 * gamma(32);
@@ -166,7 +217,14 @@ impl Attend {
                 }
                 let dim = pool.layout.v.head_dim;
                 let v = (0..dim).map(|c| pool.value(Side::V, page, inputs.head, token, c)).collect();
-                let sizes = (0..dim).map(|c| pool.magnitude(Side::V, page, inputs.head, token, c)).collect();
+                let sizes: Vec<f64> = (0..dim).map(|c| pool.magnitude(Side::V, page, inputs.head, token, c)).collect();
+                rounded.push(here.steps(Side::V).map(|steps| {
+                    let (scale, offset) = pool.scale(Side::V, page, inputs.head, token, 0);
+                    let (scale, offset) = ((scale as f64).abs(), (offset as f64).abs());
+                    let part = |size: f64| if scale > 0.0 { (size - offset) / scale } else { 255.0 };
+                    let codes = sizes.iter().map(|&size| 0.51 / f64::from(steps) * part(size)).collect();
+                    Rounded { run: (segment, t / MOST_TOKENS), scale, codes }
+                }));
                 tokens.push((score, slack + gamma(8) * score.abs(), v, sizes));
             }
         }
@@ -175,7 +233,21 @@ impl Attend {
         let top = tokens.iter().fold(sink, |top, token| top.max(token.0));
         let slack = tokens.iter().fold(0.0f64, |a, token| a.max(token.1));
         let mut below = if sink.is_finite() { (sink - top).exp() } else { 0.0 };
-        let (mut sums, mut sizes) = (vec![0.0; dim], vec![0.0; dim]);
+        let (mut sums, mut sizes, mut steps) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
+        // The largest weight among those that may share a token's step: it is in the same run of tokens or the next.
+        let mut tops: std::collections::BTreeMap<(usize, usize), f64> = std::collections::BTreeMap::new();
+        for ((score, ..), rounded) in tokens.iter().zip(&rounded) {
+            if let Some(rounded) = rounded {
+                let most = tops.entry(rounded.run).or_insert(LEAST as f64);
+                *most = most.max((score - top).exp() * rounded.scale);
+            }
+        }
+        for Rounded { run: (segment, own), codes, .. } in rounded.iter().flatten() {
+            let (segment, own) = (*segment, *own);
+            let near = own.saturating_sub(1)..=own + 1;
+            let most = tops.range((segment, *near.start())..=(segment, *near.end())).fold(0.0, |a: f64, b| a.max(*b.1));
+            steps.iter_mut().zip(codes).for_each(|(step, code)| *step += most * code);
+        }
         for (score, _, v, size) in &tokens {
             let p = (score - top).exp();
             below += p;
@@ -186,8 +258,18 @@ impl Attend {
         // for each tile; then sums over the tokens, above and below the line.
         let weight = (2.0 * slack).exp_m1() + gamma(24 * (tokens.len() / 16 + 4));
         let relative = 2.0 * (weight + gamma(tokens.len() + 32)) * (1.0 + weight);
-        Reference { sums, sizes, below, relative }
+        Reference { sums, sizes, steps, below, relative }
     }
+}
+
+/// A token whose weight is rounded to a step.
+struct Rounded {
+    /// Its segment, and which run of so many tokens as may share a step it is in.
+    run: (usize, usize),
+    /// Size of its scale.
+    scale: f64,
+    /// What half a step of its weight is worth, by channel, in codes.
+    codes: Vec<f64>,
 }
 
 /// What an output should be, before it is rounded.
@@ -195,6 +277,8 @@ impl Attend {
 pub struct Reference {
     sums: Vec<f64>,
     sizes: Vec<f64>,
+    /// What rounding weights to steps may change the sums by.
+    steps: Vec<f64>,
     below: f64,
     relative: f64,
 }
@@ -206,7 +290,8 @@ impl Reference {
             return Expected { value: 0.0, bound: 0.0 };
         }
         let (value, size) = (self.sums[channel] / self.below, self.sizes[channel] / self.below);
-        rounding(value, self.relative * size + 1e-30 * size, out)
+        let steps = self.steps[channel] / self.below * (1.0 + self.relative);
+        rounding(value, self.relative * (size + steps) + steps + 1e-30 * size, out)
     }
 }
 

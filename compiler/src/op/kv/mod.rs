@@ -12,7 +12,7 @@ mod attend;
 mod pool;
 
 pub use append::{KvAppend, Rope, SPAN};
-pub use attend::{Attend, AttendInputs, ITEM, Merge, ROW, Reference, Sight};
+pub use attend::{Arithmetic, Attend, AttendInputs, ITEM, LEAST, MOST_TOKENS, Merge, ROW, Reference, Sight};
 pub use pool::{KvStatics, Pool};
 
 use crate::dtype::DType;

@@ -45,6 +45,18 @@ pub fn dot4(b: &mut Builder, signs: Dot4Signs, a: Value, factor: Value, acc: Val
     })
 }
 
+/// Two multiplications of words that shifts cut out of the 32-bit lanes.
+pub fn dot2(b: &mut Builder, a: Value, factor: Value, acc: Value) -> Value {
+    let words = b.ty(acc);
+    let (a, factor) = (b.bitcast(a, words), b.bitcast(factor, words));
+    (0..2).fold(acc, |sum, j| {
+        let left = unpack(b, a, 16 * j, 16, true, words);
+        let right = unpack(b, factor, 16 * j, 16, true, words);
+        let product = b.mul(left, right);
+        b.add(sum, product)
+    })
+}
+
 /// Each entry of the table goes where the index names it.
 pub fn permute(b: &mut Builder, table: Value, index: Value) -> Value {
     let ty = b.ty(index);

@@ -19,6 +19,8 @@ pub struct Choice {
     pub dot4_unsigned_signed: bool,
     /// `dot4` of signed bytes to byte multiplications.
     pub dot4_signed_signed: bool,
+    /// `dot2` to multiplications of words.
+    pub dot2: bool,
     /// `permute_bytes` to comparisons and selects.
     pub permute_bytes: bool,
     /// `exp2` to a polynomial.
@@ -51,6 +53,7 @@ impl Choice {
             unpack: true,
             dot4_unsigned_signed: lacks(Feature::Dot4UnsignedSigned),
             dot4_signed_signed: lacks(Feature::Dot4SignedSigned),
+            dot2: lacks(Feature::Dot2),
             permute_bytes: lacks(Feature::PermuteBytes),
             exp2: true,
             popcount: true,
@@ -70,6 +73,7 @@ impl Choice {
         unpack: false,
         dot4_unsigned_signed: false,
         dot4_signed_signed: false,
+        dot2: false,
         permute_bytes: false,
         exp2: false,
         popcount: false,
@@ -88,6 +92,7 @@ impl Choice {
         unpack: true,
         dot4_unsigned_signed: true,
         dot4_signed_signed: true,
+        dot2: true,
         permute_bytes: true,
         exp2: true,
         popcount: true,
@@ -194,6 +199,7 @@ impl Choice {
                 };
                 expand.then(|| arithmetic::dot4(b, signs, a, factor, acc))
             }
+            Inst::Dot2 { a, b: factor, acc } if self.dot2 => Some(arithmetic::dot2(b, a, factor, acc)),
             Inst::PermuteBytes { table, index } if self.permute_bytes => Some(arithmetic::permute(b, table, index)),
             Inst::Un(UnOp::Exp2, a) if self.exp2 => Some(arithmetic::exp2(b, a)),
             Inst::Un(UnOp::Popcount, a) if self.popcount => Some(arithmetic::popcount(b, a)),

@@ -389,6 +389,8 @@ impl<'a> Emitter<'a> {
         let repr = match inst {
             // Constants are made where they are used.
             Inst::Const(_) | Inst::Barrier | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => return,
+            // Cranelift has no instruction for the hint.
+            Inst::Prefetch(_) => return,
             // Refused by `support` before.
             Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
@@ -444,6 +446,7 @@ impl<'a> Emitter<'a> {
                     None => self.dot4(*signs, *a_bits, *a, *b, *acc),
                 }
             }
+            Inst::Dot2 { .. } => unreachable!("the pass list expands dot2"),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
@@ -494,6 +497,7 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
             Inst::Unpack { a, .. } | Inst::SubgroupReduce(_, a) => each(&[*a]),
             Inst::Select { cond, a, b } => each(&[*cond, *a, *b]),
             Inst::Fma(a, b, c) => each(&[*a, *b, *c]),
+            Inst::Dot2 { a, b, acc } => each(&[*a, *b, *acc]),
             Inst::Dot4 { a, b, acc, .. } => each(&[*a, *b, *acc]),
             Inst::Vector(values) | Inst::Yield(values) => each(values),
             Inst::Extract { vector, .. } => each(&[*vector]),
@@ -501,6 +505,7 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
             Inst::PermuteBytes { table, index } => each(&[*table, *index]),
             Inst::Shuffle { value, index, .. } => each(&[*value, *index]),
             Inst::Load { address, .. } => each(address.index.as_slice()),
+            Inst::Prefetch(address) => each(address.index.as_slice()),
             Inst::Store { address, value, .. } | Inst::AtomicAdd { address, value } => {
                 each(address.index.as_slice());
                 each(&[*value]);

@@ -27,6 +27,8 @@ pub(super) struct Level {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
     pub arch: Arch,
+    /// x86: instructions whose operands in memory may lie anywhere.
+    pub avx: bool,
     /// x86: `vpdpbusd`.
     pub vnni: bool,
     /// aarch64: `sdot`.
@@ -93,15 +95,16 @@ impl Level {
         if !arch.fits(parsed.architecture) {
             return Err(Error::Unsupported(format!("level {level} on {parsed}: another architecture")));
         }
+        let isa = isa_for(row, parsed).map_err(|message| Error::Unsupported(format!("{name}: {message}")))?;
         let facts = Facts {
             arch,
+            avx: isa.isa_flags().iter().any(|flag| flag.name == "has_avx" && flag.as_bool() == Some(true)),
             vnni: row.0.contains("+vnni"),
             dotprod: row.2.contains(&"has_dotprod"),
             i8mm: row.2.contains(&"has_i8mm"),
             fma: caps.features.has(Feature::Fma),
             wide: wide(row.0),
         };
-        let isa = isa_for(row, parsed).map_err(|message| Error::Unsupported(format!("{name}: {message}")))?;
         Ok(Level { name: name.to_string(), caps, isa, facts })
     }
 

@@ -1,8 +1,9 @@
 //! Addresses, loads, stores and the atomic addition.
 
-use cranelift_codegen::ir::{self as clif, AtomicRmwOp, InstBuilder, types};
+use cranelift_codegen::ir::{self as clif, AtomicRmwOp, InstBuilder, MemFlagsData, types};
 
 use super::emit::{Emitter, flags};
+use super::level::Arch;
 use super::value::{PIECE, Repr, lane_type, shape, vector_type};
 use crate::ir::{self, Address, Type};
 
@@ -76,10 +77,24 @@ impl Emitter<'_> {
             _ => shapes
                 .iter()
                 .enumerate()
-                .map(|(i, &piece)| self.b.ins().load(piece, aligned, pointer, offset + (PIECE * i) as i32))
+                .map(|(i, &piece)| self.load_piece(piece, aligned, pointer, offset + (PIECE * i) as i32))
                 .collect(),
         };
         Repr { lane, lanes: ty.lanes, pieces }
+    }
+
+    /// Reads 16 bytes.
+    ///
+    /// Below AVX an operand of 16 bytes in memory must be aligned. Cranelift (0.135.8) knows that of every instruction
+    /// but `cmpps` and `cmppd`, which it lets read from any address, and the processor faults there. So floats
+    /// that may lie anywhere are read as integers: the load is then an instruction of its own, as it has to be, and the
+    /// change of type is none.
+    fn load_piece(&mut self, piece: clif::Type, flags: MemFlagsData, pointer: clif::Value, offset: i32) -> clif::Value {
+        if self.facts.arch == Arch::X86 && !self.facts.avx && !flags.aligned() && piece == types::F32X4 {
+            let read = self.b.ins().load(types::I32X4, flags, pointer, offset);
+            return self.bits_as(read, piece);
+        }
+        self.b.ins().load(piece, flags, pointer, offset)
     }
 
     /// Writes a value.

@@ -59,9 +59,10 @@ const HOIST: Pass = Pass {
 /// The emitter has sequences of its own for every other extended instruction.
 const EXPAND: Pass = Pass {
     name: "expand",
-    reason: "no processor has exp2; the rest is emitted as it is",
+    reason: "no processor has exp2, and Cranelift no products of words in pairs; the rest is emitted as it is",
     run: |kernel, _| {
-        pass::expand::expand_chosen(kernel, &pass::expand::Choice { exp2: true, ..pass::expand::Choice::NONE })
+        let choice = pass::expand::Choice { exp2: true, dot2: true, ..pass::expand::Choice::NONE };
+        pass::expand::expand_chosen(kernel, &choice)
     },
 };
 

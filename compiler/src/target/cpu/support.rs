@@ -68,10 +68,12 @@ fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &m
         | Inst::Swizzle { .. }
         | Inst::Load { .. }
         | Inst::Store { .. }
+        | Inst::Prefetch(_)
         | Inst::Barrier
         | Inst::Yield(_)
         | Inst::Unpack { .. }
         | Inst::Dot4 { .. }
+        | Inst::Dot2 { .. }
         | Inst::Shuffle { .. }
         | Inst::AtomicAdd { .. } => {}
     }

@@ -175,7 +175,10 @@ fn dots(lanes: u8) -> Vec<Kernel> {
     if lanes > 16 {
         return Vec::new();
     }
-    let mut all = Vec::new();
+    let mut all = vec![lanewise("dots", Type::vector(Scalar::I16, 2 * lanes), |b, [x, y, z]| {
+        let acc = b.bitcast(z, Type::vector(Scalar::I32, lanes));
+        vec![b.dot2(x, y, acc)]
+    })];
     for signs in [Dot4Signs::SignedSigned, Dot4Signs::UnsignedSigned] {
         // A signed factor promises nothing.
         for a_bits in if signs == Dot4Signs::SignedSigned { [8, 8] } else { [4, 8] } {

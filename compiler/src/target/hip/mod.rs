@@ -32,11 +32,11 @@ use crate::target::{Target, arg};
 /// What a kernel goes through before this target emits it.
 const PASSES: &[Pass] = &[pass::FOLD, EXPAND, pass::CSE, pass::HOIST, pass::DCE];
 
-/// Bit fields are shifts and masks in C++; everything else has an instruction or a helper of its name.
+/// Bit fields are shifts and masks in C++, and products of words too; everything else has an instruction or a helper of its name.
 const EXPAND: Pass = Pass {
     name: "expand",
     reason: "bit fields are shifts and masks in C++; the rest has instructions or helpers",
-    run: |kernel, _| expand_chosen(kernel, &Choice { unpack: true, ..Choice::NONE }),
+    run: |kernel, _| expand_chosen(kernel, &Choice { unpack: true, dot2: true, ..Choice::NONE }),
 };
 
 /// The HIP target of one device.

@@ -333,7 +333,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
             }
         }
         Inst::Bitcast(_) => "bits",
-        Inst::Fma(..) | Inst::Dot4 { .. } | Inst::Mma { .. } => "sum",
+        Inst::Fma(..) | Inst::Dot4 { .. } | Inst::Dot2 { .. } | Inst::Mma { .. } => "sum",
         Inst::Vector(_) | Inst::Splat(_) | Inst::Swizzle { .. } => "lanes",
         Inst::Extract { .. } => "part",
         Inst::Unpack { .. } | Inst::PermuteBytes { .. } => "codes",
@@ -344,6 +344,8 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::If(_) => "chosen",
         Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => "value",
         Inst::Asynchronous(_) | Inst::Cooperative(_) => "value",
-        Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Barrier | Inst::Yield(_) => "value",
+        Inst::Arg(_) | Inst::Load { .. } | Inst::Store { .. } | Inst::Prefetch(_) | Inst::Barrier | Inst::Yield(_) => {
+            "value"
+        }
     }
 }

@@ -94,9 +94,11 @@ impl Asks {
             | Inst::Swizzle { .. }
             | Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::AtomicAdd { .. } => {}
         }

@@ -340,8 +340,10 @@ impl Emitter<'_> {
             Inst::Asynchronous(inner) => self.asynchronous(inner),
             // Refused by `support` before.
             Inst::Cooperative(_) => Vec::new(),
-            // Written by `block`.
-            Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => Vec::new(),
+            // Written by `block`, expanded before, or a hint that threads in great numbers make up for.
+            Inst::Dot2 { .. } | Inst::Prefetch(_) | Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => {
+                Vec::new()
+            }
         }
     }
 }

@@ -49,15 +49,17 @@ const HOIST: Pass = Pass {
 /// The emitter has sequences of its own for every extended instruction and for f16 and bf16.
 const EXPAND: Pass = Pass {
     name: "expand",
-    reason: "no instruction converts 8-bit floats before sm_89",
-    run: |kernel, _| expand_chosen(kernel, &Choice { storage_casts: true, ..Choice::NONE }),
+    reason: "no instruction converts 8-bit floats before sm_89, and none multiplies words in pairs",
+    run: |kernel, _| expand_chosen(kernel, &Choice { dot2: true, storage_casts: true, ..Choice::NONE }),
 };
 
 /// E4M3 and E5M2 have instructions; the FNUZ types and E8M0 do not.
 const EXPAND_FP8: Pass = Pass {
     name: "expand",
     reason: "no instruction converts the FNUZ types, and none E8M0 on every architecture",
-    run: |kernel, _| expand_chosen(kernel, &Choice { storage_casts: true, native_ocp_casts: true, ..Choice::NONE }),
+    run: |kernel, _| {
+        expand_chosen(kernel, &Choice { dot2: true, storage_casts: true, native_ocp_casts: true, ..Choice::NONE })
+    },
 };
 
 /// The PTX target of one device.

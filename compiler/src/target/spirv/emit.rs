@@ -200,6 +200,7 @@ impl Emitter<'_> {
             Inst::Cooperative(inner) => self.cooperative(inner).into_iter().collect(),
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
@@ -207,6 +208,7 @@ impl Emitter<'_> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

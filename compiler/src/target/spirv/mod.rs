@@ -91,6 +91,7 @@ impl SpirvTarget {
             unpack: true,
             dot4_unsigned_signed: lacks(Feature::Dot4UnsignedSigned),
             dot4_signed_signed: lacks(Feature::Dot4SignedSigned),
+            dot2: true,
             permute_bytes: true,
             exp2: true,
             storage_casts: true,

@@ -162,6 +162,7 @@ impl Walk<'_> {
             Inst::Mma { .. } => self.lacks("matrix instructions by lane (cooperative matrices are opaque)"),
             Inst::Asynchronous(inner) => self.lacks(inner.name()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
+            Inst::Dot2 { .. } => self.lacks("dot2, which is to be expanded before"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
             Inst::For(_)
             | Inst::If(_)
@@ -175,6 +176,7 @@ impl Walk<'_> {
             | Inst::Splat(_)
             | Inst::Extract { .. }
             | Inst::Swizzle { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. } => {}

@@ -244,6 +244,7 @@ impl Emitter<'_> {
             }
             // Expanded or refused before, or without a result.
             Inst::Unpack { .. }
+            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
@@ -254,6 +255,7 @@ impl Emitter<'_> {
             | Inst::Asynchronous(_)
             | Inst::Cooperative(_)
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::For(_)
             | Inst::If(_)

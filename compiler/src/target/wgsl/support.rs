@@ -66,6 +66,7 @@ impl Walk<'_> {
             Inst::Asynchronous(inner) => self.lacks(inner.name()),
             Inst::Cooperative(inner) => self.lacks(inner.name()),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
+            Inst::Dot2 { .. } => self.lacks("dot2, which is to be expanded before"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
             Inst::Shuffle { .. } | Inst::SubgroupReduce(..) => self.lacks("subgroups of more than one thread"),
             Inst::For(_)
@@ -82,6 +83,7 @@ impl Walk<'_> {
             | Inst::Swizzle { .. }
             | Inst::Load { .. }
             | Inst::Store { .. }
+            | Inst::Prefetch(_)
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }

@@ -10,12 +10,15 @@
 //!
 //! Query rows that share a KV head share every load and every unpacking of keys and values, as many as registers hold. A
 //! scale of a whole token is applied to its score and to its weight, not to its channels; the bias of nibbles and offsets
-//! are added as sums of queries and of weights. Threads meet at a barrier between the steps; on a CPU there is one thread,
+//! are added as sums of queries and of weights. Where the operation sums up in integers, queries and the weights of a tile
+//! are multiples of a step of their row. Threads meet at a barrier between the steps; on a CPU there is one thread,
 //! and lanes are those of its vectors. Tokens before an item's range or unseen weigh nothing, whatever lies there.
 
+mod integers;
 mod scores;
 mod values;
 
+use self::integers::{Factors, Packing};
 use self::values::{has_offsets, scales_weights};
 use super::super::memory::{at, split, times};
 use super::codes::{self, Decoder, Scales};
@@ -90,6 +93,11 @@ struct Arrays {
     s: Memory,
     /// Weights times scales of values, where tokens have some `[row, tile]`.
     p: Option<Memory>,
+    /// Queries as integers, and weights.
+    q_factors: Option<Factors>,
+    p_factors: Option<Factors>,
+    /// Steps of queries and of weights `[row, 2]`, where one of the two is integers.
+    steps: Option<Memory>,
     /// Outputs `[row, v_dim]`.
     o: Memory,
     /// Largest score, correction, sum, sum of weighted offsets `[row, 4]`.
@@ -112,6 +120,8 @@ struct Kernel<'a> {
     thread: Value,
     head: Value,
     item: Vec<Value>,
+    /// Whether the next tile's codes are asked for while those of this one are read.
+    ahead: bool,
 }
 
 impl<'a> Kernel<'a> {
@@ -133,6 +143,7 @@ impl<'a> Kernel<'a> {
             b.shared(name, bytes as u32, 64)
         };
         let channel = op.layout.k.codes.per == KvPer::Channel;
+        let (keys_packing, values_packing) = (Packing::of(op, Side::K, k_dim), Packing::of(op, Side::V, tile));
         let arrays = Arrays {
             q: shared(b, "queries", rows * k_dim),
             q_page: channel.then(|| shared(b, "page_queries", rows * k_dim)),
@@ -140,6 +151,11 @@ impl<'a> Kernel<'a> {
                 .then(|| shared(b, "query_sums", rows * op.layout.k.codes.groups(k_dim))),
             s: shared(b, "scores", rows * tile),
             p: scales_weights(&op.layout.v.codes).then(|| shared(b, "weights", rows * tile)),
+            q_factors: keys_packing
+                .map(|packing| Factors { packing, memory: shared(b, "query_factors", packing.words(rows)) }),
+            p_factors: values_packing
+                .map(|packing| Factors { packing, memory: shared(b, "weight_factors", packing.words(rows)) }),
+            steps: (keys_packing.is_some() || values_packing.is_some()).then(|| shared(b, "steps", rows * 2)),
             o: shared(b, "outputs", rows * v_dim),
             stat: shared(b, "state", rows * 4),
         };
@@ -164,6 +180,8 @@ impl<'a> Kernel<'a> {
             thread,
             head,
             item,
+            // A GPU has other threads to wait for memory.
+            ahead: !caps.features.has(Feature::Workgroups),
         }
     }
 
@@ -266,6 +284,16 @@ impl<'a> Kernel<'a> {
                 self.write(b, self.arrays.stat, place, i, value);
             }
         });
+        if let Some(factors) = &self.arrays.q_factors {
+            self.meet(b);
+            let end = self.rows_value(b);
+            let count = int(b, k_dim);
+            self.each(b, end, 1, &mut |b, row| {
+                let line = times(b, row, k_dim);
+                self.quantize(b, &factors.packing, self.arrays.q, (row, line, count), 0);
+                self.pack(b, factors, self.arrays.q, (row, line, count));
+            });
+        }
         if let Some(memory) = self.arrays.q_sum {
             self.meet(b);
             let groups = self.op.layout.k.codes.groups(k_dim);
@@ -302,6 +330,33 @@ impl<'a> Kernel<'a> {
         let number = b.load(Scalar::I32, at(self.params.get("table"), Some(place), 0), 4);
         let number = b.cast(CastOp::ExtendS, number, Scalar::I64);
         (codes::record(b, &self.op.layout, number, self.head), within)
+    }
+
+    /// How far behind a token's codes those of the token one tile later lie, in bytes: what no processor foresees. The last
+    /// tile has none behind it, and any distance does.
+    fn distance(&self, b: &mut Builder, side: Side, token: Value) -> Option<Value> {
+        if !self.ahead {
+            return None;
+        }
+        let next = plus(b, token, self.tile);
+        let last = b.bin_imm(BinOp::Add, self.item[4], -1);
+        let next = least(b, next, last);
+        let zero = int(b, 0);
+        let [here, there] = [token, next].map(|token| {
+            let (base, within) = self.page_of(b, token);
+            let place = codes::unit_place(b, &self.op.layout, side, within, zero);
+            b.add(base, place)
+        });
+        Some(b.bin(BinOp::Sub, there, here))
+    }
+
+    /// Asks for the lines of `bytes` so far behind a place.
+    fn foresee(&self, b: &mut Builder, distance: Option<Value>, place: Value, bytes: usize) {
+        let Some(distance) = distance else { return };
+        let place = b.add(place, distance);
+        for line in (0..bytes).step_by(64) {
+            b.prefetch(at(self.params.get("pool"), Some(place), line));
+        }
     }
 
     fn scales(&self, side: Side) -> Scales {

@@ -70,8 +70,10 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
+            let mut distance = self.distance(b, Side::K, token);
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
-                let sums = self.dots(b, base, keys, within, rows.clone());
+                // Asking once for each line is enough.
+                let sums = self.dots(b, base, (keys, distance.take()), within, rows.clone());
                 for (row, sums) in rows.zip(sums) {
                     for (v, sum) in sums.into_iter().enumerate() {
                         let offset = v * self.lanes as usize;
@@ -89,7 +91,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         base: Value,
-        keys: Value,
+        (keys, distance): (Value, Option<Value>),
         within: Value,
         rows: std::ops::Range<usize>,
     ) -> Vec<Vec<Value>> {
@@ -104,28 +106,33 @@ impl Kernel<'_> {
         // Units per turn: enough to hide the loop.
         let turn = (8 / per).max(1).min(group / per);
         let run = |b: &mut Builder, first: Value, count: usize, state: &[Value]| {
+            if let Some(factors) = &self.arrays.q_factors {
+                return self.key_products(b, factors, (keys, distance), (first, count), rows.clone());
+            }
             let end = plus(b, first, count / per);
             b.for_loop(first, end, turn as i64, state, |b, unit, state| {
                 let mut state = state.to_vec();
                 let place = times(b, unit, TOKENS * size);
                 let place = b.add(keys, place);
                 let channel = times(b, unit, per);
+                self.foresee(b, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
-                    let numbers: Vec<Vec<Value>> = (0..vectors)
+                    let units: Vec<Value> = (0..vectors)
                         .map(|v| {
                             let offset = i * TOKENS * size + v * lanes as usize * size;
                             let align = (ty.bytes()).min(32);
                             let unit = b.load(ty, at(pool, Some(place), offset), align);
-                            self.keys.numbers(b, unit)
+                            self.keys.open(b, unit)
                         })
                         .collect();
                     for j in 0..per {
+                        let numbers: Vec<Value> = units.iter().map(|&unit| self.keys.number(b, unit, j)).collect();
                         for (r, row) in rows.clone().enumerate() {
                             let q = self.read(b, queries, channel, row * part.head_dim + i * per + j, 1);
                             let q = b.splat(q, lanes);
-                            for (v, numbers) in numbers.iter().enumerate() {
+                            for (v, &number) in numbers.iter().enumerate() {
                                 let sum = &mut state[r * vectors + v];
-                                *sum = b.fma(numbers[j], q, *sum);
+                                *sum = b.fma(number, q, *sum);
                             }
                         }
                     }
@@ -173,7 +180,7 @@ impl Kernel<'_> {
                     }
                 }
             }
-            return totals;
+            return self.in_steps(b, rows, totals);
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         let mut out = vec![Vec::new(); sums.len()];
@@ -205,7 +212,18 @@ impl Kernel<'_> {
                 out[r].push(b.fma(sums[r][v], scale, start));
             }
         }
-        out
+        self.in_steps(b, rows, out)
+    }
+
+    /// Scores from multiples of the queries' steps.
+    fn in_steps(&self, b: &mut Builder, rows: std::ops::Range<usize>, mut scores: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
+        if self.arrays.q_factors.is_some() {
+            for (row, scores) in rows.zip(&mut scores) {
+                let step = self.step(b, row, 0);
+                scores.iter_mut().for_each(|score| *score = b.mul(*score, step));
+            }
+        }
+        scores
     }
 
     pub(super) fn times_constant(&self, b: &mut Builder, x: Value, factor: f32) -> Value {

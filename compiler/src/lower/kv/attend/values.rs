@@ -95,6 +95,17 @@ impl Kernel<'_> {
         self.each(b, rows, 1, &mut |b, row| {
             let wide = self.wide();
             let line = times(b, row, self.tile);
+            // Weights in steps; their sum is that of their multiples.
+            let rounded = match (&self.arrays.p_factors, self.arrays.p) {
+                (Some(factors), Some(memory)) => {
+                    let sum = self.quantize(b, &factors.packing, memory, (row, line, blocks), 1);
+                    self.pack(b, factors, memory, (row, line, blocks));
+                    let steps = times(b, row, 2);
+                    let step = self.arrays.steps.map(|steps_memory| self.read(b, steps_memory, steps, 1, 1));
+                    step.map(|step| b.mul(sum, step))
+                }
+                _ => None,
+            };
             let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
             // Offsets of tokens are read side by side: as many as share a page.
             let state = b.for_loop(zero, blocks, wide as i64, &[none, none], |b, t, state| {
@@ -103,7 +114,7 @@ impl Kernel<'_> {
                 let sum = b.add(state[0], p);
                 let offsets = match (self.arrays.p, kind.asymmetric) {
                     _ if grouped(&kind) => state[1],
-                    (Some(memory), false) if kind.bias() != 0.0 => {
+                    (Some(memory), false) if kind.bias() != 0.0 && rounded.is_none() => {
                         let weight = self.read(b, memory, index, 0, wide);
                         b.add(state[1], weight)
                     }
@@ -127,7 +138,10 @@ impl Kernel<'_> {
                 vec![sum, offsets]
             });
             let sum = across(b, BinOp::Add, state[0]);
-            let offsets = across(b, BinOp::Add, state[1]);
+            let offsets = match rounded {
+                Some(sum) if !kind.asymmetric => sum,
+                _ => across(b, BinOp::Add, state[1]),
+            };
             let offsets = if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
             let place = times(b, row, 4);
             let correction = self.read(b, self.arrays.stat, place, 1, 1);
@@ -190,6 +204,9 @@ impl Kernel<'_> {
         let (part, lanes) = (&self.op.layout.v, self.lanes);
         let kind = part.codes;
         let vectors = state.len() / rows.len();
+        if let Some(factors) = &self.arrays.p_factors {
+            return self.weighted_integers(b, factors, (start, count, channel), rows, state);
+        }
         let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);
@@ -208,47 +225,67 @@ impl Kernel<'_> {
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
             let place = b.add(base, place);
-            b.for_loop(zero, units, 1, state, |b, unit, state| {
-                let mut state = state.to_vec();
-                let further = times(b, unit, TOKENS * size);
-                let place = b.add(place, further);
-                let numbers: Vec<Vec<Value>> = (0..vectors)
-                    .map(|v| {
-                        let word = b.load(ty, at(pool, Some(place), v * lanes as usize * size), align);
-                        self.values.numbers(b, word)
-                    })
-                    .collect();
-                let first = times(b, unit, per);
-                let index = b.add(done, first);
-                #[allow(clippy::needless_range_loop)] // The number within a word decides its place as well.
-                for j in 0..per {
-                    let scaled = grouped(&kind).then(|| {
-                        let within = b.add(within, first);
-                        let within = plus(b, within, j);
-                        let further = plus(b, first, j);
-                        let inside = b.cmp(CmpOp::LtS, further, left);
-                        self.group_scales(b, base, channel, within, inside)
-                    });
-                    let values: Vec<Value> = (0..vectors)
-                        .map(|v| match scaled {
-                            Some((scale, offset)) => {
-                                let (scale, offset) = (b.splat(scale, lanes), b.splat(offset, lanes));
-                                b.fma(numbers[v][j], scale, offset)
+            let distance = if rows.start == 0 { self.distance(b, Side::V, token) } else { None };
+            // A GPU has other threads to go on with while a turn ends.
+            let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
+            let run = |b: &mut Builder, (from, to, turn): (Value, Value, usize), state: &[Value]| {
+                b.for_loop(from, to, turn as i64, state, |b, unit, state| {
+                    let mut state = state.to_vec();
+                    let further = times(b, unit, TOKENS * size);
+                    let place = b.add(place, further);
+                    self.foresee(b, distance, place, turn * TOKENS * size);
+                    for i in 0..turn {
+                        let unit = plus(b, unit, i);
+                        let words: Vec<Value> = (0..vectors)
+                            .map(|v| {
+                                let offset = (i * TOKENS + v * lanes as usize) * size;
+                                let word = b.load(ty, at(pool, Some(place), offset), align);
+                                self.values.open(b, word)
+                            })
+                            .collect();
+                        let first = times(b, unit, per);
+                        let index = b.add(done, first);
+                        for j in 0..per {
+                            let scaled = grouped(&kind).then(|| {
+                                let within = b.add(within, first);
+                                let within = plus(b, within, j);
+                                let further = plus(b, first, j);
+                                let inside = b.cmp(CmpOp::LtS, further, left);
+                                self.group_scales(b, base, channel, within, inside)
+                            });
+                            let values: Vec<Value> = words
+                                .iter()
+                                .map(|&word| {
+                                    let number = self.values.number(b, word, j);
+                                    match scaled {
+                                        Some((scale, offset)) => {
+                                            let (scale, offset) = (b.splat(scale, lanes), b.splat(offset, lanes));
+                                            b.fma(number, scale, offset)
+                                        }
+                                        None => number,
+                                    }
+                                })
+                                .collect();
+                            for (r, row) in rows.clone().enumerate() {
+                                let p = self.read(b, weights, index, row * self.tile + j, 1);
+                                let p = b.splat(p, lanes);
+                                for (v, &value) in values.iter().enumerate() {
+                                    let sum = &mut state[r * vectors + v];
+                                    *sum = b.fma(value, p, *sum);
+                                }
                             }
-                            None => numbers[v][j],
-                        })
-                        .collect();
-                    for (r, row) in rows.clone().enumerate() {
-                        let p = self.read(b, weights, index, row * self.tile + j, 1);
-                        let p = b.splat(p, lanes);
-                        for (v, &value) in values.iter().enumerate() {
-                            let sum = &mut state[r * vectors + v];
-                            *sum = b.fma(value, p, *sum);
                         }
                     }
-                }
-                state
-            })
+                    state
+                })
+            };
+            if turn == 1 {
+                return run(b, (zero, units, 1), state);
+            }
+            // Most of them in turns, then the rest.
+            let most = b.bin_imm(BinOp::And, units, -(turn as i64));
+            let state = run(b, (zero, most, turn), state);
+            run(b, (most, units, 1), &state)
         })
     }
 

@@ -148,6 +148,42 @@ impl<'a> Lower<'a> {
         Some(if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum })
     }
 
+    /// `acc + Σ a.word * b.word` per 32-bit lane.
+    pub fn dot2(&mut self, [a, b, acc]: [ir::Value; 3]) -> Repr {
+        let ty = self.kernel.ty(acc);
+        let part = ty.with_lanes(2 * ty.lanes).with_scalar(Scalar::I16);
+        let scalar = ty.lanes == 1;
+        let in_vector = |l: &mut Self, ty: Type, value: ir::Value| {
+            let repr = l.get(value);
+            if is_general(ty) { Repr::vector(Size::X, vec![l.in_lane_0(ty, &repr)]) } else { repr }
+        };
+        let left = in_vector(self, part, a);
+        let right = if is_general(part) {
+            in_vector(self, part, b).regs.iter().map(|&reg| Arg::Use(reg, Size::X)).collect()
+        } else {
+            self.args(b)
+        };
+        let start = if self.known(acc) == Some(0) { None } else { Some(in_vector(self, ty, acc)) };
+        let size = left.size;
+        let regs = (0..left.regs.len())
+            .map(|i| {
+                let own = Arg::Use(left.regs[i], size);
+                match &start {
+                    Some(start) if self.facts.vnni => {
+                        self.accumulate(M::Vpdpwssd, size, start.regs[i], &[own, right[i]])
+                    }
+                    Some(start) => {
+                        let products = self.vec(M::Vpmaddwd, size, &[own, right[i]]);
+                        self.vec2(M::Vpaddd, size, start.regs[i], products)
+                    }
+                    None => self.vec(M::Vpmaddwd, size, &[own, right[i]]),
+                }
+            })
+            .collect();
+        let sum = Repr::vector(size, regs);
+        if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum }
+    }
+
     fn in_register(&mut self, size: Size, arg: Arg) -> Arg {
         match arg {
             Arg::Mem(_) => Arg::Use(self.vec(M::Vmovups, size, &[arg]), size),

@@ -74,6 +74,7 @@ fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
         Inst::Bin(Sub | Div, a, b) => whole && a != b && *b == value,
         Inst::Fma(a, b, c) => whole && (*a == value) != (*b == value) && *c != value,
         Inst::Dot4 { b, a, acc, .. } => whole && a != b && *b == value && *acc != value && *a != value,
+        Inst::Dot2 { b, a, acc } => whole && a != b && *b == value && *acc != value,
         Inst::Unpack { shift: 0, signed: false, .. } => whole && ty.scalar == result.scalar,
         Inst::Splat(_) => ty.lanes == 1 && ty.scalar != Scalar::Bool && result.lanes > 1 && result.bytes() >= 16,
         Inst::Cast(CastOp::ExtendU | CastOp::ExtendS, _) => ty.lanes > 1 && matches!(result.bytes(), 16 | 32 | 64),

@@ -47,6 +47,8 @@ pub(super) struct Lower<'a> {
     pub widened_bytes: HashMap<(ir::Value, Reg, bool, bool), Reg>,
     /// Lines that the present block has asked for.
     pub prefetched: HashSet<Mem>,
+    /// Whether the kernel has hints of its own.
+    pub prefetches: bool,
     /// Loops of the kernel around the present block.
     pub depth: u32,
     arguments: Vec<Option<Reg>>,
@@ -76,6 +78,7 @@ pub(super) fn function(kernel: &ir::Kernel, facts: Facts) -> Function {
         continued: HashMap::new(),
         widened_bytes: HashMap::new(),
         prefetched: HashSet::new(),
+        prefetches: false,
         depth: 0,
         arguments: vec![None; kernel.params.len()],
         grid: [arguments[0]; 3],
@@ -99,6 +102,7 @@ impl<'a> Lower<'a> {
                 }
                 here.extend(&statement.results);
             }
+            self.prefetches |= matches!(statement.inst, Inst::Prefetch(_));
             if let [result] = statement.results[..] {
                 self.defs[result.0 as usize] = Some(&statement.inst);
             }
@@ -389,6 +393,10 @@ impl<'a> Lower<'a> {
             | Inst::AsyncWait(_)
             | Inst::Asynchronous(_)
             | Inst::Cooperative(_) => return,
+            Inst::Prefetch(address) => {
+                let mem = self.place(address, 64);
+                return self.push(M::Prefetcht0, vec![Arg::Mem(mem)]);
+            }
             Inst::Store { address, value, .. } => return self.store(address, *value),
             Inst::Arg(index) => {
                 let reg = self.arguments[*index as usize].unwrap_or(self.grid[0]);
@@ -419,6 +427,7 @@ impl<'a> Lower<'a> {
                 Some(repr) => repr,
                 None => return,
             },
+            Inst::Dot2 { a, b, acc } => self.dot2([*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),

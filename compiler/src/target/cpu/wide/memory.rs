@@ -71,7 +71,8 @@ impl Lower<'_> {
     }
 
     /// Asks for a cache line some way ahead of a vector that a loop reads from a buffer which nobody writes: in the
-    /// kernels' streams the next lines lie there, and a line that is not wanted costs one instruction.
+    /// kernels' streams the next lines lie there, and a line that is not wanted costs one instruction. A kernel with hints of
+    /// its own knows better.
     pub fn prefetch(&mut self, address: &Address, mem: &Mem) {
         const AHEAD: i32 = 4096;
         let ir::Memory::Param(index) = address.memory else { return };
@@ -81,6 +82,7 @@ impl Lower<'_> {
         );
         let starts_line = mem.offset % 64 == 0 && mem.bytes >= 32;
         if self.depth > 0
+            && !self.prefetches
             && read_only
             && starts_line
             && mem.index.is_some()

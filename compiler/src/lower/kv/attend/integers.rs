@@ -1,0 +1,333 @@
+//! Codes as integers: queries and weights become multiples of a step, and products are summed in 32 bits.
+//!
+//! A unit of codes comes apart into fields, each a vector of words or bytes; the factors of a field lie in one 32-bit word,
+//! in the same order, so that a field takes one load, one broadcast and one `dot2` or `dot4` per query row. Always holds: no
+//! sum leaves 32 bits (`Attend::steps`), so that they are exact, and their order does not matter.
+
+use super::super::super::memory::{at, times};
+use super::super::{codes, int, least, plus};
+use super::{Kernel, across};
+use crate::format::kv::{KvCode, Side, TOKENS};
+use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Memory, Scalar, Type, UnOp, Value};
+use crate::op::kv::{Attend, LEAST};
+
+/// How the factors of a side lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packing {
+    code: KvCode,
+    signed: bool,
+    /// Bits of a factor: 8 or 16.
+    bits: usize,
+    /// Numbers of a row.
+    pub row: usize,
+    /// Largest multiple of the step.
+    steps: i32,
+}
+
+/// Where factors are, and what they are factors of.
+pub(super) struct Factors {
+    pub packing: Packing,
+    /// `[row, unit, field]`, 32 bits each.
+    pub memory: Memory,
+}
+
+impl Packing {
+    /// Of a side that is summed up in integers; `row` numbers a row.
+    pub fn of(op: &Attend, side: Side, row: usize) -> Option<Packing> {
+        let steps = op.steps(side)?;
+        let codes = op.layout.part(side).codes;
+        let bits = if steps < 128 { 8 } else { 16 };
+        Some(Packing { code: codes.code, signed: codes.code == KvCode::Int8 && !codes.asymmetric, bits, row, steps })
+    }
+
+    /// Words of 32 bits in all `rows`.
+    pub fn words(&self, rows: usize) -> usize {
+        rows * self.row * self.bits / 32
+    }
+
+    /// Fields of a unit of codes.
+    fn fields(&self) -> usize {
+        self.code.per_unit() * self.bits / 32
+    }
+
+    /// The numbers of a unit whose factors a field takes, lowest first.
+    fn members(&self, field: usize) -> Vec<usize> {
+        (0..32 / self.bits)
+            .map(|i| {
+                // The bit where the code starts.
+                let bit = i * self.bits + field * self.code.bits();
+                match self.code.per_unit() {
+                    8 => bit / 8 + bit % 8 / 4 * 4,
+                    _ => bit / 8,
+                }
+            })
+            .collect()
+    }
+
+    fn part(&self, lanes: u8) -> Type {
+        match self.bits {
+            8 => Type::vector(Scalar::I8, 4 * lanes),
+            _ => Type::vector(Scalar::I16, 2 * lanes),
+        }
+    }
+
+    /// A field of a unit: codes as words or bytes.
+    fn field(&self, b: &mut Builder, unit: Value, field: usize) -> Value {
+        let part = self.part(b.ty(unit).lanes);
+        let bits = self.code.bits() as u8;
+        b.unpack(unit, field as u8 * bits, bits, self.signed, part)
+    }
+
+    /// `sum` and the products of a field with its factors.
+    fn dot(&self, b: &mut Builder, field: Value, factors: Value, sum: Value) -> Value {
+        match self.bits {
+            8 => b.dot4(Dot4Signs::UnsignedSigned, self.code.bits() as u8, field, factors, sum),
+            _ => b.dot2(field, factors, sum),
+        }
+    }
+}
+
+impl Kernel<'_> {
+    /// Numbers that are packed at once: whole units of either code.
+    fn chunk(&self) -> usize {
+        (self.lanes as usize).max(8)
+    }
+
+    /// The numbers `[line, line + count)` of a shared array become multiples of a step that is stored as number `place` of
+    /// the row's steps; `count` is a multiple of 16. Returns the sum of the multiples.
+    pub(super) fn quantize(
+        &self,
+        b: &mut Builder,
+        packing: &Packing,
+        from: Memory,
+        (row, line, count): (Value, Value, Value),
+        place: usize,
+    ) -> Value {
+        let wide = self.wide();
+        let Some(steps) = self.arrays.steps else { return b.f32(1, 0.0) };
+        let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
+        let top = b.for_loop(zero, count, wide as i64, &[none], |b, i, top| {
+            let index = b.add(line, i);
+            let x = self.read(b, from, index, 0, wide);
+            let x = b.un(UnOp::Abs, x);
+            vec![b.bin(BinOp::Max, top[0], x)]
+        });
+        let top = across(b, BinOp::Max, top[0]);
+        let floor = b.f32(1, LEAST);
+        let top = b.bin(BinOp::Max, top, floor);
+        let most = b.f32(1, packing.steps as f32);
+        let step = b.bin(BinOp::Div, top, most);
+        let index = times(b, row, 2);
+        self.write(b, steps, index, place, step);
+        let inverse = b.bin(BinOp::Div, most, top);
+        let inverse = b.splat(inverse, wide);
+        let sum = b.for_loop(zero, count, wide as i64, &[none], |b, i, sum| {
+            let index = b.add(line, i);
+            let x = self.read(b, from, index, 0, wide);
+            let x = b.mul(x, inverse);
+            let n = b.un(UnOp::Nearest, x);
+            self.write(b, from, index, 0, n);
+            vec![b.add(sum[0], n)]
+        });
+        across(b, BinOp::Add, sum[0])
+    }
+
+    /// Packs the multiples `[line, line + count)` of a row.
+    pub(super) fn pack(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        from: Memory,
+        (row, line, count): (Value, Value, Value),
+    ) {
+        let packing = factors.packing;
+        let (chunk, lanes) = (self.chunk(), self.lanes as usize);
+        let per = packing.code.per_unit();
+        let zero = int(b, 0);
+        let start = times(b, row, packing.row * packing.bits / 32);
+        b.for_loop(zero, count, chunk as i64, &[], |b, i, _| {
+            let index = b.add(line, i);
+            let further = b.bin_imm(BinOp::ShrU, i, (32 / packing.bits).trailing_zeros() as i64);
+            let place = b.add(start, further);
+            // What each word holds, among the numbers of the chunk.
+            let words: Vec<Vec<usize>> = (0..chunk / per)
+                .flat_map(|unit| (0..packing.fields()).map(move |field| (unit, field)))
+                .map(|(unit, field)| packing.members(field).into_iter().map(|member| unit * per + member).collect())
+                .collect();
+            let mask = (1i64 << packing.bits) - 1;
+            let join = |b: &mut Builder, parts: Vec<Value>| {
+                let mut parts = parts.into_iter().enumerate().map(|(i, part)| (i * packing.bits, part));
+                let (_, first) = parts.next().expect("a word holds some factors");
+                let first = b.bin_imm(BinOp::And, first, mask);
+                let most = 32 - packing.bits;
+                parts.fold(first, |all, (shift, part)| {
+                    let part = if shift == most { part } else { b.bin_imm(BinOp::And, part, mask) };
+                    let part = b.bin_imm(BinOp::Shl, part, shift as i64);
+                    b.bin(BinOp::Or, all, part)
+                })
+            };
+            if lanes >= 4 && packing.bits == 16 {
+                let numbers: Vec<Value> = (0..chunk / lanes)
+                    .map(|v| {
+                        let x = self.read(b, from, index, v * lanes, self.lanes);
+                        b.cast(CastOp::FloatToIntS, x, Scalar::I32)
+                    })
+                    .collect();
+                let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+                let parts = (0..2)
+                    .map(|i| {
+                        let picks: Vec<u8> = words.iter().map(|word| word[i] as u8).collect();
+                        b.swizzle(first, last, &picks)
+                    })
+                    .collect();
+                let word = join(b, parts);
+                self.write(b, factors.memory, place, 0, word);
+            } else {
+                for (w, word) in words.iter().enumerate() {
+                    let parts = word
+                        .iter()
+                        .map(|&member| {
+                            let x = self.read(b, from, index, member, 1);
+                            b.cast(CastOp::FloatToIntS, x, Scalar::I32)
+                        })
+                        .collect();
+                    let word = join(b, parts);
+                    self.write(b, factors.memory, place, w, word);
+                }
+            }
+            Vec::new()
+        });
+    }
+
+    /// The step of a row: of its query (0) or of its weights (1).
+    pub(super) fn step(&self, b: &mut Builder, row: usize, place: usize) -> Value {
+        match self.arrays.steps {
+            Some(steps) => {
+                let index = int(b, 2 * row);
+                let step = self.read(b, steps, index, place, 1);
+                b.splat(step, self.lanes)
+            }
+            None => b.f32(self.lanes, 1.0),
+        }
+    }
+
+    /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` is `TOKENS` words behind unit
+    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. Codes so far behind are asked for.
+    pub(super) fn products(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        (place, skipped, distance): (Value, Option<Value>, Option<Value>),
+        (first, end, turn): (Value, Value, usize),
+        rows: std::ops::Range<usize>,
+        state: &[Value],
+    ) -> Vec<Value> {
+        let packing = factors.packing;
+        let (pool, lanes) = (self.params.get("pool"), self.lanes);
+        let vectors = state.len() / rows.len();
+        let ty = Type::vector(Scalar::I32, lanes);
+        let align = ty.bytes().min(32);
+        let size = packing.code.unit_bytes();
+        let line = packing.row * packing.bits / 32;
+        b.for_loop(first, end, turn as i64, state, |b, unit, state| {
+            let mut state = state.to_vec();
+            let further = times(b, unit, TOKENS * size);
+            let place = b.add(place, further);
+            let own = match skipped {
+                Some(skipped) => b.add(unit, skipped),
+                None => unit,
+            };
+            let index = times(b, own, packing.fields());
+            self.foresee(b, distance, place, turn * TOKENS * size);
+            for i in 0..turn {
+                let units: Vec<Value> = (0..vectors)
+                    .map(|v| {
+                        let offset = i * TOKENS * size + v * lanes as usize * size;
+                        b.load(ty, at(pool, Some(place), offset), align)
+                    })
+                    .collect();
+                for field in 0..packing.fields() {
+                    let parts: Vec<Value> = units.iter().map(|&unit| packing.field(b, unit, field)).collect();
+                    for (r, row) in rows.clone().enumerate() {
+                        let offset = row * line + i * packing.fields() + field;
+                        let bytes = times(b, index, 4);
+                        let x = b.load(Scalar::I32, at(factors.memory, Some(bytes), offset * 4), 4);
+                        let x = b.splat(x, lanes);
+                        let x = b.bitcast(x, packing.part(lanes));
+                        for (v, &part) in parts.iter().enumerate() {
+                            let sum = &mut state[r * vectors + v];
+                            *sum = packing.dot(b, part, x, *sum);
+                        }
+                    }
+                }
+            }
+            state
+        })
+    }
+
+    /// Products of rows of queries with `count` channels of keys from unit `first` on, in steps of the queries.
+    pub(super) fn key_products(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        (keys, distance): (Value, Option<Value>),
+        (first, count): (Value, usize),
+        rows: std::ops::Range<usize>,
+    ) -> Vec<Value> {
+        let vectors = self.schedule.vectors as usize;
+        let units = count / factors.packing.code.per_unit();
+        // Sums of bytes stay in 16 bits for a turn where there is no instruction for more; so long ones pay.
+        let most = if factors.packing.bits == 8 { 4 } else { 2 };
+        let turn = [4, 2, 1].into_iter().find(|&turn| turn <= most && units.is_multiple_of(turn)).unwrap_or(1);
+        let end = plus(b, first, units);
+        let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
+        let zeros = vec![nothing; rows.len() * vectors];
+        let sums = self.products(b, factors, (keys, None, distance), (first, end, turn), rows, &zeros);
+        sums.into_iter().map(|sum| b.cast(CastOp::IntToFloatS, sum, Scalar::F32)).collect()
+    }
+
+    /// Products of weights with the values of `count` tokens, in steps of the weights, added to outputs.
+    pub(super) fn weighted_integers(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        (start, count, channel): (Value, Value, Value),
+        rows: std::ops::Range<usize>,
+        state: Vec<Value>,
+    ) -> Vec<Value> {
+        let per = factors.packing.code.per_unit();
+        let page = self.op.layout.page;
+        let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
+        let zeros = vec![nothing; state.len()];
+        let zero = int(b, 0);
+        // A tile is a part of a page, or some pages.
+        let sums = b.for_loop(zero, count, page.min(self.tile) as i64, &zeros, |b, done, sums| {
+            let token = b.add(start, done);
+            let (base, within) = self.page_of(b, token);
+            let left = b.bin(BinOp::Sub, count, done);
+            let whole = int(b, page);
+            let left = least(b, left, whole);
+            // Whole blocks: weights of tokens past the last are 0, and so is any code times 0.
+            let units = plus(b, left, TOKENS - 1);
+            let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
+            let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
+            let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
+            let place = b.add(base, place);
+            let distance = if rows.start == 0 { self.distance(b, Side::V, token) } else { None };
+            let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
+            // A block has two units of nibbles, four of bytes.
+            self.products(b, factors, (place, Some(skipped), distance), (zero, units, 2), rows.clone(), sums)
+        });
+        let vectors = state.len() / rows.len();
+        let mut out = Vec::new();
+        for (r, row) in rows.enumerate() {
+            let step = self.step(b, row, 1);
+            for v in 0..vectors {
+                let i = r * vectors + v;
+                let sum = b.cast(CastOp::IntToFloatS, sums[i], Scalar::F32);
+                out.push(b.fma(sum, step, state[i]));
+            }
+        }
+        out
+    }
+}
