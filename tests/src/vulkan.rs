@@ -20,17 +20,19 @@ impl SpirvVal {
         }
     }
 
-    /// The same, or a skip by name where it is too old for cooperative matrices, which it knows from version 2023.4 on.
+    /// One that knows cooperative matrices, from version 2023.4 on: by `BITSMITH_SPIRV_VAL_NEW`, else the same as others; or
+    /// a skip by name.
     pub fn find_for_matrices(test: &str) -> Option<SpirvVal> {
-        let found = SpirvVal::find(test)?;
-        let output = Command::new(&found.0).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let first = text.lines().next().unwrap_or_default();
+        let named = ["BITSMITH_SPIRV_VAL_NEW", "BITSMITH_SPIRV_VAL"].into_iter().find_map(std::env::var_os);
+        let tool = named.map_or(PathBuf::from("spirv-val"), PathBuf::from);
+        let output = Command::new(&tool).arg("--version").output().ok().filter(|output| output.status.success());
+        let text = output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let first = text.lines().next().unwrap_or("spirv-val, which is absent,");
         if version(first).is_some_and(|version| version >= (2023, 4)) {
-            return Some(found);
+            return Some(SpirvVal(tool));
         }
-        let why = format!("{first} knows no cooperative matrices; BITSMITH_SPIRV_VAL names one from v2023.4 on");
-        crate::skip("spirv-val-matrices", test, &why);
+        let why = format!("{first} knows no cooperative matrices; BITSMITH_SPIRV_VAL_NEW names one from v2023.4 on");
+        crate::skip("spirv-val-new", test, &why);
         None
     }
 

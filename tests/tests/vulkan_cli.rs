@@ -66,6 +66,13 @@ fn stages_of_spirv_and_wgsl_are_shown() {
     for word in ["OpEntryPoint GLCompute", "OpSUDot", "OpCapability DotProductInput4x8BitPacked", "kernel"] {
         assert!(text.contains(word), "no `{word}` in\n{text}");
     }
+    let many = ["generate", "--recipe", "W4A16", "--shapes", "64x128", "--m", "64", "--no-measure", "--out", &out];
+    let text = ok(&[&many[..], &["--device", "vulkan-coop", "--emit", "kir,spirv", "--only", "matmul"]].concat());
+    for word in
+        ["matrix_multiply m16n16k16", "_cooperative_", "OpCooperativeMatrixMulAddKHR", "OpMemoryModel Logical Vulkan"]
+    {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
+    }
     let text = with("webgpu-packed", "wgsl,msl,hlsl");
     for word in ["@compute @workgroup_size", "dot4I8Packed", "kernel void", "[numthreads("] {
         assert!(text.contains(word), "no `{word}` in\n{text}");

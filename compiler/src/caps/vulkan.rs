@@ -47,16 +47,15 @@ const fn cooperative(m: u32, n: u32, k: u32, lanes: u32) -> MmaShape {
 }
 
 /// Cooperative matrices of f16 with sums in `f32`, as drivers report them: NVIDIA's, whose subgroups have 32 threads, and
-/// RADV's on RDNA 3 and 4, in both widths; Intel's, Xe2 and Arc; Mesa's for the CPU, from version 25 on. A width chooses one.
+/// RADV's on RDNA 3 and 4, in both widths; Intel's, Xe2 and Arc; Mesa's for the CPU, seen in version 26.1 with
+/// subgroups of 8 alone. A device's width chooses one.
 /// Sources: `vulkaninfo` of such devices; Mesa's `intel_device_info.c`.
-pub(super) static COOPERATIVE: [MmaShape; 7] = [
+pub(super) static COOPERATIVE: [MmaShape; 5] = [
     cooperative(16, 16, 16, 32),
     cooperative(16, 16, 16, 64),
     cooperative(8, 16, 16, 16),
     cooperative(8, 8, 16, 8),
-    cooperative(8, 8, 8, 4),
     cooperative(8, 8, 8, 8),
-    cooperative(8, 8, 8, 16),
 ];
 
 /// Those of NVIDIA's and AMD's drivers, of Intel's, and of Mesa's for the CPU.

@@ -18,6 +18,7 @@ use self::queue::Queue;
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
 use ash::vk;
 use bitsmith_compiler::artifact::Artifact;
+use bitsmith_compiler::caps::vulkan::COOPERATIVE_SUFFIX;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::spirv::SpirvTarget;
 use bitsmith_compiler::{Error, Result};
@@ -134,6 +135,19 @@ impl Device for VulkanDevice {
 
     fn target(&self) -> &dyn Target {
         &self.target
+    }
+
+    fn accepts(&self, target: &str) -> Option<u32> {
+        let own = self.target.name();
+        if target == own {
+            return Some(1);
+        }
+        // What was made for the same kind without cooperative matrices runs here too.
+        let kind = |name: &str| name.split('@').next().unwrap_or_default().to_string();
+        let device = SpirvTarget::named(target).ok().filter(|_| kind(own) == kind(target) + COOPERATIVE_SUFFIX)?;
+        let facts = &self.context.facts;
+        let runs = facts.missing(device.device()).is_empty() && facts.runs_subgroup(device.caps().subgroup);
+        runs.then_some(0)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Buffer> {

@@ -4,15 +4,14 @@
 
 use crate::caps::{MmaShape, place};
 use crate::dtype::DType;
-use crate::layout::Layout;
 
 /// The fragments of D, by lane, from those of A, B and C. Sums of floats are made in `f64` and rounded once.
 pub fn multiply(shape: &MmaShape, a: &[&[u8]], b: &[&[u8]], c: &[&[u8]]) -> Vec<Vec<u8>> {
     let map = shape.map.as_ref();
     let (m, n, k) = (shape.m as usize, shape.n as usize, shape.k as usize);
-    let a = gather(a, |at| dealt(map.map(|map| &map.a), at, k), shape.a, k, m * k);
-    let b = gather(b, |at| dealt(map.map(|map| &map.b), at, n), shape.b, n, k * n);
-    let c_matrix = gather(c, |at| dealt(map.map(|map| &map.acc), at, n), shape.acc, n, m * n);
+    let a = gather(a, |at| map.map_or((at / k, at % k), |map| place(&map.a, at)), shape.a, k, m * k);
+    let b = gather(b, |at| map.map_or((at / n, at % n), |map| place(&map.b, at)), shape.b, n, k * n);
+    let c_matrix = gather(c, |at| map.map_or((at / n, at % n), |map| place(&map.acc, at)), shape.acc, n, m * n);
     let mut d = vec![0u32; m * n];
     for (i, out) in d.iter_mut().enumerate() {
         let (row, column) = (i / n, i % n);
@@ -28,17 +27,13 @@ pub fn multiply(shape: &MmaShape, a: &[&[u8]], b: &[&[u8]], c: &[&[u8]]) -> Vec<
     let elements = shape.acc_elements() as usize;
     let lane = |lane: usize| {
         let at = |i: usize| {
-            let (row, column) = dealt(map.map(|map| &map.acc), lane * elements + i, n);
+            let address = lane * elements + i;
+            let (row, column) = map.map_or((address / n, address % n), |map| place(&map.acc, address));
             row * n + column
         };
         (0..elements).flat_map(|i| d[at(i)].to_le_bytes()).collect()
     };
     (0..shape.lanes as usize).map(lane).collect()
-}
-
-/// Row and column of an address, in a matrix of so many columns.
-fn dealt(map: Option<&Layout>, address: usize, columns: usize) -> (usize, usize) {
-    map.map_or((address / columns, address % columns), |map| place(map, address))
 }
 
 /// A matrix `[row][column]` of `count` numbers from fragments.

@@ -9,7 +9,7 @@ use super::value::{self, Pieces, piece_type};
 use super::{arith, group, matrix};
 use crate::caps::vulkan::Vulkan;
 use crate::ir::{
-    Block, Builtin, Cooperative, For, Fragment, If, Inst, Kernel, Part, Scalar, Statement, Type, Value, fragments,
+    Block, Builtin, Cooperative, For, Fragment, If, Inst, Kernel, Scalar, Statement, Type, Value, fragments,
 };
 use crate::target::pieces::{Definitions, piece_lanes};
 use rspirv::dr::{Module as Finished, Operand};
@@ -225,9 +225,9 @@ impl Emitter<'_> {
                 Some(matrix::fill(&mut self.m, fragment, number))
             }
             (Cooperative::Load { fragment, from }, Some(offset)) => Some(matrix::load(memory, fragment, from, offset)),
-            (Cooperative::Store { shape, to, sums }, Some(offset)) => {
+            (Cooperative::Store { to, sums, .. }, Some(offset)) => {
                 let sums = self.values.one(*sums);
-                matrix::store(memory, &Fragment { shape, part: Part::Sums }, to, offset, sums);
+                matrix::store(memory, to, offset, sums);
                 None
             }
             (Cooperative::Multiply { a, b, sums, .. }, _) => {

@@ -1,6 +1,6 @@
 //! Cooperative matrices: `SPV_KHR_cooperative_matrix`, of subgroups.
 //!
-//! Always holds: a matrix lies in an array of its own elements. What a loop or branch hands on goes through a variable of the
+//! Always holds: a matrix lies in an array of its own elements or of vectors of them. What a loop or branch hands on goes through a variable of the
 //! thread, as compilers of shading languages write it: drivers see no phis of matrices from these.
 
 use super::memory::Arrays;
@@ -30,12 +30,11 @@ pub(super) fn fill(m: &mut Module, fragment: &Fragment, number: Word) -> Word {
 /// Pointer, layout, stride and memory operands, with the matrix that a store puts between them.
 fn operands(
     (m, arrays, kernel): (&mut Module, &mut Arrays, &Kernel),
-    fragment: &Fragment,
     lines: &MatrixLines,
     offset: Word,
     stored: Option<Word>,
 ) -> Vec<Operand> {
-    let (pointer, unit) = arrays.matrix(m, kernel, lines.address.memory, offset, fragment.dtype().bits() / 8);
+    let (pointer, unit) = arrays.matrix(m, kernel, lines.address.memory, offset);
     let layout = match lines.order {
         Order::Rows => CooperativeMatrixLayout::RowMajorKHR,
         Order::Columns => CooperativeMatrixLayout::ColumnMajorKHR,
@@ -52,7 +51,7 @@ pub(super) fn load(
     lines: &MatrixLines,
     offset: Word,
 ) -> Word {
-    let operands = operands((m, arrays, kernel), fragment, lines, offset, None);
+    let operands = operands((m, arrays, kernel), lines, offset, None);
     let ty = ty(m, fragment);
     m.op_with(Op::CooperativeMatrixLoadKHR, ty, operands)
 }
@@ -60,12 +59,11 @@ pub(super) fn load(
 /// A matrix to a shared array.
 pub(super) fn store(
     (m, arrays, kernel): (&mut Module, &mut Arrays, &Kernel),
-    fragment: &Fragment,
     lines: &MatrixLines,
     offset: Word,
     matrix: Word,
 ) {
-    let operands = operands((m, arrays, kernel), fragment, lines, offset, Some(matrix));
+    let operands = operands((m, arrays, kernel), lines, offset, Some(matrix));
     m.act(Op::CooperativeMatrixStoreKHR, operands);
 }
 

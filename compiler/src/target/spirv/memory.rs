@@ -2,7 +2,7 @@
 //!
 //! A buffer is seen through arrays of bytes, half-words, words, pairs or quads of words, as many as its accesses need; all
 //! of them are one binding. A shared array has one element type: the widest that every access to it is aligned to.
-//! An array that matrices lie in has their elements.
+//! An array that matrices lie in has their elements, or vectors of these.
 //! Offsets are 32-bit: they wrap to the right byte, since every binding is below 2 GiB (the runtime checks that).
 
 use super::module::{Module, Repr};
@@ -195,10 +195,14 @@ impl Arrays {
             })
             .collect();
         let raw = unit.values(ty.bytes());
-        let pieces = match unit.bytes {
+        let pieces = match unit.lanes() {
             // A quad is a piece; two pairs make one.
-            16 => parts,
-            8 => parts.chunks(2).map(|pair| if pair.len() == 1 { pair[0] } else { m.construct_quad(pair) }).collect(),
+            4 => parts,
+            2 => {
+                let repr = Repr::of(raw.scalar);
+                let quad = |pair: &[Word]| if pair.len() == 1 { pair[0] } else { m.construct_quad(repr, pair) };
+                parts.chunks(2).map(quad).collect()
+            }
             _ => value::gather(m, raw.scalar, &parts),
         };
         value::bitcast(m, &pieces, raw, ty)
@@ -221,18 +225,22 @@ impl Arrays {
         let access = shared(kernel, memory).then(|| m.seen_by_others()).flatten();
         let pieces = value::bitcast(m, pieces, ty, raw);
         for (i, &place) in places.iter().enumerate() {
-            let element = match unit.bytes {
-                16 => pieces[i],
-                8 if raw.lanes == 2 => pieces[0],
-                8 => m.half_of(pieces[i / 2], i % 2),
+            let element = match unit.lanes() {
+                4 => pieces[i],
+                2 if raw.lanes == 2 => pieces[0],
+                2 => m.half_of(Repr::of(raw.scalar), pieces[i / 2], i % 2),
                 _ => value::extract(m, &pieces, raw, i as u8),
             };
             m.act(Op::Store, [place, element].map(Operand::IdRef).into_iter().chain(access.clone()).collect());
         }
     }
 
-    /// The first element of a matrix in a shared array, and bytes of an element.
-    pub fn matrix(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word, bytes: u32) -> (Word, u32) {
+    /// Where a matrix starts in a shared array, and bytes of what is pointed to.
+    pub fn matrix(&mut self, m: &mut Module, kernel: &Kernel, memory: Memory, offset: Word) -> (Word, u32) {
+        let bytes = match memory {
+            Memory::Shared(array) => self.shared[array as usize].1.bytes,
+            Memory::Param(_) => 4,
+        };
         let (places, unit) = self.places(m, kernel, memory, offset, bytes, bytes);
         (places[0], unit.bytes)
     }
@@ -251,15 +259,15 @@ impl Arrays {
 }
 
 impl Module {
-    /// Two pairs of words as one vector.
-    fn construct_quad(&mut self, pairs: &[Word]) -> Word {
-        let ty = self.ty(Repr::U32, 4);
+    /// Two pairs as one vector.
+    fn construct_quad(&mut self, repr: Repr, pairs: &[Word]) -> Word {
+        let ty = self.ty(repr, 4);
         self.op(Op::CompositeConstruct, ty, pairs)
     }
 
-    /// The low or high pair of a vector of four words.
-    fn half_of(&mut self, quad: Word, half: usize) -> Word {
-        let ty = self.ty(Repr::U32, 2);
+    /// The low or high pair of a vector of four.
+    fn half_of(&mut self, repr: Repr, quad: Word, half: usize) -> Word {
+        let ty = self.ty(repr, 2);
         let lane = 2 * half as u32;
         let operands = vec![
             Operand::IdRef(quad),
@@ -301,8 +309,12 @@ impl Unit {
         Unit { bytes, scalar }
     }
 
+    fn lanes(self) -> u8 {
+        (self.bytes / self.scalar.bytes()) as u8
+    }
+
     fn ty(self, m: &mut Module) -> Word {
-        m.ty(Repr::of(self.scalar), (self.bytes / self.scalar.bytes()) as u8)
+        m.ty(Repr::of(self.scalar), self.lanes())
     }
 
     /// What so many bytes of an array are.
@@ -311,10 +323,9 @@ impl Unit {
     }
 }
 
-/// The element of an array that matrices of this type lie in.
-pub(super) fn matrix_unit(fragment: &Fragment) -> Option<Unit> {
-    let scalar = Scalar::of(fragment.dtype())?;
-    Some(Unit { bytes: scalar.bytes(), scalar })
+/// The scalar that matrices of this type consist of in an array, where no other access to it is shorter.
+pub(super) fn matrix_scalar(fragment: &Fragment) -> Option<Scalar> {
+    Scalar::of(fragment.dtype())
 }
 
 /// The constant and variable part of an address.
@@ -335,8 +346,8 @@ pub(super) fn offset(m: &mut Module, address: &Address, word_of: impl FnOnce(&mu
 
 /// The element of each shared array, and whether there is a barrier.
 fn survey(kernel: &Kernel) -> (Vec<Unit>, bool) {
-    let (mut units, mut barrier) = (vec![4u32; kernel.shared.len()], false);
-    let mut matrices = vec![None; kernel.shared.len()];
+    let (mut units, mut barrier) = (vec![16u32; kernel.shared.len()], false);
+    let mut matrices: Vec<Option<Scalar>> = vec![None; kernel.shared.len()];
     kernel.body.each(&mut |statement| match &statement.inst {
         Inst::Load { address: Address { memory: Memory::Shared(array), .. }, align } => {
             let bytes = statement.results.first().map_or(1, |&value| kernel.ty(value).bytes());
@@ -352,11 +363,17 @@ fn survey(kernel: &Kernel) -> (Vec<Unit>, bool) {
             if let Some((lines, fragment)) = inner.place()
                 && let Memory::Shared(array) = lines.address.memory
             {
-                matrices[array as usize] = matrix_unit(&fragment);
+                matrices[array as usize] = matrix_scalar(&fragment);
+                let unit = &mut units[array as usize];
+                *unit = (*unit).min(fragment.align(lines.order));
             }
         }
         _ => {}
     });
-    let units = units.into_iter().zip(matrices);
-    (units.map(|(bytes, matrix)| matrix.unwrap_or(Unit::words(bytes))).collect(), barrier)
+    let unit = |(bytes, scalar): (u32, Option<Scalar>)| match scalar {
+        // Vectors of up to four elements: fewer accesses for threads that fill or read the array.
+        Some(scalar) => Unit { bytes: bytes.clamp(scalar.bytes(), 4 * scalar.bytes()), scalar },
+        None => Unit::words(bytes.min(4)),
+    };
+    (units.into_iter().zip(matrices).map(unit).collect(), barrier)
 }

@@ -46,12 +46,12 @@ pub(super) fn check(kernel: &Kernel, device: &Vulkan) -> Result<()> {
             walk.lacks.push(format!("shared array `{name}` with atomics and with accesses of less than a word"));
         }
     }
-    for &(array, bytes, unit) in &walk.matrices {
+    for &(array, bytes, scalar) in &walk.matrices {
         let name = &kernel.shared[array as usize].name;
         if walk.least[array as usize] < bytes {
             walk.lacks.push(format!("shared array `{name}` with matrices and with accesses of less than an element"));
         }
-        if walk.matrices.iter().any(|&(other, _, other_unit)| other == array && other_unit != unit) {
+        if walk.matrices.iter().any(|&(other, _, found)| other == array && found != scalar) {
             walk.lacks.push(format!("shared array `{name}` with matrices of different elements"));
         }
         if walk.atomic.contains(&array) {
@@ -78,8 +78,8 @@ struct Walk<'k> {
     narrow: Vec<bool>,
     /// Shared arrays with atomics.
     atomic: Vec<u16>,
-    /// Shared arrays with matrices: bytes of an element, and the element.
-    matrices: Vec<(u16, u32, Option<super::memory::Unit>)>,
+    /// Shared arrays with matrices: bytes of an element, and its type.
+    matrices: Vec<(u16, u32, Option<Scalar>)>,
     /// The least access to each shared array, or what its address is a multiple of.
     least: Vec<u32>,
     buffer_atomics: bool,
@@ -120,7 +120,7 @@ impl Walk<'_> {
         if let Some((lines, fragment)) = inst.place()
             && let Memory::Shared(array) = lines.address.memory
         {
-            self.matrices.push((array, fragment.dtype().bits() / 8, super::memory::matrix_unit(&fragment)));
+            self.matrices.push((array, fragment.dtype().bits() / 8, super::memory::matrix_scalar(&fragment)));
         }
     }
 
