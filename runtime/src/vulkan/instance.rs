@@ -6,6 +6,7 @@
 use super::facts::Facts;
 use super::pool::Pool;
 use ash::{Device, Entry, Instance, vk};
+use bitsmith_compiler::caps::Feature;
 use bitsmith_compiler::caps::vulkan::{COOPERATIVE_SUFFIX, DEVICES, Vulkan};
 use bitsmith_compiler::{Error, Result};
 use std::ffi::{CStr, c_void};
@@ -201,6 +202,11 @@ pub(super) fn target(facts: &Facts) -> Result<Vulkan> {
     let with_matrices = |name: &str| named(format!("{name}{COOPERATIVE_SUFFIX}"));
     for device in with_matrices(own).chain(named(own.into())).chain(with_matrices(generic)).chain(&DEVICES[..1]) {
         let device = device.with_subgroup(facts.best_subgroup(device.caps.subgroup));
+        let caps = &device.caps;
+        let matrices = caps.features.has(Feature::CooperativeMatrix);
+        if matrices && !caps.matrix.iter().any(|shape| shape.lanes == caps.subgroup) {
+            continue;
+        }
         let missing = facts.missing(&device);
         if missing.is_empty() {
             return Ok(device);
