@@ -138,19 +138,9 @@ pub fn arithmetic_kernel(kind: Kind, turns: u32) -> Arithmetic {
     }
 }
 
-/// The IR scalar of a type that matrix instructions take.
+/// The IR scalar of a type that matrix instructions take: bytes, where the IR has none of it.
 fn scalar(dtype: DType) -> Scalar {
-    match dtype {
-        DType::F16 => Scalar::F16,
-        DType::Bf16 => Scalar::Bf16,
-        DType::E4m3fn => Scalar::E4m3fn,
-        DType::E4m3fnuz => Scalar::E4m3fnuz,
-        DType::E5m2 => Scalar::E5m2,
-        DType::E5m2fnuz => Scalar::E5m2fnuz,
-        DType::F32 => Scalar::F32,
-        DType::I32 => Scalar::I32,
-        _ => Scalar::I8,
-    }
+    Scalar::of(dtype).unwrap_or(Scalar::I8)
 }
 
 /// Numbers of a type as bytes, small and exact in every type, and what they are.

@@ -52,7 +52,7 @@ impl Scalar {
         Scalar::E8m0,
     ];
 
-    /// The scalar of a matrix instruction's elements; `None` where there is none.
+    /// The scalar of elements of a type; `None` where the IR has none.
     pub const fn of(dtype: DType) -> Option<Scalar> {
         Some(match dtype {
             DType::F32 => Scalar::F32,
@@ -62,6 +62,7 @@ impl Scalar {
             DType::E4m3fnuz => Scalar::E4m3fnuz,
             DType::E5m2 => Scalar::E5m2,
             DType::E5m2fnuz => Scalar::E5m2fnuz,
+            DType::E8m0 => Scalar::E8m0,
             DType::I8 | DType::U8 => Scalar::I8,
             DType::I32 => Scalar::I32,
             _ => return None,

@@ -304,20 +304,9 @@ pub(super) fn split(b: &mut Builder, value: Value, by: usize) -> (Value, Value) 
     }
 }
 
-/// The IR scalar that holds an element of memory.
+/// The IR scalar that holds an element of memory: bytes, where the IR has none of its type.
 pub(super) fn scalar_of(dtype: DType) -> Scalar {
-    match dtype {
-        DType::F32 => Scalar::F32,
-        DType::F16 => Scalar::F16,
-        DType::Bf16 => Scalar::Bf16,
-        DType::E4m3fn => Scalar::E4m3fn,
-        DType::E4m3fnuz => Scalar::E4m3fnuz,
-        DType::E5m2 => Scalar::E5m2,
-        DType::E5m2fnuz => Scalar::E5m2fnuz,
-        DType::E8m0 => Scalar::E8m0,
-        DType::I32 => Scalar::I32,
-        _ => Scalar::I8,
-    }
+    Scalar::of(dtype).unwrap_or(Scalar::I8)
 }
 
 /// The largest power of two that divides all of these; zeros do not count.

@@ -64,18 +64,23 @@ pub const FAMILIES: &[Implementation] = &[
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
 pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::MMA];
 
+/// Whether a family is one of [`MATRIX_FAMILIES`].
+fn is_matrix_family(family: Family) -> bool {
+    MATRIX_FAMILIES.iter().any(|known| known.family == family)
+}
+
 /// How a kernel's weights must lie on a device of these caps.
 pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
-    match (op, schedule.family) {
-        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => matmul::packing(op, caps),
+    match op {
+        Op::Matmul(op) if is_matrix_family(schedule.family) => matmul::packing(op, caps),
         _ => Packing::N16,
     }
 }
 
 /// What a family's kernels may lose of sums beyond roundings of `f32`, relative to the sum of magnitudes.
 pub fn loss(op: &Op, family: Family) -> f64 {
-    match (op, family) {
-        (Op::Matmul(op), Family::Mma | Family::Panel | Family::Ring) => op.matrix_loss(),
+    match op {
+        Op::Matmul(op) if is_matrix_family(family) => op.matrix_loss(),
         _ => 0.0,
     }
 }

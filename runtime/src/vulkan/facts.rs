@@ -4,6 +4,7 @@ use super::matrices;
 use ash::{Entry, Instance, vk};
 use bitsmith_compiler::caps::Feature;
 use bitsmith_compiler::caps::vulkan::{FloatModes, Vulkan};
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::{Error, Result};
 
 /// One device's facts.
@@ -204,7 +205,7 @@ impl Facts {
 fn missing_matrices(sizes: &[[u32; 3]], device: &Vulkan) -> Option<String> {
     let caps = &device.caps;
     // Code for subgroups of a width that no shape has uses none.
-    let shape = caps.matrix.iter().find(|shape| shape.lanes == caps.subgroup && shape.map.is_none())?;
+    let shape = caps.cooperative(DType::F16, DType::F16, DType::F32)?;
     let wanted = [shape.m, shape.n, shape.k];
     let name = |[m, n, k]: [u32; 3]| format!("{m}x{n}x{k}");
     let found = sizes.iter().map(|&size| name(size)).collect::<Vec<_>>().join(", ");

@@ -8,6 +8,7 @@ use super::pool::Pool;
 use ash::{Device, Entry, Instance, vk};
 use bitsmith_compiler::caps::Feature;
 use bitsmith_compiler::caps::vulkan::{COOPERATIVE_SUFFIX, DEVICES, Vulkan};
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::{Error, Result};
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -204,7 +205,7 @@ pub(super) fn target(facts: &Facts) -> Result<Vulkan> {
         let device = device.with_subgroup(facts.best_subgroup(device.caps.subgroup));
         let caps = &device.caps;
         let matrices = caps.features.has(Feature::CooperativeMatrix);
-        if matrices && !caps.matrix.iter().any(|shape| shape.lanes == caps.subgroup) {
+        if matrices && caps.cooperative(DType::F16, DType::F16, DType::F32).is_none() {
             continue;
         }
         let missing = facts.missing(&device);

@@ -49,14 +49,7 @@ impl Together {
             Together::Load(matrices) => {
                 let mut elements = vec![0; matrices.bytes()];
                 matrices.lines(regs, |at, line, size, count, step| {
-                    let access = (at, size * count);
-                    let bytes = space.together(
-                        matrices.place.memory,
-                        access,
-                        matrices.place.align,
-                        Use::Load,
-                        (who, lanes as u32),
-                    )?;
+                    let bytes = matrices.touch(space, (at, size * count), Use::Load, who)?;
                     for (i, element) in bytes.chunks_exact(size).enumerate() {
                         elements[(line + i * step) * size..][..size].copy_from_slice(element);
                     }
@@ -67,14 +60,7 @@ impl Together {
             Together::Store(matrices) => {
                 let elements = gather(regs, matrices.slot, matrices.bytes());
                 matrices.lines(regs, |at, line, size, count, step| {
-                    let access = (at, size * count);
-                    let bytes = space.together(
-                        matrices.place.memory,
-                        access,
-                        matrices.place.align,
-                        Use::Store,
-                        (who, lanes as u32),
-                    )?;
+                    let bytes = matrices.touch(space, (at, size * count), Use::Store, who)?;
                     for (i, element) in bytes.chunks_exact_mut(size).enumerate() {
                         element.copy_from_slice(&elements[(line + i * step) * size..][..size]);
                     }
@@ -118,12 +104,23 @@ impl Matrices {
         (rows * columns * self.fragment.dtype().bits() / 8) as usize
     }
 
-    /// Calls `touch` for each line with its address, the number of its first element in the matrix row by row, bytes of an
+    /// The bytes of a line, `access` being its address and length, for all lanes of the subgroup that begins with `who`.
+    fn touch<'a>(
+        &self,
+        space: &'a mut Space,
+        access: (i64, usize),
+        what: Use,
+        who: Who,
+    ) -> Result<&'a mut [u8], String> {
+        space.together(self.place.memory, access, self.place.align, what, (who, self.fragment.shape.lanes))
+    }
+
+    /// Calls `line` for each line with its address, the number of its first element in the matrix row by row, bytes of an
     /// element, elements, and how far apart they are in the matrix.
     fn lines(
         &self,
         regs: &[&mut [u8]],
-        mut touch: impl FnMut(i64, usize, usize, usize, usize) -> Result<(), String>,
+        mut line: impl FnMut(i64, usize, usize, usize, usize) -> Result<(), String>,
     ) -> Result<(), String> {
         let start = address(&self.place, &*regs[0]);
         if let Some(lane) = regs.iter().position(|regs| address(&self.place, regs) != start) {
@@ -132,13 +129,13 @@ impl Matrices {
         let size = self.fragment.dtype().bits() as usize / 8;
         let columns = self.fragment.size().1 as usize;
         let (count, bytes) = self.fragment.lines(self.order);
-        for line in 0..count as usize {
-            let at = start.saturating_add(line as i64 * i64::from(self.stride));
+        for number in 0..count as usize {
+            let at = start.saturating_add(number as i64 * i64::from(self.stride));
             let (first, step) = match self.order {
-                Order::Rows => (line * columns, 1),
-                Order::Columns => (line, columns),
+                Order::Rows => (number * columns, 1),
+                Order::Columns => (number, columns),
             };
-            touch(at, first, size, bytes as usize / size, step)?;
+            line(at, first, size, bytes as usize / size, step)?;
         }
         Ok(())
     }

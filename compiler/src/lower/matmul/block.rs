@@ -8,7 +8,7 @@
 use super::epilogue;
 use super::integer::{IntegerSums, Results};
 use super::tile::{Decode, Scratch, float_sums, refuses_groups};
-use super::{Plan, Tile, as_matmul, entry, refuses_threads};
+use super::{Plan, Tile, as_matmul, entry, refuses_threads, tile_faults};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::format::n16::ROWS;
@@ -74,22 +74,14 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
 
 fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
     let mut faults = Vec::new();
-    let Schedule { tile_m, tile_n, unroll, threads, .. } = *schedule;
+    let Schedule { tile_m, tile_n, .. } = *schedule;
     if !(1..=16).contains(&tile_m) {
         faults.push(format!("tile_m is {tile_m}; accepted: 1 to 16"));
     }
     if !tile_n.is_power_of_two() || !(16..=256).contains(&tile_n) {
         faults.push(format!("tile_n is {tile_n}; accepted: powers of two from 16 to 256"));
     }
-    if !threads.is_power_of_two() || threads < tile_n || threads > caps.max_workgroup {
-        faults.push(format!(
-            "threads is {threads}; accepted: powers of two from tile_n ({tile_n}) to {}",
-            caps.max_workgroup
-        ));
-    }
-    if !(1..=4).contains(&unroll) {
-        faults.push(format!("unroll is {unroll}; accepted: 1 to 4"));
-    }
+    faults.extend(tile_faults(schedule, caps));
     faults
 }
 

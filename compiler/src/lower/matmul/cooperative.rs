@@ -16,7 +16,7 @@ mod stages;
 
 use self::stages::{Decode, Factors, Fetch, Stages, Tile};
 use super::epilogue;
-use super::{Plan, as_matmul, entry, refuses_threads};
+use super::{Plan, as_matmul, entry, refuses_threads, tile_faults};
 use crate::caps::{Caps, Feature, MmaShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -161,22 +161,14 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
 
 fn faults(op: &crate::op::Matmul, schedule: &Schedule, caps: &Caps) -> Vec<String> {
     let mut faults = Vec::new();
-    let Schedule { tile_m, tile_n, unroll, threads, .. } = *schedule;
+    let Schedule { tile_m, tile_n, threads, .. } = *schedule;
     let Some(shape) = shape(caps) else { return vec![format!("{} has no cooperative matrices of f16", caps.name)] };
     for (name, value, least) in [("tile_m", tile_m, shape.m), ("tile_n", tile_n, shape.n.max(COLUMNS))] {
         if !value.is_power_of_two() || !(least..=128).contains(&value) {
             faults.push(format!("{name} is {value}; accepted: powers of two from {least} to 128"));
         }
     }
-    if !threads.is_power_of_two() || threads < tile_n || threads > caps.max_workgroup {
-        faults.push(format!(
-            "threads is {threads}; accepted: powers of two from tile_n ({tile_n}) to {}",
-            caps.max_workgroup
-        ));
-    }
-    if !(1..=4).contains(&unroll) {
-        faults.push(format!("unroll is {unroll}; accepted: 1 to 4"));
-    }
+    faults.extend(tile_faults(schedule, caps));
     if !faults.is_empty() {
         return faults;
     }

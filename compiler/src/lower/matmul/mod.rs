@@ -168,6 +168,22 @@ fn refuses_threads(op: &Op, caps: &Caps) -> Option<String> {
     refuses_packing(op)
 }
 
+/// What is wrong with the threads and the unroll of a schedule whose workgroups make tiles of columns by way of shared memory.
+fn tile_faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
+    let mut faults = Vec::new();
+    let Schedule { tile_n, unroll, threads, .. } = *schedule;
+    if !threads.is_power_of_two() || threads < tile_n || threads > caps.max_workgroup {
+        faults.push(format!(
+            "threads is {threads}; accepted: powers of two from tile_n ({tile_n}) to {}",
+            caps.max_workgroup
+        ));
+    }
+    if !(1..=4).contains(&unroll) {
+        faults.push(format!("unroll is {unroll}; accepted: 1 to 4"));
+    }
+    faults
+}
+
 fn refuses_packing(op: &Op) -> Option<String> {
     let Op::Matmul(op) = op else { return Some("computes matmuls only".into()) };
     let layout = match N16::of(&op.weight, op.k) {
