@@ -31,7 +31,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Effort {
-        Effort { seconds: f64::INFINITY, width: 48, reach: 3.0, race: 16 }
+        Effort { seconds: f64::INFINITY, width: 48, reach: 3.0, race: 24 }
     }
 }
 
@@ -154,13 +154,13 @@ pub fn search(
             far_along = true;
         }
     }
-    let kept: Vec<Schedule> = run.ranked(&second).into_iter().take(6).collect();
+    let kept: Vec<Schedule> = run.ranked(&second).into_iter().take(8).collect();
     run.leave(&second, &kept, 1);
-    let third = run.round(&kept, 2)?;
+    let third = run.round(&kept, 3)?;
     let third = if third.is_empty() { kept } else { third };
-    let finalists: Vec<Schedule> = run.ranked(&third).into_iter().take(3).collect();
+    let finalists: Vec<Schedule> = run.ranked(&third).into_iter().take(4).collect();
     run.leave(&third, &finalists, 2);
-    let best = run.race(finalists, effort.race)?;
+    let best = run.race(finalists, effort.race, &|schedule| space.of(schedule).map_or(f64::INFINITY, |c| c.prior))?;
 
     let mut dropped: Vec<(Schedule, String)> = Vec::new();
     for candidate in far {

@@ -10,10 +10,10 @@ use bitsmith_compiler::Result;
 use bitsmith_compiler::schedule::Schedule;
 use std::collections::BTreeMap;
 
-/// A rival that is this close counts as equal.
-const EQUAL: f64 = 0.01;
+/// A rival that is this close counts as equal: two runs shall not part over less.
+const EQUAL: f64 = 0.015;
 /// What replaces the incumbent must be faster by this.
-const WORTH: f64 = 0.015;
+const WORTH: f64 = 0.02;
 /// Laps of a race before anybody leaves it: so many wins of as many are beyond doubt.
 const PAIRS: usize = 6;
 /// Between how many samples the incumbent is measured again.
@@ -184,9 +184,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Races a few candidates, the incumbent among them, until the leader is ahead of each for sure or equal to it. Where the
-    /// time is used up, the best and the incumbent still meet: nothing takes its place without pairs of samples.
-    pub(super) fn race(&mut self, list: Vec<Schedule>, samples: usize) -> Result<Schedule> {
+    /// Races a few candidates, the incumbent among them, until the leader is ahead of each for sure or equal to it. Of equals
+    /// the one with the least prior wins, which does not depend on samples. Where the time is used up, the best and the
+    /// incumbent still meet: nothing takes its place without pairs of samples.
+    pub(super) fn race(
+        &mut self,
+        list: Vec<Schedule>,
+        samples: usize,
+        prior: &dyn Fn(&Schedule) -> f64,
+    ) -> Result<Schedule> {
         let mut paired: BTreeMap<Schedule, Vec<f64>> = BTreeMap::new();
         let mut alive = list;
         if !alive.contains(&self.incumbent) {
@@ -217,14 +223,12 @@ impl<'a> Run<'a> {
             self.leave(&out, &[], 3);
             // Pairs must come from the same laps: who is out stays out.
             alive = rest;
-            let equal = |s: &Schedule| {
-                let ratio: Vec<f64> = paired[s].iter().zip(&paired[&leader]).map(|(a, b)| a / b).collect();
-                (median(&ratio) - 1.0).abs() < EQUAL
-            };
-            if alive
-                .iter()
-                .all(|s| *s == leader || beaten(s) || *s == incumbent && decided(&paired, &leader, s) || equal(s))
-            {
+            if alive.iter().all(|s| {
+                *s == leader
+                    || beaten(s)
+                    || *s == incumbent && decided(&paired, &leader, s)
+                    || lap + 1 >= 2 * PAIRS && equal(&paired, &leader, s)
+            }) {
                 break;
             }
         }
@@ -232,6 +236,12 @@ impl<'a> Run<'a> {
         if leader == self.incumbent {
             return Ok(leader);
         }
+        let rivals = alive.iter().filter(|s| **s != leader && **s != self.incumbent && equal(&paired, &leader, s));
+        let leader = rivals
+            .copied()
+            .chain([leader])
+            .min_by(|a, b| prior(a).total_cmp(&prior(b)).then(a.cmp(b)))
+            .expect("the leader is among them");
         // The incumbent gives way to what won the samples that both took turns in, by more than noise makes.
         let worth = self.level(&leader) * (1.0 + WORTH) < self.level(&self.incumbent);
         let (own, old) = (&paired[&leader], &paired[&self.incumbent]);
@@ -239,6 +249,12 @@ impl<'a> Run<'a> {
         let sure = median(&ratio) > 1.0 + WORTH && faster(own, old, 0.0);
         Ok(if worth && sure { leader } else { self.incumbent })
     }
+}
+
+/// Whether a rival of the leader is as good.
+fn equal(paired: &BTreeMap<Schedule, Vec<f64>>, leader: &Schedule, rival: &Schedule) -> bool {
+    let ratio: Vec<f64> = paired[rival].iter().zip(&paired[leader]).map(|(a, b)| a / b).collect();
+    (median(&ratio) - 1.0).abs() < EQUAL
 }
 
 /// Whether the leader and the incumbent are told apart, one way or the other.

@@ -8,7 +8,7 @@ use crate::layout::{Bit, Dim, Layout};
 use std::fmt;
 
 /// One matrix instruction of a subgroup: `D[m, n] = A[m, k] · B[k, n] + C[m, n]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MmaShape {
     /// Rows of A and of the result.
     pub m: u32,
@@ -30,7 +30,7 @@ pub struct MmaShape {
 
 /// Which lane holds which element of an operand. An address is a lane and an element of its fragment (low bits);
 /// coordinates are `Row` and `Column` of A (`[m, k]`), of B (`[k, n]`) and of the sums (`[m, n]`).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneMap {
     /// A.
     pub a: Layout,

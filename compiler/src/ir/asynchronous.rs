@@ -9,7 +9,7 @@ use super::types::Value;
 use crate::caps::{Feature, MmaShape};
 
 /// One such instruction. All but `Mma` are without a result.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Asynchronous {
     /// Makes 8 bytes of shared memory (a multiple of 8) a barrier object. A phase of it ends when this many arrivals have
     /// come and as many bytes have been copied as were announced; then the next one begins. Other threads may use it after
@@ -89,7 +89,7 @@ pub enum Asynchronous {
 }
 
 /// Operand A of a product of four subgroups.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Factor {
     /// This lane's fragments, one per step of k.
     Fragments(Vec<Value>),
@@ -109,7 +109,7 @@ impl Factor {
 
 /// A matrix in shared memory whose rows have k contiguous in pieces of 16 bytes. Byte `j` of row `x` is at
 /// `leading * (j / 16) + stride * (x / 8) + 16 * (x % 8) + j % 16`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Panel {
     /// Where it starts, a multiple of 16.
     pub address: Address,

@@ -31,7 +31,7 @@ pub enum Order {
 }
 
 /// Where a matrix lies in a shared array: lines of neighbours, one after the other.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lines {
     /// Whether a line is a row or a column.
     pub order: Order,
@@ -42,7 +42,7 @@ pub struct Lines {
 }
 
 /// What a matrix is: a part of a product of some shape.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fragment {
     /// The product; a shape without a lane map.
     pub shape: &'static MmaShape,
@@ -106,7 +106,7 @@ impl Fragment {
 }
 
 /// One instruction on such matrices. All lanes of the subgroup come.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cooperative {
     /// A matrix with the same number everywhere.
     Fill {

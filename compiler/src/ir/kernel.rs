@@ -71,14 +71,14 @@ pub struct Shared {
 }
 
 /// Statements in order. The last one is a `Yield` for a loop or branch body.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Block {
     /// The statements.
     pub statements: Vec<Statement>,
 }
 
 /// One instruction and the values it defines (none for a store; several for `for` and `if`).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Statement {
     /// Values defined, in order.
     pub results: Vec<Value>,
@@ -87,7 +87,7 @@ pub struct Statement {
 }
 
 /// A place in memory: bytes `index + offset` from the start of `memory`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
     /// Where it starts.
     pub memory: Memory,
@@ -98,7 +98,7 @@ pub struct Address {
 }
 
 /// A compile-time number of any type.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Constant {
     /// Every lane holds this bit pattern (low `scalar.bits()` bits; `Bool` is 0 or 1).
     Splat(u64),
@@ -249,7 +249,7 @@ pub enum ShuffleMode {
 }
 
 /// An instruction. Core ones every target emits; extended ones expand into core ones where a device lacks them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Inst {
     /// A number known now.
     Const(Constant),
@@ -420,7 +420,7 @@ pub enum Inst {
 }
 
 /// A counted loop.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct For {
     /// The counter, defined in the body: `i32` or `i64`.
     pub variable: Value,
@@ -437,7 +437,7 @@ pub struct For {
 }
 
 /// A two-way branch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct If {
     /// Scalar bool.
     pub cond: Value,

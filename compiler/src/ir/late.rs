@@ -8,6 +8,7 @@
 use super::kernel::{Block, Inst, Kernel, Statement};
 use super::pressure::words;
 use super::types::{Type, Value};
+use smallvec::SmallVec;
 
 /// The kernel in late order.
 pub fn late(mut kernel: Kernel) -> Kernel {
@@ -65,7 +66,7 @@ impl Order<'_> {
             }
         }
         self.block += 1;
-        let operands: Vec<Vec<Value>> = block.statements.iter().map(operands).collect();
+        let operands: Vec<SmallVec<[Value; 4]>> = block.statements.iter().map(operands).collect();
         for value in block.statements.iter().flat_map(|statement| &statement.results) {
             self.made[value.0 as usize] = self.block;
         }
@@ -93,8 +94,7 @@ impl Order<'_> {
         }
         let mut numbers: Vec<usize> = (0..places.len()).collect();
         numbers.sort_unstable_by_key(|&number| (places[number], number == places[number], number));
-        let mut statements: Vec<Option<Statement>> = block.statements.drain(..).map(Some).collect();
-        block.statements.extend(numbers.into_iter().map(|number| statements[number].take().expect("each number once")));
+        permute(&mut block.statements, numbers);
     }
 
     /// Finds out whether a statement may wait: where what it holds is no larger than its result. An operand for this
@@ -120,9 +120,22 @@ impl Order<'_> {
     }
 }
 
+/// Puts at each place what stood at the place that `numbers` names, each place once.
+fn permute<T>(list: &mut [T], mut numbers: Vec<usize>) {
+    for start in 0..list.len() {
+        let mut place = start;
+        while numbers[place] != start {
+            let from = std::mem::replace(&mut numbers[place], place);
+            list.swap(place, from);
+            place = from;
+        }
+        numbers[place] = place;
+    }
+}
+
 /// What a statement reads, with its bodies, each value once.
-fn operands(statement: &Statement) -> Vec<Value> {
-    let mut list = Vec::new();
+fn operands(statement: &Statement) -> SmallVec<[Value; 4]> {
+    let mut list = SmallVec::new();
     statement.each(&mut |inside| list.extend(inside.inst.operands()));
     list.sort_unstable();
     list.dedup();

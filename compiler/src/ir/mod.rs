@@ -28,7 +28,7 @@ pub use exp2::exp2_parts;
 pub use kernel::*;
 pub use late::late;
 pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};
-pub use pressure::{Fit, Resources, fit, live_words, resources};
+pub use pressure::{Demand, Fit, Resources, live_words, resources};
 pub use print::head as statement_head;
 pub use types::{Memory, Scalar, Type, Value};
 pub use uniform::{Uniform, uniformity};

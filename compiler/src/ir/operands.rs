@@ -3,8 +3,9 @@
 //! Always holds: `each_operand` visits the values that an instruction itself names, in order, and nothing of the
 //! bodies inside a `for` or `if`: those are statements of their own.
 
-use super::kernel::{Address, Block, Inst, Statement};
+use super::kernel::{Block, For, Inst, Statement};
 use super::types::Value;
+use smallvec::SmallVec;
 
 impl Block {
     /// Calls `visit` with every statement, in order: those of a body come right after the `for` or `if` that holds them.
@@ -28,78 +29,86 @@ impl Statement {
     }
 }
 
-impl Inst {
-    /// The values that this instruction reads, bodies not counted, in order and with repetitions.
-    pub fn operands(&self) -> Vec<Value> {
-        let mut list = Vec::new();
-        // The visitor wants to change what it sees, so it works on a copy; bodies are left out of it.
-        match self {
-            Inst::For(inner) => {
-                list.extend([inner.start, inner.end]);
-                list.extend(inner.carried.iter().map(|&(_, start)| start));
-            }
-            Inst::If(inner) => list.push(inner.cond),
-            other => other.clone().each_operand(|value| list.push(*value)),
-        }
-        list
-    }
-
-    /// Calls `visit` with every value that this instruction reads, to be replaced at will.
-    pub fn each_operand(&mut self, mut visit: impl FnMut(&mut Value)) {
-        let address = |address: &mut Address, visit: &mut dyn FnMut(&mut Value)| {
-            if let Some(index) = &mut address.index {
-                visit(index);
-            }
-        };
-        match self {
+/// Shows `$visit` the values that an instruction names, borrowed as `$borrow` says; copies and matrices of a device are not
+/// among the instructions that it knows.
+macro_rules! visit_operands {
+    ($inst:expr, $visit:ident, $each:ident, $($borrow:tt)+) => {
+        match $inst {
             Inst::Const(_)
             | Inst::Arg(_)
             | Inst::Builtin(_)
             | Inst::Barrier
             | Inst::AsyncCommit
-            | Inst::AsyncWait(_) => {}
+            | Inst::AsyncWait(_)
+            | Inst::Asynchronous(_)
+            | Inst::Cooperative(_) => {}
             Inst::Un(_, a)
             | Inst::Cast(_, a)
             | Inst::Bitcast(a)
             | Inst::Splat(a)
             | Inst::SubgroupReduce(_, a)
             | Inst::Extract { vector: a, .. }
-            | Inst::Unpack { a, .. } => visit(a),
+            | Inst::Unpack { a, .. } => $visit(a),
             Inst::Bin(_, a, b)
             | Inst::Cmp(_, a, b)
             | Inst::Swizzle { a, b, .. }
             | Inst::PermuteBytes { table: a, index: b }
             | Inst::Shuffle { value: a, index: b, .. } => {
-                visit(a);
-                visit(b);
+                $visit(a);
+                $visit(b);
             }
             Inst::Select { cond: a, a: b, b: c }
             | Inst::Fma(a, b, c)
             | Inst::Dot4 { a, b, acc: c, .. }
             | Inst::Dot2 { a, b, acc: c }
             | Inst::Mma { a, b, acc: c, .. } => {
-                visit(a);
-                visit(b);
-                visit(c);
+                $visit(a);
+                $visit(b);
+                $visit(c);
             }
-            Inst::Vector(parts) | Inst::Yield(parts) => parts.iter_mut().for_each(visit),
-            Inst::Load { address: at, .. } | Inst::Prefetch(at) => address(at, &mut visit),
+            Inst::Vector(parts) | Inst::Yield(parts) => parts.$each().for_each($visit),
+            Inst::Load { address: at, .. } | Inst::Prefetch(at) => at.index.$each().for_each($visit),
             Inst::Store { address: at, value, .. } | Inst::AtomicAdd { address: at, value } => {
-                address(at, &mut visit);
-                visit(value);
+                at.index.$each().for_each(&mut $visit);
+                $visit(value);
             }
             Inst::AsyncCopy { to, from, .. } => {
-                address(to, &mut visit);
-                address(from, &mut visit);
+                to.index.$each().for_each(&mut $visit);
+                from.index.$each().for_each(&mut $visit);
             }
+            Inst::For(inner) => {
+                let For { start, end, carried, .. } = $($borrow)+ **inner;
+                $visit(start);
+                $visit(end);
+                carried.$each().for_each(|(_, start)| $visit(start));
+            }
+            Inst::If(inner) => $visit($($borrow)+ inner.cond),
+        }
+    };
+}
+
+impl Inst {
+    /// The values that this instruction reads, bodies not counted, in order and with repetitions.
+    pub fn operands(&self) -> SmallVec<[Value; 4]> {
+        let mut list = SmallVec::new();
+        match self {
+            // Rare: the visitor wants to change what it sees, so it works on a copy.
+            Inst::Asynchronous(inner) => inner.clone().each_operand(&mut |value| list.push(*value)),
+            Inst::Cooperative(inner) => inner.clone().each_operand(&mut |value| list.push(*value)),
+            inst => {
+                let mut visit = |value: &Value| list.push(*value);
+                visit_operands!(inst, visit, iter, &);
+            }
+        }
+        list
+    }
+
+    /// Calls `visit` with every value that this instruction reads, to be replaced at will.
+    pub fn each_operand(&mut self, mut visit: impl FnMut(&mut Value)) {
+        match self {
             Inst::Asynchronous(inner) => inner.each_operand(&mut visit),
             Inst::Cooperative(inner) => inner.each_operand(&mut visit),
-            Inst::For(inner) => {
-                visit(&mut inner.start);
-                visit(&mut inner.end);
-                inner.carried.iter_mut().for_each(|(_, start)| visit(start));
-            }
-            Inst::If(inner) => visit(&mut inner.cond),
+            inst => visit_operands!(inst, visit, iter_mut, &mut),
         }
     }
 

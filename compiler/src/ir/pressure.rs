@@ -66,24 +66,40 @@ pub enum Fit {
     No,
 }
 
-/// Counts the values of a kernel, each made as late as possible, and a few registers for what an instruction needs on its
-/// way. Where more products start from nothing in one block than one tile has, an assembler begins the next before it has
-/// scaled the last: 7 of 16 of their words count. Devices that are no GPUs hold everything.
-///
-/// The constants are fitted to `ptxas`, which test `ptx_validate` runs over all kernels that families offer.
-pub fn fit(kernel: &Kernel, caps: &Caps) -> Fit {
-    let Some(gpu) = caps.gpu else { return Fit::Sure };
-    let threads = kernel.threads().max(1);
-    let registers = (gpu.registers_per_unit / threads).min(gpu.registers_per_thread);
-    let mut constant = vec![false; kernel.types.len()];
-    let started = started_words(&kernel.body, kernel, &mut constant).saturating_sub(STARTED) * 7 / 16;
-    let live = live_words_of(&late(kernel.clone()), gpu.registers.tables);
-    if live + MARGIN + started.min(MOST_STARTED) <= registers {
-        Fit::Sure
-    } else if live <= registers * 11 / 8 {
-        Fit::Doubtful(live)
-    } else {
-        Fit::No
+/// The values of a kernel, counted in 32-bit words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// The most that are live at one place, each made as late as possible.
+    live: u32,
+    /// Of sums that start from constants, the most in one block.
+    started: u32,
+}
+
+impl Demand {
+    /// Counts the values of a kernel for a GPU; none for other devices.
+    pub fn of(kernel: Kernel, caps: &Caps) -> Demand {
+        let Some(gpu) = caps.gpu else { return Demand { live: 0, started: 0 } };
+        let mut constant = vec![false; kernel.types.len()];
+        let started = started_words(&kernel.body, &kernel, &mut constant);
+        Demand { live: live_words_of(&late(kernel), gpu.registers.tables), started }
+    }
+
+    /// Whether so many threads of a workgroup hold them. Where more products start from nothing in one block than one tile
+    /// has, an assembler begins the next before it has scaled the last: 7 of 16 of their words count. Devices that are no
+    /// GPUs hold everything.
+    ///
+    /// The constants are fitted to `ptxas`, which test `ptx_validate` runs over all kernels that families offer.
+    pub fn fit(self, threads: u32, caps: &Caps) -> Fit {
+        let Some(gpu) = caps.gpu else { return Fit::Sure };
+        let registers = (gpu.registers_per_unit / threads.max(1)).min(gpu.registers_per_thread);
+        let started = self.started.saturating_sub(STARTED) * 7 / 16;
+        if self.live + MARGIN + started.min(MOST_STARTED) <= registers {
+            Fit::Sure
+        } else if self.live <= registers * 11 / 8 {
+            Fit::Doubtful(self.live)
+        } else {
+            Fit::No
+        }
     }
 }
 
@@ -114,9 +130,10 @@ pub fn live_words(kernel: &Kernel) -> u32 {
 
 /// The same, where the tables of look-ups count too if they lie in registers.
 fn live_words_of(kernel: &Kernel, tables: bool) -> u32 {
+    let count = kernel.types.len();
+    let none = || vec![false; count];
     let mut analysis =
-        Analysis { kernel, live: vec![false; kernel.types.len()], constant: Vec::new(), now: 0, most: 0 };
-    analysis.constant = vec![false; kernel.types.len()];
+        Analysis { kernel, live: none(), constant: none(), seen: vec![0; count], walk: 0, now: 0, most: 0 };
     analysis.constants(&kernel.body);
     if tables {
         kernel.body.each(&mut |statement| {
@@ -134,6 +151,9 @@ struct Analysis<'k> {
     kernel: &'k Kernel,
     live: Vec<bool>,
     constant: Vec<bool>,
+    /// The last walk through a body that met a value, and how many there were.
+    seen: Vec<u32>,
+    walk: u32,
     now: u32,
     most: u32,
 }
@@ -210,30 +230,39 @@ impl Analysis<'_> {
         }
     }
 
-    /// Values that a block reads and does not define.
-    fn reads(&self, block: &Block, list: &mut Vec<Value>) {
-        let mut defined = std::collections::HashSet::new();
-        self.visit(block, &mut defined, list);
-        list.retain(|value| !defined.contains(value));
+    /// Values that a block reads and does not define, each once.
+    fn reads(&mut self, block: &Block, list: &mut Vec<Value>) {
+        self.walk += 1;
+        self.visit(block, list);
     }
 
-    fn visit(&self, block: &Block, defined: &mut std::collections::HashSet<Value>, list: &mut Vec<Value>) {
+    /// What is made is seen before it is read, so what is read unseen comes from outside.
+    fn visit(&mut self, block: &Block, list: &mut Vec<Value>) {
         for statement in &block.statements {
-            defined.extend(&statement.results);
-            list.extend(statement.inst.operands());
+            for value in statement.inst.operands() {
+                if self.meets(value) {
+                    list.push(value);
+                }
+            }
             match &statement.inst {
                 Inst::For(inner) => {
-                    defined.insert(inner.variable);
-                    defined.extend(inner.carried.iter().map(|&(name, _)| name));
-                    self.visit(&inner.body, defined, list);
+                    self.meets(inner.variable);
+                    inner.carried.iter().for_each(|&(name, _)| _ = self.meets(name));
+                    self.visit(&inner.body, list);
                 }
                 Inst::If(inner) => {
-                    self.visit(&inner.then, defined, list);
-                    self.visit(&inner.otherwise, defined, list);
+                    self.visit(&inner.then, list);
+                    self.visit(&inner.otherwise, list);
                 }
                 _ => {}
             }
+            statement.results.iter().for_each(|&value| _ = self.meets(value));
         }
+    }
+
+    /// Whether this walk meets a value for the first time.
+    fn meets(&mut self, value: Value) -> bool {
+        std::mem::replace(&mut self.seen[value.0 as usize], self.walk) != self.walk
     }
 }
 

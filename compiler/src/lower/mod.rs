@@ -24,7 +24,7 @@ pub use space::{Axis, Estimate, estimate, points, refusal};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
-use crate::ir::{self, Fit, Kernel};
+use crate::ir::{Demand, Fit, Kernel};
 use crate::op::Op;
 use crate::schedule::{Family, Schedule};
 
@@ -141,22 +141,43 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
     Err(Error::Unsupported(format!("{} on {}: no family has a schedule for {m} rows", op.name(), caps.name)))
 }
 
-/// What a family offers for `m` rows: the first schedule of its space whose kernel a GPU's registers hold ([`ir::fit`]), since
-/// a tile in local memory is slower than a smaller one in registers. Where that is sure of none, the one with the fewest
+/// What a family offers for `m` rows: the first schedule of its space whose kernel a GPU's registers hold ([`Demand::fit`]),
+/// since a tile in local memory is slower than a smaller one in registers. Where that is sure of none, the one with the fewest
 /// live words, unless they are far too many. `None` where there is no such schedule.
 pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Result<Option<Schedule>> {
     let mut best = None;
+    let mut counted: Vec<(Schedule, Demand)> = Vec::new();
     for schedule in (family.space)(op, caps, m) {
         if caps.gpu.is_none() {
             return Ok(Some(schedule));
         }
-        match ir::fit(&(family.build)(op, &schedule, caps)?, caps) {
+        let tile = registers_of(&schedule);
+        let known = counted.iter().find(|(known, _)| *known == tile).map(|&(_, demand)| demand);
+        let demand = match known {
+            // What one kernel of a tile does not fit, no other does: they are not even built, which takes most of the time.
+            Some(demand) if demand.fit(schedule.threads, caps) != Fit::Sure => demand,
+            _ => Demand::of((family.build)(op, &schedule, caps)?, caps),
+        };
+        match demand.fit(schedule.threads, caps) {
             Fit::Sure => return Ok(Some(schedule)),
             Fit::Doubtful(live) if best.is_none_or(|(least, _)| live < least) => best = Some((live, schedule)),
             Fit::Doubtful(_) | Fit::No => {}
         }
+        if known.is_none() {
+            counted.push((tile, demand));
+        }
     }
     Ok(best.map(|(_, schedule)| schedule))
+}
+
+/// What of a schedule decides how many registers a thread wants. Subgroups that share a sum want as many as one alone, and
+/// stages lie in shared memory.
+fn registers_of(schedule: &Schedule) -> Schedule {
+    match schedule.family {
+        Family::Ring | Family::Panel => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
+        Family::Mma => Schedule { threads: 1, split: 1, ..*schedule },
+        _ => *schedule,
+    }
 }
 
 /// The families of matrix instructions that can serve an operation, that for so many rows first.

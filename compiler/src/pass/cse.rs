@@ -4,12 +4,13 @@
 
 use super::rewrite::{Names, rename, take_body};
 use crate::ir::{Access, Block, Constant, Inst, Kernel, Memory, ParamKind, Statement, Type, Value};
+use rustc_hash::FxBuildHasher;
 use std::collections::HashMap;
 
 /// Merges equal instructions.
 pub fn cse(mut kernel: Kernel) -> Kernel {
     let body = take_body(&mut kernel);
-    let mut merger = Merger { kernel, seen: HashMap::new(), names: Names::new() };
+    let mut merger = Merger { kernel, seen: HashMap::default(), names: Names::new() };
     let body = merger.block(body);
     merger.kernel.body = body;
     merger.kernel
@@ -17,8 +18,8 @@ pub fn cse(mut kernel: Kernel) -> Kernel {
 
 struct Merger {
     kernel: Kernel,
-    /// What an instruction of a type, spelled out, was named; scopes take back what they added.
-    seen: HashMap<(Type, String), Value>,
+    /// What an instruction of a type was named; scopes take back what they added.
+    seen: HashMap<(Type, Inst), Value, FxBuildHasher>,
     names: Names,
 }
 
@@ -41,7 +42,7 @@ impl Merger {
                 mut inst => {
                     if let (&[result], true) = (statement.results.as_slice(), self.repeatable(&inst)) {
                         normalize(&mut inst);
-                        let key = (self.kernel.ty(result), format!("{inst:?}"));
+                        let key = (self.kernel.ty(result), inst.clone());
                         if let Some(&before) = self.seen.get(&key) {
                             self.names.insert(result, before);
                             continue;

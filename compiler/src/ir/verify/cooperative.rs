@@ -8,6 +8,7 @@ use crate::ir::cooperative::{Cooperative, Fragment, Lines};
 use crate::ir::kernel::{Inst, Statement};
 use crate::ir::types::{Memory, Scalar, Type, Value};
 use crate::ir::uniform::Uniform;
+use smallvec::{SmallVec, smallvec};
 
 impl Check<'_> {
     pub(super) fn cooperative(&mut self, inst: &Cooperative, ty: Option<Type>) {
@@ -99,13 +100,13 @@ impl Check<'_> {
         if self.fragments.is_empty() {
             return;
         }
-        let taken = match &statement.inst {
+        let taken: SmallVec<[Value; 4]> = match &statement.inst {
             Inst::Cooperative(inner) => match &**inner {
-                Cooperative::Fill { value, .. } => vec![*value],
+                Cooperative::Fill { value, .. } => smallvec![*value],
                 inner => inner.place().and_then(|(lines, _)| lines.address.index).into_iter().collect(),
             },
-            Inst::For(inner) => vec![inner.start, inner.end],
-            Inst::Yield(_) => Vec::new(),
+            Inst::For(inner) => smallvec![inner.start, inner.end],
+            Inst::Yield(_) => SmallVec::new(),
             other => other.operands(),
         };
         for value in taken {

@@ -7,6 +7,7 @@ use super::SIZES;
 use super::copy::Copy;
 use crate::ir::{Address, Block, Inst, Kernel, Memory, Statement, Value};
 use crate::target::hip::facts::Fact;
+use smallvec::{SmallVec, smallvec};
 use std::collections::{HashMap, HashSet};
 
 /// A statement and all that it alone needs, in the order of the kernel.
@@ -174,10 +175,10 @@ fn note_reads(statement: &Statement, inside: &mut HashMap<Value, u32>) {
     statement.each(&mut note);
 }
 
-fn reads(inst: &Inst) -> Vec<Value> {
+fn reads(inst: &Inst) -> SmallVec<[Value; 4]> {
     match inst {
-        Inst::Load { .. } => Vec::new(),
-        Inst::Store { value, .. } => vec![*value],
+        Inst::Load { .. } => SmallVec::new(),
+        Inst::Store { value, .. } => smallvec![*value],
         other => other.operands(),
     }
 }
