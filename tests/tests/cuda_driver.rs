@@ -44,6 +44,7 @@ fn artifact(entry: &str, body: &str, args: &[(&str, ArgKind)], shared_bytes: u64
         args: args.iter().map(|&(name, kind)| Arg { name: name.into(), kind }).collect(),
         workgroup: [64, 1, 1],
         shared_bytes,
+        preparation: None,
     }
 }
 
