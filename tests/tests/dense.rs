@@ -16,7 +16,9 @@ use bitsmith_compiler::{Compiled, compile};
 use bitsmith_emulate::Schedule as Turns;
 use bitsmith_runtime::machine::MachineDevice;
 use bitsmith_runtime::{Device, Launch, LaunchArg};
+use bitsmith_tests::cli::{ok, ok_json};
 use bitsmith_tests::{machine, run};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 fn targets() -> [PtxTarget; 3] {
@@ -196,7 +198,7 @@ fn what_is_planted_is_found() {
     };
     // A store less leaves decoded weights unwritten, which the product then reads.
     let why = fault("st.global.v4", "// st.global.v4");
-    assert!(why.contains("decoded"), "{}: {why}", target.caps().name);
+    assert!(why.contains("that nothing wrote"), "{}: {why}", target.caps().name);
 }
 
 #[test]
@@ -229,4 +231,29 @@ fn the_chooser_takes_it_for_many_rows_only_and_others_refuse_it_by_name() {
     let artifact = compile(&op, &schedule, &h200).unwrap().artifact;
     let refusal = artifact.alone("HIP").unwrap_err().to_string();
     assert!(refusal.contains("decode_n4096") && refusal.contains("HIP"), "{refusal}");
+}
+
+#[test]
+fn a_bundle_holds_both_kernels_and_runs_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("kernels").display().to_string();
+    let generate = ["generate", "--recipe", "W4A16", "--shapes", "192x256", "--device", "h200", "--m", "8192"];
+    ok(&[&generate[..], &["--out", &out]].concat());
+    let manifest: Value =
+        serde_json::from_str(&std::fs::read_to_string(format!("{out}/manifest.json")).unwrap()).unwrap();
+    let kernels = manifest["targets"][0]["kernels"].as_array().unwrap();
+    let kernel = kernels.iter().find(|kernel| kernel["schedule"]["family"] == "dense").expect("a kernel of the family");
+    let first = &kernel["preparation"];
+    let text = std::fs::read_to_string(format!("{out}/{}", kernel["file"].as_str().unwrap())).unwrap();
+    for entry in [&first["entry"], &kernel["entry"]] {
+        assert!(text.contains(&format!(".visible .entry {}(", entry.as_str().unwrap())), "{entry}");
+    }
+    let decoded = kernel["args"].as_array().unwrap().iter().find(|arg| arg["name"] == "decoded").unwrap();
+    assert_eq!(decoded["bytes"], 192 * 256 * 2);
+    assert_eq!((&decoded["written"], &decoded["zeroed"]), (&Value::Bool(true), &Value::Null));
+    let names: Vec<&str> = first["args"].as_array().unwrap().iter().map(|arg| arg["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["w", "decoded"]);
+    let report = ok_json(&["verify", &out, "--device", "ptx:h200", "--m", "70", "--json"]);
+    let rows = report["results"].as_array().unwrap();
+    assert!(rows.iter().any(|row| row["entry"] == kernel["entry"] && row["check"]["wrong"] == 0), "{report:#}");
 }

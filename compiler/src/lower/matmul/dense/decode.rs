@@ -13,7 +13,7 @@ use crate::lower::matmul::panel;
 use crate::lower::matmul::products::{Part, Products, cut, lanes_of, words_of};
 use crate::lower::memory::{Role, Signature, scalar_of, times};
 use crate::lower::unpack::fragments::Fragments;
-use crate::lower::walk::Pos;
+use crate::lower::walk::{Pos, repeat};
 use crate::op::{Matmul, Op};
 
 /// Most blocks of a subgroup: enough to read the next one's words while one is decoded, few enough to fill a device.
@@ -44,8 +44,9 @@ pub(super) fn build(matmul: &Matmul, caps: &Caps) -> Result<Preparation> {
     let own = b.builtin(Builtin::WorkgroupId(0));
     let own = b.cast(CastOp::ExtendS, own, Scalar::I64);
     let first = Pos { index: Some(times(b, own, run)), fixed: 0 };
-    for turn in 0..run {
-        let block = first.plus(turn);
+    // A loop, and no straight code: the assembler would read the words of all blocks first and run out of registers.
+    repeat(b, run, 1, Vec::new(), |b, turn, state| {
+        let block = first.add(b, turn);
         let strip = block.times(b, products.strips());
         let words = words_of(b, &fragments, strip, products.strips());
         let steps = block.times(b, cut.block / shape.k as usize);
@@ -55,7 +56,8 @@ pub(super) fn build(matmul: &Matmul, caps: &Caps) -> Result<Preparation> {
                 ready.store(b, steps.plus(part.first_step + step), numbers);
             }
         }
-    }
+        state
+    });
     let grid = [(blocks / run) as u32, matmul.n.div_ceil(PANEL) as u32, 1];
     Ok(Preparation { kernel: made.finish(), takes: vec![Role::Weights, Role::Decoded], grid })
 }
