@@ -147,42 +147,44 @@ fn child() {
     assert_eq!(words(&device, &counter), [106]);
 
     // A launch of two kernels runs both, the first one first: it makes the smallest number of a zero.
-    let rw = ArgKind::ReadWrite { align: 4 };
-    let both = Artifact {
-        payload: Payload::Text(
-            ".version 8.0\n.target sm_90a\n.visible .entry scale() {}\n.visible .entry count() {}\n".into(),
-        ),
-        args: scale(0)
-            .args
-            .into_iter()
-            .map(|arg| if arg.name == "in" { Arg { kind: rw, ..arg } } else { arg })
-            .collect(),
-        preparation: Some(Preparation {
-            entry: "count".into(),
-            args: vec![Arg { name: "in".into(), kind: rw }],
-            grid: [1, 1, 1],
-            workgroup: [32, 1, 1],
-            shared_bytes: 0,
-        }),
-        ..scale(0)
-    };
-    let program = device.load(&both).unwrap();
-    let (number, scaled) = (device.allocate(16).unwrap(), device.allocate(16).unwrap());
-    device.upload(&number, 0, &[0; 16]).unwrap();
-    let args = vec![
-        LaunchArg::Buffer(number.view()),
-        LaunchArg::Buffer(scaled.view()),
-        LaunchArg::I32(1),
-        LaunchArg::F32(2f32.powi(100)),
-    ];
-    let launch = Launch { program: &program, grid: [1, 1, 1], args };
-    device.launch(&launch).unwrap();
-    assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-49));
-    device.record(&[launch]).unwrap().unwrap().run().unwrap();
-    assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-48));
-    let first = both.preparation.clone().unwrap();
-    let absent = Artifact { preparation: Some(Preparation { entry: "other".into(), ..first }), ..both };
-    assert!(why(device.load(&absent)).contains("finding other"));
+    {
+        let rw = ArgKind::ReadWrite { align: 4 };
+        let both = Artifact {
+            payload: Payload::Text(
+                ".version 8.0\n.target sm_90a\n.visible .entry scale() {}\n.visible .entry count() {}\n".into(),
+            ),
+            args: scale(0)
+                .args
+                .into_iter()
+                .map(|arg| if arg.name == "in" { Arg { kind: rw, ..arg } } else { arg })
+                .collect(),
+            preparation: Some(Preparation {
+                entry: "count".into(),
+                args: vec![Arg { name: "in".into(), kind: rw }],
+                grid: [1, 1, 1],
+                workgroup: [32, 1, 1],
+                shared_bytes: 0,
+            }),
+            ..scale(0)
+        };
+        let program = device.load(&both).unwrap();
+        let (number, scaled) = (device.allocate(16).unwrap(), device.allocate(16).unwrap());
+        device.upload(&number, 0, &[0; 16]).unwrap();
+        let args = vec![
+            LaunchArg::Buffer(number.view()),
+            LaunchArg::Buffer(scaled.view()),
+            LaunchArg::I32(1),
+            LaunchArg::F32(2f32.powi(100)),
+        ];
+        let launch = Launch { program: &program, grid: [1, 1, 1], args };
+        device.launch(&launch).unwrap();
+        assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-49));
+        device.record(&[launch]).unwrap().unwrap().run().unwrap();
+        assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-48));
+        let first = both.preparation.clone().unwrap();
+        let absent = Artifact { preparation: Some(Preparation { entry: "other".into(), ..first }), ..both };
+        assert!(why(device.load(&absent)).contains("finding other"));
+    }
 
     // Memory of somebody else's, on somebody else's stream.
     let mut own = vec![0u32; 2];
