@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn knobs_set_what_they_read() {
-        let schedule = Schedule::single(crate::schedule::Family::Tile, 1, 1, 1);
+        let schedule = Schedule::single(Family::Tile, 1, 1, 1);
         for knob in Knob::ALL {
             assert_eq!(knob.of(&knob.set(schedule, 7)), 7, "{}", knob.name());
             assert!(Knob::ALL.iter().all(|&other| other == knob || other.of(&knob.set(schedule, 7)) == 1));
