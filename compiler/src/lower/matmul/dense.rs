@@ -7,7 +7,7 @@
 //! The first kernel ([`preparation`]) reads packed weights, takes each `scale · (code - zero)` in `f32` and rounds it once to
 //! the type of X. The second is that of family `panel` with nothing to decode and nothing to scale: each lane reads its
 //! fragments as they are, and sums run over all of K. Decoding costs the traffic of the weights in 16 bits once per launch
-//! instead of work in every tile of rows of X, so it pays where there are many of those ([`pays`]).
+//! instead of work in every tile of rows of X, and those tiles read more; [`pays`] counts both.
 //!
 //! Always holds: the first kernel writes every byte of the decoded weights, also those of rows past N, so that what they
 //! held before does not matter. A weight past the range of f16 becomes infinite and shows in Y as that.
@@ -34,9 +34,9 @@ pub(in crate::lower) const DENSE: Implementation = Implementation {
     refuses,
     axes: &[
         Axis::new(Knob::TileM, &[16, 32, 64, 128]),
-        Axis::new(Knob::TileN, &[64, 128]),
+        Axis::new(Knob::TileN, &[64, 128, 256]),
         Axis::new(Knob::Unroll, &[2, 3, 4]),
-        Axis::new(Knob::Threads, &[64, 128, 256]),
+        Axis::new(Knob::Threads, &[64, 128, 256, 512]),
     ],
     estimate: None,
     space,
@@ -83,26 +83,36 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     panel::make(op, schedule, caps)
 }
 
-/// Whether decoding once is worth its traffic for `m` rows, by counting.
+/// Bytes that a unit's lanes get from the cache before memory, per `f32` operation they could do: 32 bytes per cycle for 128
+/// lanes, half of what one unit alone may get (64 bytes), since all of them ask at once.
+const CACHE: f64 = 32.0 / 256.0;
+
+/// Whether decoding once is worth its traffic for `m` rows, by counting, per weight and row of X.
 ///
-/// `panel` decodes a weight once per tile of rows of X, in about an instruction per 16-bit word and plane and one to place it,
-/// and scales each sum once per group, in two. Half of that is taken to hide behind the matrix units. (None of these figures
-/// has been measured on a GPU; the tuner tries both.)
+/// A product takes as long as its matrix instructions or the cache, whichever is slower; a tile reads a weight once for all of
+/// its rows of X, in 16 bits where it lies decoded. `panel` decodes besides, in about an instruction per pair and plane
+/// and one to place it, and scales each sum once per group, in two; half of that is taken to hide behind the matrix units.
+/// (None of these figures has been measured on a GPU; the tuner tries both.)
 pub(in crate::lower) fn pays(op: &Op, caps: &Caps, m: usize) -> bool {
     let (Ok(matmul), Some(gpu)) = (as_matmul(op), caps.gpu) else { return false };
-    let Ok((cut, _, _, layout)) = cut(op, caps, panel::block, panel::LONGEST) else { return false };
+    let Ok((cut, _, shape, layout)) = cut(op, caps, panel::block, panel::LONGEST) else { return false };
+    let Some(matrix) = gpu.peaks.matrix(shape.a) else { return false };
     if m < LEAST_ROWS || refuses(op, caps).is_some() {
         return false;
     }
-    let rows = if caps.features.has(Feature::WarpgroupMma) { 128.0 } else { 64.0 };
-    let decoding = (1 + layout.planes.len()) as f64 / 2.0;
+    let bytes: f64 = layout.planes.iter().map(|&(width, _)| f64::from(width) / 8.0).sum();
+    let lanes = gpu.peaks.f32_tera * 1e12;
+    let product = |weight: f64, (rows_of_x, rows_of_w): (f64, f64)| {
+        let read = (weight / rows_of_x + 2.0 / rows_of_w) / (lanes * CACHE);
+        read.max(2.0 / (matrix * 1e12))
+    };
+    let rows_of_x = if caps.features.has(Feature::WarpgroupMma) { 128.0 } else { 64.0 };
+    let decoding = (1 + layout.planes.len()) as f64 / 2.0 / rows_of_x;
     let scaling = if cut.segment < matmul.k { 2.0 / cut.segment as f64 } else { 0.0 };
-    // A multiply-add is two operations in the peak, an instruction of a lane is one of these.
-    let lanes = gpu.peaks.f32_tera * 1e12 / 2.0;
-    let saved = 0.5 * m as f64 * (decoding / rows + scaling) / lanes;
-    let bits: u8 = layout.planes.iter().map(|&(width, _)| width).sum();
-    let paid = (f64::from(bits) / 8.0 + 2.0) / (gpu.peaks.memory_gb * 1e9);
-    saved > paid
+    // A lane does two operations per instruction at its peak.
+    let work = 0.5 * (decoding + scaling) / (lanes / 2.0);
+    let saved = product(bytes, (rows_of_x, 128.0)) + work - product(2.0, (128.0, 256.0));
+    m as f64 * saved > (bytes + 2.0) / (gpu.peaks.memory_gb * 1e9)
 }
 
 /// Where decoded weights lie.

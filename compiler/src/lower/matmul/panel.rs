@@ -70,6 +70,17 @@ fn rows_per_subgroup(caps: &Caps) -> u32 {
     if caps.features.has(Feature::WarpgroupMma) { 16 } else { 32 }
 }
 
+/// Rows of X that a tile of a family may have. What decodes in its loop has fewer registers left for sums.
+fn tokens(family: Family, caps: &Caps) -> &'static [u32] {
+    if caps.features.has(Feature::WarpgroupMma) || family == Family::Dense { &[16, 32, 64, 128] } else { &[16, 32, 64] }
+}
+
+/// Rows of W that a tile of a family may have. Weights in 16 bits are read from memory in each tile of rows of X, as X is in
+/// each tile of theirs, so larger tiles pay more.
+fn rows(family: Family) -> &'static [u32] {
+    if family == Family::Dense { &[64, 128, 256] } else { &[64, 128] }
+}
+
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok((cut, _, shape, _)) = cut(op, caps, block, LONGEST) else { return Vec::new() };
     tiles(op, caps, m, (Family::Panel, cut.block * shape.b.bits() as usize / 8))
@@ -78,12 +89,12 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
 /// The largest tile that the rows of X fill and that gives most units a workgroup, then others, for a family whose stages hold
 /// so many bytes of each row.
 pub(super) fn tiles(op: &Op, caps: &Caps, m: usize, (family, row): (Family, usize)) -> Vec<Schedule> {
-    let tokens: &[u32] = if caps.features.has(Feature::WarpgroupMma) { &[128, 64, 32, 16] } else { &[64, 32, 16] };
     let least = m.next_power_of_two().max(16) as u32;
     let units = caps.gpu.map_or(1, |gpu| gpu.units as usize);
     let n = as_matmul(op).map_or(1, |op| op.n);
-    let fitting = tokens.iter().filter(|&&tokens| tokens <= least);
-    let mut tiles: Vec<(u32, u32)> = fitting.flat_map(|&tokens| [(tokens, 128), (tokens, 64)]).collect();
+    let fitting = tokens(family, caps).iter().rev().filter(|&&tokens| tokens <= least);
+    let both = |&tokens: &u32| rows(family).iter().rev().map(move |&rows| (tokens, rows));
+    let mut tiles: Vec<(u32, u32)> = fitting.flat_map(both).collect();
     tiles.sort_by_key(|&(tile_m, tile_n)| {
         let workgroups = m.div_ceil(tile_m as usize) * n.div_ceil(tile_n as usize);
         let (few, area) = (4 * workgroups < 3 * units, tile_m * tile_n);
@@ -106,13 +117,12 @@ pub(super) fn tiles(op: &Op, caps: &Caps, m: usize, (family, row): (Family, usiz
 
 fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
     let Schedule { tile_m, tile_n, unroll, threads, split, .. } = *schedule;
-    let tokens: &[u32] = if caps.features.has(Feature::WarpgroupMma) { &[16, 32, 64, 128] } else { &[16, 32, 64] };
     let mine = tile_n / rows_per_subgroup(caps) * caps.subgroup;
     listed(
         schedule,
         &[
-            ("tile_m", tile_m, tokens),
-            ("tile_n", tile_n, &[64, 128]),
+            ("tile_m", tile_m, tokens(schedule.family, caps)),
+            ("tile_n", tile_n, rows(schedule.family)),
             ("unroll", unroll, &[2, 3, 4]),
             ("threads", threads, &[mine]),
             ("split", split, &[1]),
