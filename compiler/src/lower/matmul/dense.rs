@@ -106,12 +106,13 @@ pub(in crate::lower) fn pays(op: &Op, caps: &Caps, m: usize) -> bool {
         let read = (weight / rows_of_x + 2.0 / rows_of_w) / (lanes * CACHE);
         read.max(2.0 / (matrix * 1e12))
     };
-    let rows_of_x = if caps.features.has(Feature::WarpgroupMma) { 128.0 } else { 64.0 };
+    // The largest tiles whose sums fit into registers: rows of X, of W here.
+    let (rows_of_x, rows_of_w) = if caps.features.has(Feature::WarpgroupMma) { (128.0, 128.0) } else { (64.0, 256.0) };
     let decoding = (1 + layout.planes.len()) as f64 / 2.0 / rows_of_x;
     let scaling = if cut.segment < matmul.k { 2.0 / cut.segment as f64 } else { 0.0 };
     // A lane does two operations per instruction at its peak.
     let work = 0.5 * (decoding + scaling) / (lanes / 2.0);
-    let saved = product(bytes, (rows_of_x, 128.0)) + work - product(2.0, (128.0, 256.0));
+    let saved = product(bytes, (rows_of_x, 128.0)) + work - product(2.0, (rows_of_x, rows_of_w));
     m as f64 * saved > (bytes + 2.0) / (gpu.peaks.memory_gb * 1e9)
 }
 
