@@ -1,8 +1,8 @@
 //! A problem on a device: uploaded once, launched as often as wanted, its outputs brought back.
 
-use crate::problem::{POISON, Problem};
+use crate::problem::{POISON, Problem, is_workspace, workspace_bytes};
 use bitsmith_compiler::artifact::Artifact;
-use bitsmith_compiler::lower::{Packing, Role, grid, packing};
+use bitsmith_compiler::lower::{Packing, Role, grid, packing, workspace};
 use bitsmith_compiler::schedule::{Family, Schedule};
 use bitsmith_compiler::{Error, Result};
 use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
@@ -17,6 +17,8 @@ pub struct Prepared<'d> {
     /// Buffers in the order of parameters; weights may have several copies, to be used in turn.
     buffers: Vec<Vec<Buffer>>,
     written: Vec<bool>,
+    /// How many of them are the operation's; the others are the schedule's workspace.
+    own: usize,
 }
 
 impl<'d> Prepared<'d> {
@@ -47,21 +49,34 @@ impl<'d> Prepared<'d> {
             }
             buffers.push(list);
         }
-        let written = repacked.as_ref().unwrap_or(problem).buffers.iter().map(|b| b.signature.written).collect();
+        let used = &repacked.as_ref().unwrap_or(problem).buffers;
+        let written = used.iter().map(|b| b.signature.written).collect();
+        let own = used.iter().filter(|buffer| !is_workspace(&buffer.signature)).count();
         let family = schedule.family;
-        Ok(Prepared { device, program, family, grid: grid(&problem.op, schedule, problem.m), m, buffers, written })
+        Ok(Prepared { device, program, family, grid: grid(&problem.op, schedule, problem.m), m, buffers, written, own })
     }
 
-    /// Takes another program for the same problem.
+    /// Takes another program for the same problem, and what workspace its schedule needs.
     pub fn with_program(&self, artifact: &Artifact, schedule: &Schedule, problem: &Problem) -> Result<Prepared<'d>> {
+        let (mut buffers, mut written) = (self.buffers.clone(), self.written.clone());
+        buffers.truncate(self.own);
+        written.truncate(self.own);
+        if let Some(signature) = workspace(&problem.op, schedule) {
+            let bytes = workspace_bytes(&signature, problem.m);
+            let memory = self.device.allocate(bytes.len())?;
+            self.device.upload(&memory, 0, &bytes)?;
+            buffers.push(vec![memory]);
+            written.push(signature.written);
+        }
         Ok(Prepared {
             device: self.device,
             program: self.device.load(artifact)?,
             family: schedule.family,
             grid: grid(&problem.op, schedule, problem.m),
             m: self.m,
-            buffers: self.buffers.clone(),
-            written: self.written.clone(),
+            buffers,
+            written,
+            own: self.own,
         })
     }
 

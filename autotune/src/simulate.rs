@@ -239,6 +239,7 @@ impl Target for SimulatedTarget {
             args: kernel.params.iter().map(bitsmith_compiler::target::arg).collect::<Result<_>>()?,
             workgroup: [1; 3],
             shared_bytes: 0,
+            preparation: None,
         })
     }
 
@@ -293,6 +294,7 @@ impl Device for SimulatedDevice {
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
+        artifact.alone(NAME)?;
         let Payload::Text(text) = &artifact.payload else {
             return Err(Error::invalid("an artifact of machine code; accepted: those of this device's target"));
         };

@@ -2,6 +2,7 @@
 //!
 //! Always holds: the same kernel and target give the same artifact, byte for byte, on every machine.
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -21,6 +22,38 @@ pub struct Artifact {
     pub workgroup: [u32; 3],
     /// Bytes of shared memory (scratch on a CPU) per workgroup.
     pub shared_bytes: u64,
+    /// A kernel of the same code that each launch runs first; whoever launches the artifact launches both, in this order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
+}
+
+/// A kernel that runs before the artifact's own, which begins when all of it has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// Name of its entry point in the same code.
+    pub entry: String,
+    /// What it takes, in order: some of the launch's buffers, by their names.
+    pub args: Vec<Arg>,
+    /// Its workgroups along x, y, z, the same for every launch.
+    pub grid: [u32; 3],
+    /// Threads per workgroup.
+    pub workgroup: [u32; 3],
+    /// Bytes of shared memory per workgroup.
+    pub shared_bytes: u64,
+}
+
+impl Preparation {
+    /// Where its arguments stand among those of the artifact. Fails where one is missing.
+    pub fn places(&self, args: &[Arg]) -> Result<Vec<usize>> {
+        let place = |own: &Arg| {
+            let found = args.iter().position(|arg| arg.name == own.name);
+            found.ok_or_else(|| {
+                let names: Vec<&str> = args.iter().map(|arg| arg.name.as_str()).collect();
+                Error::invalid(format!("{} takes `{}`; a launch has {}", self.entry, own.name, names.join(", ")))
+            })
+        };
+        self.args.iter().map(place).collect()
+    }
 }
 
 /// The code of an artifact.
@@ -87,7 +120,25 @@ pub enum ArgKind {
     F32,
 }
 
+impl ArgKind {
+    /// Whether the kernel writes it.
+    pub fn writes(&self) -> bool {
+        matches!(self, ArgKind::Write { .. } | ArgKind::ReadWrite { .. })
+    }
+}
+
 impl Artifact {
+    /// Fails where a launch is more than one kernel: for loaders that launch just one.
+    pub fn alone(&self, loader: &str) -> Result<()> {
+        match &self.preparation {
+            None => Ok(()),
+            Some(first) => Err(Error::Unsupported(format!(
+                "{} runs {} before it; accepted on {loader}: artifacts of one kernel",
+                self.entry, first.entry
+            ))),
+        }
+    }
+
     /// SHA-256 of the payload in lower-case hexadecimal.
     pub fn sha256(&self) -> String {
         sha256(self.payload.bytes())

@@ -33,15 +33,25 @@ pub struct Compiled {
     pub resources: Option<Resources>,
     /// What the emitter made of that.
     pub artifact: Artifact,
+    /// The stages of the kernel that a launch runs first, whose code `artifact` holds too; `None` where there is none.
+    pub preparation: Option<Box<Compiled>>,
 }
 
 /// From description to artifact: each line is a stage that `--emit` can show.
 pub fn compile(op: &Op, schedule: &Schedule, target: &dyn Target) -> Result<Compiled> {
     let kernel = lower::lower(op, schedule, target.caps())?;
     let legal = legalize(&kernel, target)?;
-    let artifact = target.annotate(target.emit(&verified(&legal, target)?)?, &lower::describe(op, schedule));
+    let mut artifact = target.annotate(target.emit(&verified(&legal, target)?)?, &lower::describe(op, schedule));
+    let mut preparation = None;
+    if let Some(lower::Preparation { kernel, grid, .. }) = lower::preparation(op, schedule, target.caps())? {
+        let legal = legalize(&kernel, target)?;
+        let first = target.emit(&verified(&legal, target)?)?;
+        artifact = target.prepared(first.clone(), grid, artifact)?;
+        let resources = resources(&legal, target.caps());
+        preparation = Some(Box::new(Compiled { kernel, legal, resources, artifact: first, preparation: None }));
+    }
     let resources = resources(&legal, target.caps());
-    Ok(Compiled { kernel, legal, resources, artifact })
+    Ok(Compiled { kernel, legal, resources, artifact, preparation })
 }
 
 /// From description to artifact for an operation on a KV cache.
@@ -50,7 +60,7 @@ pub fn compile_kv(op: &op::kv::KvOp, schedule: &schedule::KvSchedule, target: &d
     let legal = legalize(&kernel, target)?;
     let artifact = target.emit(&verified(&legal, target)?)?;
     let resources = resources(&legal, target.caps());
-    Ok(Compiled { kernel, legal, resources, artifact })
+    Ok(Compiled { kernel, legal, resources, artifact, preparation: None })
 }
 
 /// A kernel as a target's emitter takes it.

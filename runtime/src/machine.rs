@@ -5,7 +5,7 @@
 //! is none: whatever runs on `cuda:0` runs here in the same way, so that both can be compared.
 
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
-use bitsmith_compiler::artifact::{ArgKind, Artifact, Payload};
+use bitsmith_compiler::artifact::{Arg, ArgKind, Artifact, Payload};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::{PtxTarget, STATIC_SHARED};
 use bitsmith_compiler::{Error, Result};
@@ -105,7 +105,9 @@ impl Device for MachineDevice {
         };
         let module = machine::Module::load(text).map_err(|error| fault(artifact, error))?;
         // Every instruction must be known before anything runs.
-        module.kernel(&artifact.entry).map_err(|error| fault(artifact, error))?;
+        for entry in artifact.preparation.iter().map(|first| &first.entry).chain([&artifact.entry]) {
+            module.kernel(entry).map_err(|error| fault(artifact, error))?;
+        }
         Ok(Program { code: Arc::new(Text(module)), artifact: Arc::new(artifact.clone()) })
     }
 
@@ -117,44 +119,60 @@ impl Device for MachineDevice {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let kernel = module.kernel(&artifact.entry).map_err(|error| fault(artifact, error))?;
-        let mut run = machine::Launch {
-            grid: launch.grid,
-            block: artifact.workgroup,
-            dynamic_shared: if artifact.shared_bytes > STATIC_SHARED { artifact.shared_bytes as u32 } else { 0 },
-            ..machine::Launch::default()
-        };
-        for (arg, given) in artifact.args.iter().zip(&launch.args) {
-            let argument = match given {
-                LaunchArg::Buffer(view) => {
-                    let range = view.offset..view.offset + view.bytes;
-                    let memory = own(view.buffer)?.lock();
-                    run.buffers.push(machine::Buffer {
-                        name: arg.name.clone(),
-                        data: memory.0[range.clone()].to_vec(),
-                        valid: memory.1[range].to_vec(),
-                        writable: !matches!(arg.kind, ArgKind::Read { .. }),
-                    });
-                    machine::Argument::buffer(run.buffers.len() - 1)
-                }
-                LaunchArg::I32(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
-                LaunchArg::I64(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
-                LaunchArg::F32(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
-            };
-            run.arguments.push(argument);
+        if let Some(first) = &artifact.preparation {
+            let given: Vec<LaunchArg<'_>> =
+                first.places(&artifact.args)?.into_iter().map(|place| launch.args[place]).collect();
+            let run = (&*first.entry, first.grid, first.workgroup, first.shared_bytes);
+            run_entry(module, artifact, run, first.args.iter().zip(&given))?;
         }
-        let outcome = kernel.run(&run).map_err(|found| fault(artifact, found))?;
-        let views =
-            launch.args.iter().filter_map(|arg| if let LaunchArg::Buffer(view) = arg { Some(view) } else { None });
-        for (view, after) in views.zip(outcome.buffers).filter(|(_, after)| after.writable) {
-            let mut memory = own(view.buffer)?.lock();
-            memory.0[view.offset..view.offset + view.bytes].copy_from_slice(&after.data);
-            memory.1[view.offset..view.offset + view.bytes].copy_from_slice(&after.valid);
-        }
-        Ok(())
+        let run = (&*artifact.entry, launch.grid, artifact.workgroup, artifact.shared_bytes);
+        run_entry(module, artifact, run, artifact.args.iter().zip(&launch.args))
     }
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// Runs an entry of a module: its name, workgroups, threads and bytes of shared memory.
+fn run_entry<'a>(
+    module: &machine::Module,
+    artifact: &Artifact,
+    (entry, grid, block, shared_bytes): (&str, [u32; 3], [u32; 3], u64),
+    args: impl Iterator<Item = (&'a Arg, &'a LaunchArg<'a>)> + Clone,
+) -> Result<()> {
+    let kernel = module.kernel(entry).map_err(|error| fault(artifact, error))?;
+    let mut run = machine::Launch {
+        grid,
+        block,
+        dynamic_shared: if shared_bytes > STATIC_SHARED { shared_bytes as u32 } else { 0 },
+        ..machine::Launch::default()
+    };
+    for (arg, given) in args.clone() {
+        let argument = match given {
+            LaunchArg::Buffer(view) => {
+                let range = view.offset..view.offset + view.bytes;
+                let memory = own(view.buffer)?.lock();
+                run.buffers.push(machine::Buffer {
+                    name: arg.name.clone(),
+                    data: memory.0[range.clone()].to_vec(),
+                    valid: memory.1[range].to_vec(),
+                    writable: !matches!(arg.kind, ArgKind::Read { .. }),
+                });
+                machine::Argument::buffer(run.buffers.len() - 1)
+            }
+            LaunchArg::I32(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
+            LaunchArg::I64(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
+            LaunchArg::F32(x) => machine::Argument::Bytes(x.to_le_bytes().to_vec()),
+        };
+        run.arguments.push(argument);
+    }
+    let outcome = kernel.run(&run).map_err(|found| fault(artifact, found))?;
+    let views = args.filter_map(|(_, arg)| if let LaunchArg::Buffer(view) = arg { Some(view) } else { None });
+    for (view, after) in views.zip(outcome.buffers).filter(|(_, after)| after.writable) {
+        let mut memory = own(view.buffer)?.lock();
+        memory.0[view.offset..view.offset + view.bytes].copy_from_slice(&after.data);
+        memory.1[view.offset..view.offset + view.bytes].copy_from_slice(&after.valid);
+    }
+    Ok(())
 }

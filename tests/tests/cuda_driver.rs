@@ -1,7 +1,7 @@
 //! `runtime/src/cuda` against a stand-in for NVIDIA's driver: which functions are called, in which order, with what. The
 //! stand-in is a library that gcc compiles here; the tests run in a process whose loader finds it.
 
-use bitsmith_compiler::artifact::{Arg, ArgKind, Artifact, Payload};
+use bitsmith_compiler::artifact::{Arg, ArgKind, Artifact, Payload, Preparation};
 use bitsmith_compiler::{Error, Result};
 use bitsmith_runtime::cuda::CudaDevice;
 use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
@@ -31,7 +31,7 @@ fn the_driver_is_called_as_it_wants_to_be() {
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    let alive = "alive: 0 contexts, 0 allocations, 0 modules, 0 streams, 0 events, 0 graphs; 12 launches";
+    let alive = "alive: 0 contexts, 0 allocations, 0 modules, 0 streams, 0 events, 0 graphs; 16 launches";
     assert!(text.contains(alive), "no `{alive}` in\n{text}");
 }
 
@@ -44,6 +44,7 @@ fn artifact(entry: &str, body: &str, args: &[(&str, ArgKind)], shared_bytes: u64
         args: args.iter().map(|&(name, kind)| Arg { name: name.into(), kind }).collect(),
         workgroup: [64, 1, 1],
         shared_bytes,
+        preparation: None,
     }
 }
 
@@ -144,6 +145,46 @@ fn child() {
     let early = device.load(&counting("griddepcontrol.wait;")).unwrap();
     device.launch(&one(&early, &counter)).unwrap();
     assert_eq!(words(&device, &counter), [106]);
+
+    // A launch of two kernels runs both, the first one first: it makes the smallest number of a zero.
+    {
+        let rw = ArgKind::ReadWrite { align: 4 };
+        let both = Artifact {
+            payload: Payload::Text(
+                ".version 8.0\n.target sm_90a\n.visible .entry scale() {}\n.visible .entry count() {}\n".into(),
+            ),
+            args: scale(0)
+                .args
+                .into_iter()
+                .map(|arg| if arg.name == "in" { Arg { kind: rw, ..arg } } else { arg })
+                .collect(),
+            preparation: Some(Preparation {
+                entry: "count".into(),
+                args: vec![Arg { name: "in".into(), kind: rw }],
+                grid: [1, 1, 1],
+                workgroup: [32, 1, 1],
+                shared_bytes: 0,
+            }),
+            ..scale(0)
+        };
+        let program = device.load(&both).unwrap();
+        let (number, scaled) = (device.allocate(16).unwrap(), device.allocate(16).unwrap());
+        device.upload(&number, 0, &[0; 16]).unwrap();
+        let args = vec![
+            LaunchArg::Buffer(number.view()),
+            LaunchArg::Buffer(scaled.view()),
+            LaunchArg::I32(1),
+            LaunchArg::F32(2f32.powi(100)),
+        ];
+        let launch = Launch { program: &program, grid: [1, 1, 1], args };
+        device.launch(&launch).unwrap();
+        assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-49));
+        device.record(&[launch]).unwrap().unwrap().run().unwrap();
+        assert_eq!(floats(&device, &scaled)[0], 2f32.powi(-48));
+        let first = both.preparation.clone().unwrap();
+        let absent = Artifact { preparation: Some(Preparation { entry: "other".into(), ..first }), ..both };
+        assert!(why(device.load(&absent)).contains("finding other"));
+    }
 
     // Memory of somebody else's, on somebody else's stream.
     let mut own = vec![0u32; 2];

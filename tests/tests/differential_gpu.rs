@@ -84,6 +84,10 @@ fn reference_and_matrix_families_agree() {
         let mut rng = fastrand::Rng::with_seed(seed);
         for family in MATRIX_FAMILIES.iter().filter(|family| (family.refuses)(&op, device).is_none()) {
             let space = (family.space)(&op, device, m);
+            // Some families are for many rows only.
+            if space.is_empty() {
+                continue;
+            }
             let schedule = space[rng.usize(..space.len())];
             served += 1;
             match check(device, &cases::Case { seed, op, m, schedule }) {

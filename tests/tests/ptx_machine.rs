@@ -122,15 +122,7 @@ fn operation(target: &PtxTarget, seed: u64) -> Result<(&'static str, f64), Strin
         if report.passed() { Ok(report.worst_ratio) } else { Err(at(stage, report.first_wrong.unwrap_or_default())) }
     };
     let mut worst = check("interpreter against reference", &expected)?;
-    let mut args: Vec<ArgValue> = problem
-        .buffers
-        .iter()
-        .map(|buffer| match buffer.signature.written {
-            true => ArgValue::unwritten(buffer.bytes.len()),
-            false => ArgValue::filled(buffer.bytes.clone()),
-        })
-        .collect();
-    args.push(ArgValue::I32(problem.m as i32));
+    let args = interpreter::arguments(&problem);
     let grid = lower::grid(&case.op, &case.schedule, case.m);
     let free = free(&legal.body);
     for schedule in Schedule::all() {
@@ -181,7 +173,7 @@ fn reference_interpreter_and_machine_agree() {
     println!("{count} cases, worst error {worst:.3} of its bound, by family {families:?}");
     let shown = failures.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
     assert!(failures.is_empty(), "{} of {count} cases failed:\n{shown}", failures.len());
-    for family in ["spread", "block", "mma", "panel", "ring", "decode", "rows"] {
+    for family in ["spread", "block", "mma", "panel", "dense", "ring", "decode", "rows"] {
         assert!(families.contains_key(family), "no case of family {family}");
     }
 }

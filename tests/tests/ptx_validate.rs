@@ -74,19 +74,25 @@ fn operations() -> Vec<(Op, usize)> {
     list
 }
 
-/// Kernels and modules of one device.
+/// The text of a launch: its kernel, and one that it runs first where there is one.
+struct Module {
+    text: String,
+    kernels: Vec<Kernel>,
+    /// The operation and the schedule, for reports.
+    made_from: String,
+}
+
+/// Modules of one device.
 #[derive(Default)]
 struct Made {
-    kernels: Vec<Kernel>,
-    modules: Vec<String>,
-    /// The operation and the schedule of each, for reports.
-    made_from: Vec<String>,
+    modules: Vec<Module>,
     families: BTreeMap<&'static str, usize>,
 }
 
 /// The schedule that each family which serves an operation offers, each kernel under a name of its own.
 fn make(target: &PtxTarget, share: usize) -> Made {
     let mut made = Made::default();
+    let mut count = 0;
     for (i, (op, m)) in operations().into_iter().enumerate() {
         // Each device takes its share of the operations, and all devices together every one several times.
         if i % 6 == share || (op.name() != "matmul") {
@@ -94,7 +100,7 @@ fn make(target: &PtxTarget, share: usize) -> Made {
             able.extend(matrix_families(&op, target.caps(), m));
             for family in able {
                 // Families of matrix instructions are for few rows or for many.
-                if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel, false)) {
+                if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel | Family::Dense, false)) {
                     continue;
                 }
                 let offered = offered(family, &op, target.caps(), m).expect("kernels of its space");
@@ -107,16 +113,20 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                 for schedule in offered.into_iter().chain(sharing) {
                     let compiled =
                         compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
-                    let text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap();
-                    let name = format!("kernel_{}", made.kernels.len());
-                    made.modules.push(text.replacen(
-                        &format!(".entry {}(", compiled.artifact.entry),
-                        &format!(".entry {name}("),
-                        1,
-                    ));
+                    let mut text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap().to_string();
                     *made.families.entry(family.family.name()).or_default() += 1;
-                    made.made_from.push(format!("{op:?} {schedule:?}"));
-                    made.kernels.push(Kernel { name, ..compiled.legal });
+                    // The text holds what a launch runs first, too.
+                    let first = compiled.preparation.map(|first| (first.artifact.entry, first.legal));
+                    let mut kernels = Vec::new();
+                    for (entry, legal) in first.into_iter().chain([(compiled.artifact.entry, compiled.legal)]) {
+                        let name = format!("kernel_{count}");
+                        count += 1;
+                        let old = format!(".entry {entry}(");
+                        assert_eq!(text.matches(&old).count(), 1, "{entry}");
+                        text = text.replacen(&old, &format!(".entry {name}("), 1);
+                        kernels.push(Kernel { name, ..legal });
+                    }
+                    made.modules.push(Module { text, kernels, made_from: format!("{op:?} {schedule:?}") });
                 }
             }
         }
@@ -213,19 +223,19 @@ fn check(tool: &ptxas::Ptxas, share: usize) -> (BTreeMap<&'static str, usize>, V
     let target = PtxTarget::named(ARCHES[share].name).unwrap();
     let made = make(&target, share);
     let mut wrong = Vec::new();
-    for (first, (kernels, modules)) in made.kernels.chunks(40).zip(made.modules.chunks(40)).enumerate() {
-        let entries = match tool.assemble(target.arch().name, modules, true) {
+    for modules in made.modules.chunks(40) {
+        let texts: Vec<String> = modules.iter().map(|module| module.text.clone()).collect();
+        let entries = match tool.assemble(target.arch().name, &texts, true) {
             Ok(entries) => entries,
             Err(said) => {
                 wrong.push(format!("{}: {}", target.arch().name, said.lines().take(10).collect::<Vec<_>>().join("\n")));
                 continue;
             }
         };
-        for (i, kernel) in kernels.iter().enumerate() {
+        for (kernel, from) in modules.iter().flat_map(|module| module.kernels.iter().map(|k| (k, &module.made_from))) {
             match entries.get(&kernel.name) {
                 Some(entry) => {
                     for fault in faults(kernel, entry, &target) {
-                        let from = &made.made_from[40 * first + i];
                         wrong.push(format!("{}: {fault}: {from}", target.arch().name));
                     }
                 }
@@ -254,7 +264,7 @@ fn every_kernel_assembles_within_its_means() {
     let shown = wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
     assert!(wrong.is_empty(), "{} faults in {count} kernels:\n{shown}", wrong.len());
     assert!(count > 2000, "{count} kernels are too few");
-    for family in ["spread", "block", "mma", "panel", "ring", "decode", "rows"] {
+    for family in ["spread", "block", "mma", "panel", "dense", "ring", "decode", "rows"] {
         assert!(families.contains_key(family), "no kernel of family {family}");
     }
 }

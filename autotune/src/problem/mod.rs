@@ -181,7 +181,9 @@ impl Problem {
                 self.smooth = numbers(rng, count).iter().map(|x: &f32| x.abs() + 0.25).collect();
                 encode_f32(&self.smooth)
             }
-            Role::Output | Role::Workspace => return Err(Error::invalid(format!("`{}` as an input", signature.name))),
+            Role::Output | Role::Workspace | Role::Decoded => {
+                return Err(Error::invalid(format!("`{}` as an input", signature.name)));
+            }
         })
     }
 
@@ -190,7 +192,7 @@ impl Problem {
     pub fn packed_for(&self, schedule: &Schedule, caps: &Caps) -> Result<Problem> {
         let packing = packing(&self.op, schedule, caps);
         let mut problem = self.clone();
-        problem.buffers.retain(|buffer| buffer.signature.role != Role::Workspace);
+        problem.buffers.retain(|buffer| !is_workspace(&buffer.signature));
         if let (Some(weights), true) = (&self.weights, packing != Packing::N16) {
             for (buffer, signature) in problem.buffers.iter_mut().zip(signature_packed(&self.op, packing)?) {
                 if signature.role == Role::Weights {
@@ -199,7 +201,7 @@ impl Problem {
             }
         }
         if let Some(signature) = workspace(&self.op, schedule) {
-            problem.buffers.push(Buffer { signature, bytes: vec![0; signature.bytes(self.m)] });
+            problem.buffers.push(Buffer { signature, bytes: workspace_bytes(&signature, self.m) });
         }
         Ok(problem)
     }
@@ -211,7 +213,7 @@ impl Problem {
 
     /// Bytes that an ideal kernel reads and writes.
     pub fn traffic(&self) -> usize {
-        let counts = |buffer: &&Buffer| buffer.signature.role != Role::Workspace;
+        let counts = |buffer: &&Buffer| !is_workspace(&buffer.signature);
         self.buffers.iter().filter(counts).map(|buffer| buffer.bytes.len()).sum()
     }
 
@@ -223,6 +225,17 @@ impl Problem {
             Op::Quantize(op) => self.m as f64 * op.k as f64,
         }
     }
+}
+
+/// Whether a buffer belongs to a schedule and not to the operation.
+pub fn is_workspace(signature: &Signature) -> bool {
+    matches!(signature.role, Role::Workspace | Role::Decoded)
+}
+
+/// What a workspace holds before the first launch: poison, where its content must not matter.
+pub fn workspace_bytes(signature: &Signature, m: usize) -> Vec<u8> {
+    let content = if signature.role == Role::Decoded { POISON } else { 0 };
+    vec![content; signature.bytes(m)]
 }
 
 fn encode_f32(values: &[f32]) -> Vec<u8> {

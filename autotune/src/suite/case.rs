@@ -3,9 +3,9 @@
 use super::{Failed, Passed};
 use crate::cases::{Case, of_any_family};
 use crate::poison;
-use crate::problem::{POISON, Problem, Sample};
+use crate::problem::{POISON, Problem, Sample, is_workspace};
 use bitsmith_compiler::compile;
-use bitsmith_compiler::lower::{Role, grid};
+use bitsmith_compiler::lower::grid;
 use bitsmith_compiler::op::Op;
 use bitsmith_runtime::{Buffer, Device, Launch, LaunchArg, Program};
 
@@ -122,7 +122,7 @@ impl<'d> Setting<'d> {
             if of.signature.written {
                 outputs.push(own.to_vec());
             } else if let Some(at) = own.iter().zip(&of.bytes).position(|(a, b)| a != b)
-                && of.signature.role != Role::Workspace
+                && !is_workspace(&of.signature)
             {
                 return Err(("inputs", format!("byte {at} of `{name}`, which is only read, was changed")));
             }

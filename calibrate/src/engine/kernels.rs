@@ -167,7 +167,7 @@ impl KernelLinear {
                 (Role::ActivationSums, _) => ready.sums.as_ref(),
                 (Role::Weights, _) => Some(&self.weights),
                 (Role::Bias, _) => self.bias.as_ref(),
-                (Role::Mul | Role::Residual | Role::Gain | Role::Smooth | Role::Workspace, _) => None,
+                (Role::Mul | Role::Residual | Role::Gain | Role::Smooth | Role::Workspace | Role::Decoded, _) => None,
             };
             let buffer = buffer.ok_or_else(|| Error::Bug {
                 message: format!("no buffer for `{}`", signature.name),

@@ -66,6 +66,7 @@ pub fn entry(piece: &Piece<'_>, file: &str, sha256: String) -> Result<KernelEntr
         workgroup: piece.artifact.workgroup,
         scratch_bytes: piece.artifact.shared_bytes,
         args: args.collect(),
+        preparation: piece.artifact.preparation.clone(),
         object: FileEntry { file: file.to_string(), sha256 },
     })
 }
@@ -83,6 +84,7 @@ fn holds(role: Role) -> &'static str {
         Role::Gain => "gain of the norm [k]",
         Role::Smooth => "reciprocal smoothing [k]",
         Role::Output => "result",
+        Role::Decoded => "decoded weights: any content before a launch; for one launch at a time",
         Role::Workspace => "workspace: zero before the first launch, left ready for the next; for one launch at a time",
     }
 }

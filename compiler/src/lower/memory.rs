@@ -37,6 +37,8 @@ pub enum Role {
     Output,
     /// What workgroups leave for each other: zero before the first launch, and again as a launch needs it after each.
     Workspace,
+    /// Decoded weights, which the kernel before the launch's own writes: any content before a launch, for one launch at a time.
+    Decoded,
 }
 
 /// One buffer of an operation.
@@ -66,6 +68,7 @@ impl Signature {
     pub fn access(&self) -> Access {
         match (self.role, self.written) {
             (Role::Workspace, _) => Access::ReadWrite,
+            (Role::Decoded, _) => Access::Write,
             (_, true) => Access::Write,
             (_, false) => Access::Read,
         }
@@ -240,9 +243,31 @@ impl Params {
         workspace: Option<Signature>,
         caps: &Caps,
     ) -> Result<Params> {
+        Params::declare_all(b, op, packing, workspace.map(|s| (s, s.access())), caps)
+    }
+
+    /// The same with weights that another kernel has decoded, which this one only reads.
+    pub fn declare_decoded(
+        b: &mut Builder,
+        op: &Op,
+        packing: Packing,
+        decoded: Signature,
+        caps: &Caps,
+    ) -> Result<Params> {
+        Params::declare_all(b, op, packing, Some((decoded, Access::Read)), caps)
+    }
+
+    fn declare_all(
+        b: &mut Builder,
+        op: &Op,
+        packing: Packing,
+        more: Option<(Signature, Access)>,
+        caps: &Caps,
+    ) -> Result<Params> {
         let mut buffers = Vec::new();
         let least = if caps.subgroup > 1 { VECTOR } else { 1 };
-        for s in signature_packed(op, packing)?.into_iter().chain(workspace) {
+        let own = signature_packed(op, packing)?.into_iter().map(|s| (s, s.access()));
+        for (s, access) in own.chain(more) {
             let bytes = s.bytes(0) as u64;
             if bytes > caps.max_buffer_bytes {
                 return Err(Error::Unsupported(format!(
@@ -254,7 +279,7 @@ impl Params {
                 )));
             }
             let align = if s.role == Role::Weights { caps.buffer_align } else { s.dtype.bits().div_ceil(8).max(least) };
-            buffers.push((s.role, b.buffer(s.name, s.access(), align)));
+            buffers.push((s.role, b.buffer(s.name, access, align)));
         }
         let m = b.scalar("m", Scalar::I32);
         Ok(Params { buffers, m, align: least })

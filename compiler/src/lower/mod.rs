@@ -62,7 +62,7 @@ pub const FAMILIES: &[Implementation] = &[
 ];
 
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
-pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::MMA];
+pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::DENSE, matmul::MMA];
 
 /// Whether a family is one of [`MATRIX_FAMILIES`].
 fn is_matrix_family(family: Family) -> bool {
@@ -80,6 +80,7 @@ pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
 /// What a family's kernels may lose of sums beyond roundings of `f32`, relative to the sum of magnitudes.
 pub fn loss(op: &Op, family: Family) -> f64 {
     match op {
+        Op::Matmul(op) if family == Family::Dense => op.matrix_loss() + op.decoding_loss(),
         Op::Matmul(op) if is_matrix_family(family) => op.matrix_loss(),
         _ => 0.0,
     }
@@ -92,12 +93,31 @@ pub fn signature_of(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Vec<Sig
     Ok(list)
 }
 
-/// The workspace of a kernel. A launch leaves it as it must be before one, so launches may use it one after the other, but no
+/// The workspace of a kernel, or its decoded weights ([`Role::Decoded`]). A launch leaves it as it must be before one, so launches may use it one after the other, but no
 /// two at a time.
 pub fn workspace(op: &Op, schedule: &Schedule) -> Option<Signature> {
     match op {
-        Op::Matmul(_) => matmul::workspace(schedule),
+        Op::Matmul(op) => matmul::workspace(op, schedule),
         Op::Dequant(_) | Op::Quantize(_) => None,
+    }
+}
+
+/// A kernel that each launch runs before its own one, and that must have ended before that one begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preparation {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Which of the launch's buffers it takes, in the order of its parameters.
+    pub takes: Vec<Role>,
+    /// Its workgroups, whatever the number of rows.
+    pub grid: [u32; 3],
+}
+
+/// What a schedule has run before its own kernel; `None` where a launch is one kernel.
+pub fn preparation(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Option<Preparation>> {
+    match op {
+        Op::Matmul(op) => matmul::preparation(op, schedule, caps),
+        Op::Dequant(_) | Op::Quantize(_) => Ok(None),
     }
 }
 
@@ -184,7 +204,23 @@ fn registers_of(schedule: &Schedule) -> Schedule {
 pub fn matrix_families(op: &Op, caps: &Caps, m: usize) -> Vec<&'static Implementation> {
     let mut able: Vec<_> = MATRIX_FAMILIES.iter().filter(|f| (f.refuses)(op, caps).is_none()).collect();
     let first = if m > FEW_ROWS { Family::Panel } else { Family::Ring };
-    able.sort_by_key(|f| f.family != first);
+    let once = matmul::decoding_once_pays(op, caps, m);
+    able.sort_by_key(|f| match f.family {
+        Family::Dense => {
+            if once {
+                0
+            } else {
+                3
+            }
+        }
+        family => {
+            if family == first {
+                1
+            } else {
+                2
+            }
+        }
+    });
     able
 }
 
@@ -255,6 +291,7 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
             | Family::Block
             | Family::Mma
             | Family::Panel
+            | Family::Dense
             | Family::Ring
             | Family::Cooperative,
         ) => {

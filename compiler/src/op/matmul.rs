@@ -122,6 +122,16 @@ impl Matmul {
         }
     }
 
+    /// What weights lose by being rounded to the type of X, relative to their size: its unit
+    /// roundoff. A product of two such numbers is exact in `f32`.
+    pub fn decoding_loss(&self) -> f64 {
+        match self.activation {
+            Activation::Float(DType::F16) => 2f64.powi(-11),
+            Activation::Float(DType::Bf16) => 2f64.powi(-8),
+            _ => 0.0,
+        }
+    }
+
     fn activation_scale(&self, inputs: &MatmulInputs<'_>, m: usize, column: usize) -> f64 {
         match self.activation {
             Activation::Float(_) => 1.0,

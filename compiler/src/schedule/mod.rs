@@ -143,6 +143,8 @@ pub enum Family {
     Mma,
     /// Matmul of many rows by matrix instructions: rows of X go through stages of shared memory.
     Panel,
+    /// Matmul of many rows by matrix instructions over weights that a kernel before it has decoded to 16-bit floats.
+    Dense,
     /// Matmul of few rows by matrix instructions: weights go through rings of stages in shared memory.
     Ring,
     /// Matmul of many rows by cooperative matrices: weights and rows of X lie in shared memory as `f16`.
@@ -155,13 +157,14 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 10] = [
+    pub const ALL: [Family; 11] = [
         Family::Stream,
         Family::Tile,
         Family::Spread,
         Family::Block,
         Family::Mma,
         Family::Panel,
+        Family::Dense,
         Family::Ring,
         Family::Cooperative,
         Family::Decode,
@@ -177,6 +180,7 @@ impl Family {
             Family::Block => "block",
             Family::Mma => "mma",
             Family::Panel => "panel",
+            Family::Dense => "dense",
             Family::Ring => "ring",
             Family::Cooperative => "cooperative",
             Family::Decode => "decode",

@@ -23,6 +23,17 @@ pub trait Target: std::fmt::Debug + Send + Sync {
     /// Emits a legalized kernel. A pure function: the same kernel gives the same bytes.
     fn emit(&self, kernel: &Verified<'_>) -> Result<Artifact>;
 
+    /// An artifact whose launches run another one's kernel first, over this grid.
+    fn prepared(&self, first: Artifact, grid: [u32; 3], artifact: Artifact) -> Result<Artifact> {
+        let _ = grid;
+        Err(Error::Unsupported(format!(
+            "{} before {} in a launch on {}: it launches one kernel",
+            first.entry,
+            artifact.entry,
+            self.caps().name
+        )))
+    }
+
     /// Writes lines for the reader into an artifact that is source made to be read; others stay as they are.
     fn annotate(&self, artifact: Artifact, lines: &[String]) -> Artifact {
         let _ = lines;

@@ -202,6 +202,11 @@ class Linear:
             else:
                 element = next(argument.element for argument in arguments if argument.name == "x")
                 given["x"] = device._in(stack, x, "x", element, [m, self.k])
+            # Where weights are decoded once per launch, they need a place until it has ended.
+            for argument in arguments:
+                if argument.name == "decoded":
+                    given["decoded"] = made("buffer_create", device.handle, argument.bytes)
+                    stack.callback(call, "close", given["decoded"])
             missing = [argument.name for argument in arguments if argument.name not in given]
             if missing:
                 raise Error("unsupported", f"the kernel takes {', '.join(missing)} too; launch it by hand")

@@ -19,6 +19,7 @@ pub(super) fn artifact(target: &TargetEntry, kernel: &KernelEntry, content: Vec<
         args: kernel.args.iter().map(|arg| arg.arg()).collect(),
         workgroup: kernel.workgroup,
         shared_bytes: kernel.scratch_bytes,
+        preparation: kernel.preparation.clone(),
     })
 }
 
@@ -31,6 +32,7 @@ pub(super) fn kv_artifact(target: &TargetEntry, kernel: &KvEntry, content: Vec<u
         args: kernel.args.clone(),
         workgroup: kernel.workgroup,
         shared_bytes: kernel.scratch_bytes,
+        preparation: None,
     })
 }
 

@@ -3,7 +3,7 @@
 
 use super::kv::KvEntry;
 use super::sha256;
-use bitsmith_compiler::artifact::{Arg, ArgKind};
+use bitsmith_compiler::artifact::{Arg, ArgKind, Preparation};
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -134,6 +134,9 @@ pub struct KernelEntry {
     pub scratch_bytes: u64,
     /// Arguments, in order.
     pub args: Vec<ArgEntry>,
+    /// A kernel of the same file that each launch runs first, over a grid of its own; absent where a launch is one kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
     /// Its object file.
     #[serde(flatten)]
     pub object: FileEntry,

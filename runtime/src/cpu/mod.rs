@@ -132,6 +132,7 @@ impl Device for CpuDevice {
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
+        artifact.alone("a CPU")?;
         let made_for = CpuTarget::named(&artifact.target)?;
         if !made_for.runs_here() {
             return Err(Error::Unsupported(format!(

@@ -5,7 +5,7 @@
 use super::CudaDevice;
 use super::context::Memory;
 use super::driver::check;
-use super::module::Module;
+use super::module::{Function, Module};
 use crate::device::{Buffer, Launch, LaunchArg, check_launch};
 use crate::timing::Recording;
 use bitsmith_compiler::{Error, Result};
@@ -19,7 +19,15 @@ const MOST_GROUPS: [u32; 3] = [(1 << 31) - 1, 65535, 65535];
 
 /// A launch that has been checked, with the values of its arguments.
 pub struct Ready<'a> {
-    module: &'a Module,
+    /// Whether its kernels wait by themselves.
+    waits: bool,
+    /// Its kernels in order: one, or two where another runs first.
+    kernels: Vec<Run<'a>>,
+}
+
+/// One kernel of a launch.
+struct Run<'a> {
+    function: &'a Function,
     grid: [u32; 3],
     workgroup: [u32; 3],
     values: Vec<u64>,
@@ -36,11 +44,12 @@ impl<'a> Ready<'a> {
         if launch.grid.contains(&0) {
             return Ok(None);
         }
-        if launch.grid.iter().zip(MOST_GROUPS).any(|(&groups, most)| groups > most) {
-            return Err(Error::Unsupported(format!(
-                "a grid of {:?} workgroups; CUDA takes at most {MOST_GROUPS:?}",
-                launch.grid
-            )));
+        let grids = artifact.preparation.iter().map(|first| first.grid).chain([launch.grid]);
+        for grid in grids {
+            if grid.iter().zip(MOST_GROUPS).any(|(&groups, most)| groups > most) {
+                let most = format!("CUDA takes at most {MOST_GROUPS:?}");
+                return Err(Error::Unsupported(format!("a grid of {grid:?} workgroups; {most}")));
+            }
         }
         let mut values = Vec::with_capacity(launch.args.len());
         for arg in &launch.args {
@@ -51,12 +60,31 @@ impl<'a> Ready<'a> {
                 LaunchArg::F32(x) => x.to_bits() as u64,
             });
         }
+        let mut kernels = Vec::with_capacity(2);
+        match (&artifact.preparation, &module.first) {
+            (Some(first), Some(function)) => {
+                let values = first.places(&artifact.args)?.into_iter().map(|place| values[place]).collect();
+                let (grid, workgroup, entry) = (first.grid, first.workgroup, first.entry.as_str());
+                kernels.push(Run { function, grid, workgroup, values, entry });
+            }
+            (None, None) => {}
+            _ => return Err(Error::invalid(format!("{} was loaded from another artifact", artifact.entry))),
+        }
         let (grid, workgroup, entry) = (launch.grid, artifact.workgroup, artifact.entry.as_str());
-        Ok(Some(Ready { module, grid, workgroup, values, entry }))
+        kernels.push(Run { function: &module.own, grid, workgroup, values, entry });
+        Ok(Some(Ready { waits: module.waits, kernels }))
     }
 
     /// Queues it. The caller holds the context's lock.
     pub fn queue(&mut self, device: &CudaDevice) -> Result<()> {
+        let waits = self.waits;
+        // Kernels of a stream run one after the other.
+        self.kernels.iter_mut().try_for_each(|kernel| kernel.queue(device, waits))
+    }
+}
+
+impl Run<'_> {
+    fn queue(&mut self, device: &CudaDevice, waits: bool) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = self.values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
         // A kernel that waits by itself may start while the one before it still runs.
         let mut attribute = CUlaunchAttribute {
@@ -73,15 +101,15 @@ impl<'a> Ready<'a> {
             blockDimX: block_x,
             blockDimY: block_y,
             blockDimZ: block_z,
-            sharedMemBytes: self.module.dynamic_shared,
+            sharedMemBytes: self.function.dynamic_shared,
             hStream: device.context.stream,
             attrs: &mut attribute,
-            numAttrs: u32::from(self.module.waits),
+            numAttrs: u32::from(waits),
         };
         // SAFETY: `check_launch` matched the arguments to the artifact; the driver copies them before it returns, and each
         // pointer leads to eight bytes, at least as many as its parameter has.
         let status =
-            unsafe { sys::cuLaunchKernelEx(&config, self.module.function, pointers.as_mut_ptr(), ptr::null_mut()) };
+            unsafe { sys::cuLaunchKernelEx(&config, self.function.handle, pointers.as_mut_ptr(), ptr::null_mut()) };
         check(status, &format!("launching {}", self.entry))
     }
 }

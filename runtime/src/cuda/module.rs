@@ -9,20 +9,28 @@ use bitsmith_compiler::artifact::{Artifact, Payload};
 use bitsmith_compiler::target::ptx::STATIC_SHARED;
 use bitsmith_compiler::{Error, Result};
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule, CUresult};
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-/// A loaded module and its one function.
+/// A loaded module and its functions.
 pub struct Module {
     context: Arc<Context>,
     module: CUmodule,
     /// The entry.
-    pub function: CUfunction,
+    pub own: Function,
+    /// The entry that each launch runs first, if there is one.
+    pub first: Option<Function>,
+    /// Whether kernels themselves wait for the one before them, so that they may start early.
+    pub waits: bool,
+}
+
+/// A function of a module.
+pub struct Function {
+    /// The driver's handle.
+    pub handle: CUfunction,
     /// Bytes of shared memory that a launch asks for.
     pub dynamic_shared: u32,
-    /// Whether the kernel itself waits for the one before it, so that it may start early.
-    pub waits: bool,
 }
 
 // SAFETY: the handles are opaque, and the driver may be called with them from any thread.
@@ -45,36 +53,34 @@ impl Module {
         let text = matches!(artifact.payload, Payload::Text(_));
         // A text ends with a zero byte.
         image.push(0);
-        let entry = CString::new(artifact.entry.as_str())
-            .map_err(|_| Error::invalid(format!("the entry {:?} holds a zero byte", artifact.entry)))?;
         let module = assemble(context, &image).map_err(|(status, log)| refused(artifact, text, status, &log))?;
-        let dynamic = artifact.shared_bytes > STATIC_SHARED;
-        let mut module = Module {
-            context: context.clone(),
-            module,
-            function: ptr::null_mut(),
-            dynamic_shared: if dynamic { artifact.shared_bytes as u32 } else { 0 },
-            waits: text && asks_for_early_start(&String::from_utf8_lossy(&image)),
-        };
-        module.find(&entry)?;
+        let empty = || Function { handle: ptr::null_mut(), dynamic_shared: 0 };
+        let waits = text && asks_for_early_start(&String::from_utf8_lossy(&image));
+        // From here on the module is unloaded whatever happens.
+        let mut module = Module { context: context.clone(), module, own: empty(), first: None, waits };
+        module.own = module.find(&artifact.entry, artifact.shared_bytes)?;
+        if let Some(first) = &artifact.preparation {
+            module.first = Some(module.find(&first.entry, first.shared_bytes)?);
+        }
         Ok(module)
     }
 
-    /// Finds the function and raises its limit of shared memory.
-    fn find(&mut self, entry: &CStr) -> Result<()> {
-        let context = self.context.clone();
-        let _guard = context.enter()?;
+    /// Finds a function and raises its limit of shared memory.
+    fn find(&self, entry: &str, shared_bytes: u64) -> Result<Function> {
+        let name = CString::new(entry).map_err(|_| Error::invalid(format!("the entry {entry:?} holds a zero byte")))?;
+        let _guard = self.context.enter()?;
+        let mut handle = ptr::null_mut();
         // SAFETY: the module is loaded, and the name is a C string.
-        let status = unsafe { sys::cuModuleGetFunction(&mut self.function, self.module, entry.as_ptr()) };
-        check(status, &format!("finding {}", entry.to_string_lossy()))?;
-        if self.dynamic_shared > 0 {
+        let status = unsafe { sys::cuModuleGetFunction(&mut handle, self.module, name.as_ptr()) };
+        check(status, &format!("finding {entry}"))?;
+        let dynamic_shared = if shared_bytes > STATIC_SHARED { shared_bytes as u32 } else { 0 };
+        if dynamic_shared > 0 {
             let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of the module just loaded.
-            let status = unsafe { sys::cuFuncSetAttribute(self.function, limit, self.dynamic_shared as i32) };
-            let what = || format!("giving {} {} bytes of shared memory", entry.to_string_lossy(), self.dynamic_shared);
-            check(status, &what())?;
+            let status = unsafe { sys::cuFuncSetAttribute(handle, limit, dynamic_shared as i32) };
+            check(status, &format!("giving {entry} {dynamic_shared} bytes of shared memory"))?;
         }
-        Ok(())
+        Ok(Function { handle, dynamic_shared })
     }
 
     /// Whether it belongs to a context.

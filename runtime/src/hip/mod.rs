@@ -191,6 +191,7 @@ impl Device for HipDevice {
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
+        artifact.alone("HIP")?;
         let made_for = HipTarget::named(&artifact.target)?;
         if made_for.arch() != self.target.arch() {
             return Err(Error::Unsupported(format!(

@@ -184,6 +184,7 @@ impl Device for VulkanDevice {
     }
 
     fn load(&self, artifact: &Artifact) -> Result<Program> {
+        artifact.alone("Vulkan")?;
         let pipeline = Pipeline::new(&self.context, artifact)?;
         Ok(Program { code: Arc::new(pipeline), artifact: Arc::new(artifact.clone()) })
     }

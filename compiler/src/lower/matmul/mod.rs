@@ -3,6 +3,7 @@
 mod block;
 mod columns;
 mod cooperative;
+mod dense;
 mod epilogue;
 mod float;
 mod integer;
@@ -18,14 +19,17 @@ mod tile;
 
 pub(super) use block::{BLOCK, block_rows};
 pub(super) use cooperative::COOPERATIVE;
+pub(super) use dense::{DENSE, pays as decoding_once_pays};
 pub(super) use mma::{MMA, packing};
 pub(super) use panel::PANEL_FAMILY;
-pub(super) use ring::{RING, workspace};
+pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
 
+use super::Preparation;
 use super::activation::Rows;
+use super::memory::Signature;
 use super::team::Team;
 use super::unpack::{Integers, Weights};
 use super::walk::Walk;
@@ -34,7 +38,7 @@ use crate::error::{Error, Result};
 use crate::format::n16::N16;
 use crate::ir::{Builder, Value};
 use crate::op::{Activation, Matmul, Op};
-use crate::schedule::Schedule;
+use crate::schedule::{Family, Schedule};
 
 /// A tile of sums under construction: `vectors` vectors of rows of W for each row of X.
 pub(super) struct Tile<'a> {
@@ -144,6 +148,22 @@ fn schedule_faults(schedule: &Schedule, lanes: usize) -> Vec<String> {
         faults.push(format!("unroll is {}; accepted: 1 to 64", schedule.unroll));
     }
     faults
+}
+
+/// What a schedule's kernels need beside the operation's buffers.
+pub(super) fn workspace(op: &Matmul, schedule: &Schedule) -> Option<Signature> {
+    match schedule.family {
+        Family::Dense => Some(dense::decoded(op)),
+        _ => ring::workspace(schedule),
+    }
+}
+
+/// What a schedule has run before its own kernel.
+pub(super) fn preparation(op: &Matmul, schedule: &Schedule, caps: &Caps) -> Result<Option<Preparation>> {
+    match schedule.family {
+        Family::Dense => dense::preparation(op, caps).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn as_matmul(op: &Op) -> Result<&Matmul> {

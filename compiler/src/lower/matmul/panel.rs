@@ -16,7 +16,8 @@ mod walk;
 
 use self::stages::{Copier, Stages};
 use self::walk::{Engine, Walk};
-use super::products::{Products, cut, lanes_of, listed, rows_of};
+use super::dense::{self, Ready};
+use super::products::{Cut, Products, cut, lanes_of, listed, rows_of};
 use super::{Plan, as_matmul, entry};
 use crate::caps::{Caps, Feature, MmaShape};
 use crate::error::{Error, Result};
@@ -40,18 +41,18 @@ pub(in crate::lower) const PANEL_FAMILY: Implementation = Implementation {
     ],
     estimate: None,
     space,
-    build,
+    build: make,
 };
 
 /// Most blocks whose sums are scaled together, where a segment is not all of K.
-const LONGEST: usize = 16;
+pub(super) const LONGEST: usize = 16;
 
 /// Columns of a block: 128 bytes of a row of X.
-fn block(shape: &MmaShape) -> usize {
+pub(super) fn block(shape: &MmaShape) -> usize {
     128 * 8 / shape.b.bits() as usize
 }
 
-fn refuses(op: &Op, caps: &Caps) -> Option<String> {
+pub(super) fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     if !caps.features.has(Feature::AsyncCopy) {
         return Some(format!("has no asynchronous copies on {}", caps.name));
     }
@@ -69,15 +70,31 @@ fn rows_per_subgroup(caps: &Caps) -> u32 {
     if caps.features.has(Feature::WarpgroupMma) { 16 } else { 32 }
 }
 
-/// The largest tile that the rows of X fill and that gives most units a workgroup, then others.
+/// Rows of X that a tile of a family may have. What decodes in its loop has fewer registers left for sums.
+fn tokens(family: Family, caps: &Caps) -> &'static [u32] {
+    if caps.features.has(Feature::WarpgroupMma) || family == Family::Dense { &[16, 32, 64, 128] } else { &[16, 32, 64] }
+}
+
+/// Rows of W that a tile of a family may have. Weights in 16 bits are read from memory in each tile of rows of X, as X is in
+/// each tile of theirs, so larger tiles pay more.
+fn rows(family: Family) -> &'static [u32] {
+    if family == Family::Dense { &[64, 128, 256] } else { &[64, 128] }
+}
+
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     let Ok((cut, _, shape, _)) = cut(op, caps, block, LONGEST) else { return Vec::new() };
-    let tokens: &[u32] = if caps.features.has(Feature::WarpgroupMma) { &[128, 64, 32, 16] } else { &[64, 32, 16] };
+    tiles(op, caps, m, (Family::Panel, cut.block * shape.b.bits() as usize / 8))
+}
+
+/// The largest tile that the rows of X fill and that gives most units a workgroup, then others, for a family whose stages hold
+/// so many bytes of each row.
+pub(super) fn tiles(op: &Op, caps: &Caps, m: usize, (family, row): (Family, usize)) -> Vec<Schedule> {
     let least = m.next_power_of_two().max(16) as u32;
     let units = caps.gpu.map_or(1, |gpu| gpu.units as usize);
     let n = as_matmul(op).map_or(1, |op| op.n);
-    let fitting = tokens.iter().filter(|&&tokens| tokens <= least);
-    let mut tiles: Vec<(u32, u32)> = fitting.flat_map(|&tokens| [(tokens, 128), (tokens, 64)]).collect();
+    let fitting = tokens(family, caps).iter().rev().filter(|&&tokens| tokens <= least);
+    let both = |&tokens: &u32| rows(family).iter().rev().map(move |&rows| (tokens, rows));
+    let mut tiles: Vec<(u32, u32)> = fitting.flat_map(both).collect();
     tiles.sort_by_key(|&(tile_m, tile_n)| {
         let workgroups = m.div_ceil(tile_m as usize) * n.div_ceil(tile_n as usize);
         let (few, area) = (4 * workgroups < 3 * units, tile_m * tile_n);
@@ -87,11 +104,11 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     for (tile_m, tile_n) in tiles {
         for stages in [4, 3, 2] {
             let threads = tile_n / rows_per_subgroup(caps) * caps.subgroup;
-            let bytes = stages * tile_m * (cut.block as u32 * shape.b.bits() / 8);
+            let bytes = stages * tile_m * row as u32;
             // Two workgroups share a unit.
             let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 1024);
             if bytes <= most.min(caps.max_shared_bytes) {
-                list.push(Schedule::single(Family::Panel, tile_m, tile_n, stages).with_threads(threads, 1));
+                list.push(Schedule::single(family, tile_m, tile_n, stages).with_threads(threads, 1));
             }
         }
     }
@@ -100,13 +117,12 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
 
 fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
     let Schedule { tile_m, tile_n, unroll, threads, split, .. } = *schedule;
-    let tokens: &[u32] = if caps.features.has(Feature::WarpgroupMma) { &[16, 32, 64, 128] } else { &[16, 32, 64] };
     let mine = tile_n / rows_per_subgroup(caps) * caps.subgroup;
     listed(
         schedule,
         &[
-            ("tile_m", tile_m, tokens),
-            ("tile_n", tile_n, &[64, 128]),
+            ("tile_m", tile_m, tokens(schedule.family, caps)),
+            ("tile_n", tile_n, rows(schedule.family)),
             ("unroll", unroll, &[2, 3, 4]),
             ("threads", threads, &[mine]),
             ("split", split, &[1]),
@@ -114,16 +130,26 @@ fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
     )
 }
 
-fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
+/// The kernel of this family, or of family `dense`.
+pub(super) fn make(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
     let faults = faults(schedule, caps);
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
-    let (cut, class, shape, layout) = cut(op, caps, block, LONGEST).map_err(Error::Unsupported)?;
+    let (mut cut, class, shape, layout) = cut(op, caps, block, LONGEST).map_err(Error::Unsupported)?;
+    let decodes = schedule.family != Family::Dense;
+    if !decodes {
+        let block = dense::block(matmul);
+        cut = Cut { block, segment: matmul.k, per: matmul.k / block };
+    }
     let mut b = Builder::new(&entry(matmul, schedule));
     let lanes = lanes_of(shape)?;
-    let params = Params::declare_packed(&mut b, op, Packing::Qt16(class, layout.order), caps)?;
+    let packing = Packing::Qt16(class, layout.order);
+    let params = match decodes {
+        true => Params::declare_packed(&mut b, op, packing, caps)?,
+        false => Params::declare_decoded(&mut b, op, packing, dense::decoded(matmul), caps)?,
+    };
     b.workgroup(schedule.threads, 1, 1);
     let stages = Stages::new(&mut b, matmul, schedule, shape, cut.block, params.get(Role::Activations));
     let (lane, subgroup) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
@@ -143,7 +169,8 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let fragments = Fragments::new(&mut b, (&layout, &lanes), params.get(Role::Weights), read, tiles, lane, caps);
     let (g, t) = (b.bin_imm(BinOp::ShrU, lane, 2), b.bin_imm(BinOp::And, lane, 3));
     let rows = rows_of(&mut b, matmul, &params, first, t, schedule.tile_m as usize / 8);
-    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &rows };
+    let ready = params.find(Role::Decoded).map(|memory| Ready::new(&mut b, matmul, memory, read, lane));
+    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &rows, ready };
     let engine = if caps.features.has(Feature::WarpgroupMma) {
         Engine::Warpgroup
     } else {

@@ -5,6 +5,7 @@
 //! sums of 8-bit floats are taken over to `f32` numbers at the end of each block, since matrix units sum them with fewer
 //! bits than `f32` has.
 
+use super::dense::Ready;
 use super::epilogue::Line;
 use super::{Plan, as_matmul};
 use crate::caps::{Caps, MmaShape};
@@ -112,6 +113,8 @@ pub(super) struct Products<'a> {
     pub fragments: &'a Fragments<'a>,
     /// For each tile of 8 rows of X: the first of this lane's two rows of the result, and both.
     pub rows: &'a [(Value, Rows)],
+    /// Operand A where it needs no decoding.
+    pub ready: Option<Ready>,
 }
 
 /// What chooses the threads that do something for a result of some number.
@@ -142,7 +145,7 @@ impl Products<'_> {
         let zero = self.fragments.layout.format.zero;
         let late = matches!(zero, Zero::Float(_) | Zero::Offset { .. })
             || matches!(zero, Zero::Int(_)) && self.fragments.layout.class == Class::B8;
-        self.shape.acc == DType::F32 && late
+        self.ready.is_none() && self.shape.acc == DType::F32 && late
     }
 
     /// Tiles of rows of W that are summed: those of results, then the one of [`Products::sums_activations`].
@@ -335,6 +338,24 @@ impl Products<'_> {
             });
         }
     }
+}
+
+/// The words of so many strips from one on, `[strip][tile][chunk]`.
+pub(super) fn words_of(b: &mut Builder, fragments: &Fragments<'_>, first: Pos, strips: usize) -> Vec<Vec<Vec<Value>>> {
+    let mut words = Vec::new();
+    for strip in 0..strips {
+        let mut tiles = Vec::new();
+        for tile in 0..fragments.blocks {
+            let mut chunks = Vec::new();
+            for chunk in fragments.chunks() {
+                let from = fragments.chunk(b, first.plus(strip), chunk, tile);
+                chunks.push(b.load(Type::vector(Scalar::I32, 4), from, 16));
+            }
+            tiles.push(chunks);
+        }
+        words.push(tiles);
+    }
+    words
 }
 
 /// A fragment from its registers.

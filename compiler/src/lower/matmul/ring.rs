@@ -209,7 +209,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let first = b.bin_imm(BinOp::Mul, tile_x, tile_m as i64);
     let fragments = places.at(&mut b, start, caps);
     let input = Input::new(&mut b, (matmul, shape, tile_m), &params, (first, lane));
-    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows };
+    let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows, ready: None };
     let strips = strips_of(&cut, matmul.k);
     let ring = Ring::new(&mut b, schedule, (strips, &fragments), matmul.k / cut.block / strips, lane, caps);
     let walk = Walk { products, ring: &ring, team: &team, x: params.get(Role::Activations), columns: &input.columns };
@@ -303,7 +303,7 @@ fn shared(
     let stages = begin(b, &ring, &find, index, caps);
     share.each_tile(b, (index, stages), ring.split, |b, part, state| {
         let fragments = places.at(b, part.start, caps);
-        let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows };
+        let products = Products { op: matmul, shape, cut, fragments: &fragments, rows: &input.rows, ready: None };
         let (x, columns) = (params.get(Role::Activations), &input.columns);
         let walk = Walk { products, ring: &ring, team, x, columns };
         let (stages, sums) = part.walk(b, &walk, state, &find);

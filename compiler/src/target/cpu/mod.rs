@@ -210,6 +210,7 @@ impl Target for CpuTarget {
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
+            preparation: None,
         })
     }
 

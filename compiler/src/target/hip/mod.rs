@@ -93,6 +93,7 @@ impl Target for HipTarget {
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
+            preparation: None,
         })
     }
 

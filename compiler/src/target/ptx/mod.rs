@@ -7,6 +7,7 @@
 //!
 //! - Parameters in order: a buffer is its 64-bit global address, a scalar is 4 or 8 bytes.
 //! - The block has the artifact's `workgroup`, the grid is the caller's.
+//! - Where a launch is two kernels, the text has an entry for each ([`Preparation`]).
 //! - Up to 48 KB of shared memory are declared in the text. Where `shared_bytes` is more, all of it is dynamic: the
 //!   launch asks for that many bytes, after raising the function's limit.
 
@@ -25,7 +26,7 @@ mod text;
 pub use arch::{ARCHES, Arch};
 pub use emit::STATIC_SHARED;
 
-use crate::artifact::{Artifact, Payload};
+use crate::artifact::{Artifact, Payload, Preparation};
 use crate::caps::{self, Caps, Feature};
 use crate::error::{Error, Result};
 use crate::ir::{self, Verified};
@@ -117,7 +118,39 @@ impl Target for PtxTarget {
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
+            preparation: None,
         })
+    }
+
+    fn prepared(&self, first: Artifact, grid: [u32; 3], artifact: Artifact) -> Result<Artifact> {
+        let refuse = |what: &str| Error::Unsupported(format!("{} before {}: {what}", first.entry, artifact.entry));
+        let (Payload::Text(before), Payload::Text(own)) = (&first.payload, &artifact.payload) else {
+            return Err(refuse("no PTX text"));
+        };
+        if first.entry == artifact.entry {
+            return Err(refuse("both have one name"));
+        }
+        // A module declares dynamic shared memory once.
+        if first.shared_bytes > STATIC_SHARED {
+            return Err(refuse("the first asks for more shared memory than an entry may declare"));
+        }
+        let entry = before.find(".visible .entry").map(|start| &before[start..]);
+        let text = format!("{own}\n{}", entry.ok_or_else(|| refuse("the first has no entry"))?);
+        let preparation = Preparation {
+            entry: first.entry,
+            args: first.args,
+            grid,
+            workgroup: first.workgroup,
+            shared_bytes: first.shared_bytes,
+        };
+        // What the first kernel writes, the launch writes.
+        let mut args = artifact.args;
+        for (place, own) in preparation.places(&args)?.into_iter().zip(&preparation.args) {
+            if own.kind.writes() {
+                args[place].kind = own.kind;
+            }
+        }
+        Ok(Artifact { payload: Payload::Text(text), args, preparation: Some(preparation), ..artifact })
     }
 
     fn show(&self, kernel: &Verified<'_>, stage: &str) -> Option<Result<String>> {

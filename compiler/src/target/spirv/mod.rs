@@ -131,6 +131,7 @@ impl Target for SpirvTarget {
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
+            preparation: None,
         })
     }
 

@@ -85,6 +85,7 @@ impl Target for WgslTarget {
             args: kernel.params.iter().map(arg).collect::<Result<_>>()?,
             workgroup: kernel.workgroup,
             shared_bytes: kernel.shared_bytes(),
+            preparation: None,
         })
     }
 

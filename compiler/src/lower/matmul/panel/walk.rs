@@ -4,8 +4,10 @@
 
 use super::stages::{Copier, Stages};
 use crate::ir::{Asynchronous, BinOp, Builder, CmpOp, Factor, Panel, Scalar, Type, Value};
-use crate::lower::matmul::products::{Products, fragment};
+use crate::lower::matmul::dense::STEP;
+use crate::lower::matmul::products::{Products, fragment, words_of};
 use crate::lower::memory::at;
+use crate::lower::memory::scalar_of;
 use crate::lower::walk::{Pos, repeat};
 
 /// Who multiplies.
@@ -91,7 +93,7 @@ struct Kept {
     /// Byte of the stage to read, and of the one to write, `i32`.
     read: Value,
     write: Value,
-    /// The words of the block, `[strip][tile][chunk]` in one list.
+    /// The words of the block in one list: `[strip][tile][chunk]`, or `[tile][step]` where they lie ready.
     words: Vec<Value>,
 }
 
@@ -121,6 +123,9 @@ impl Walk<'_> {
         let write = b.int(Scalar::I32, (ahead * stages.bytes()) as i64);
         let words = self.words(b, Pos::fixed(0));
         let count = words.len();
+        if products.ready.is_some() {
+            return self.ready(b, Kept { read, write, words });
+        }
         let zeros = products.zeros(b);
         let state = Kept { read, write, words }.joined(zeros);
         let per = products.cut.per;
@@ -132,10 +137,39 @@ impl Walk<'_> {
         Kept::split(&state, count).1
     }
 
+    /// The results over all of K where nothing is decoded or scaled.
+    fn ready(&self, b: &mut Builder, kept: Kept) -> Vec<Value> {
+        let products = &self.products;
+        let count = kept.words.len();
+        let (lanes, sums) = self.engine.sums(products);
+        let nothing = products.no_sums(b, lanes, sums);
+        let ty = Type::vector(scalar_of(products.shape.a), products.shape.a_elements() as u8);
+        let state = repeat(b, self.stages.blocks, 1, kept.joined(nothing), |b, block, state| {
+            let (kept, sums) = Kept::split(&state, count);
+            let (words, next) = self.advance(b, block, &kept);
+            let a: Vec<Vec<Value>> = words
+                .chunks(count / products.fragments.blocks)
+                .map(|steps| steps.iter().map(|&words| b.bitcast(words, ty)).collect())
+                .collect();
+            let sums = self.engine.multiply(b, products, self.stages, (kept.read, 0), &a, sums);
+            next.joined(sums)
+        });
+        let (_, sums) = Kept::split(&state, count);
+        let tokens = products.rows.len();
+        (0..products.count())
+            .map(|i| {
+                let parts =
+                    [0, 1, 2, 3].map(|element| self.engine.sum(b, products, &sums, (i / tokens, i % tokens, element)));
+                b.vector(&parts)
+            })
+            .collect()
+    }
+
     /// A block that holds whole groups, or whose sums are scaled though its group goes on.
     fn whole(&self, b: &mut Builder, block: Pos, kept: Kept, mut results: Vec<Value>) -> Vec<Value> {
         let products = &self.products;
         let (words, next) = self.advance(b, block, &kept);
+        let words = self.by_tile(&words);
         let (lanes, count) = self.engine.sums(products);
         for part in products.parts(b, block, &words) {
             let sums = products.no_sums(b, lanes, count);
@@ -158,6 +192,7 @@ impl Walk<'_> {
             let (kept, sums) = Kept::split(&state, held);
             let block = first.add(b, turn);
             let (words, next) = self.advance(b, block, &kept);
+            let words = self.by_tile(&words);
             let part = products.parts(b, block, &words).swap_remove(0);
             let sums = self.engine.multiply(b, products, self.stages, (kept.read, 0), &part.a, sums);
             next.joined(sums)
@@ -171,24 +206,25 @@ impl Walk<'_> {
     }
 
     fn words(&self, b: &mut Builder, block: Pos) -> Vec<Value> {
+        let fragments = self.products.fragments;
+        if let Some(ready) = &self.products.ready {
+            return ready.words(b, block, self.products.cut.block / STEP, fragments.blocks);
+        }
         let strips = self.products.strips();
         let first = block.times(b, strips);
-        let fragments = self.products.fragments;
-        let mut words = Vec::new();
-        for strip in 0..strips {
-            for tile in 0..fragments.blocks {
-                for chunk in fragments.chunks() {
-                    let from = fragments.chunk(b, first.plus(strip), chunk, tile);
-                    words.push(b.load(Type::vector(Scalar::I32, 4), from, 16));
-                }
-            }
-        }
-        words
+        words_of(b, fragments, first, strips).into_iter().flatten().flatten().collect()
+    }
+
+    /// Words that were kept in one list, `[strip][tile][chunk]`.
+    fn by_tile(&self, words: &[Value]) -> Vec<Vec<Vec<Value>>> {
+        let (tiles, chunks) = (self.products.fragments.blocks, self.products.fragments.chunks().len());
+        let strip = |words: &[Value]| words.chunks(chunks).map(<[Value]>::to_vec).collect();
+        words.chunks(tiles * chunks).map(strip).collect()
     }
 
     /// Waits for the stage of a block, starts the copies of a later block and the reads of the next one's words. Gives this
-    /// block's words, `[strip][tile][chunk]`, and what the next one finds.
-    fn advance(&self, b: &mut Builder, block: Pos, kept: &Kept) -> (Vec<Vec<Vec<Value>>>, Kept) {
+    /// block's words and what the next one finds.
+    fn advance(&self, b: &mut Builder, block: Pos, kept: &Kept) -> (Vec<Value>, Kept) {
         let stages = self.stages;
         let ahead = stages.count - 1;
         b.async_wait(ahead as u8 - 1);
@@ -218,9 +254,6 @@ impl Walk<'_> {
             }
         };
         let next = self.words(b, next);
-        let (tiles, chunks) = (self.products.fragments.blocks, self.products.fragments.chunks().len());
-        let strip = |words: &[Value]| words.chunks(chunks).map(<[Value]>::to_vec).collect();
-        let mine = kept.words.chunks(tiles * chunks).map(strip).collect();
-        (mine, Kept { read: stages.next(b, kept.read), write: stages.next(b, kept.write), words: next })
+        (kept.words.clone(), Kept { read: stages.next(b, kept.read), write: stages.next(b, kept.write), words: next })
     }
 }
