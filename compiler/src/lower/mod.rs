@@ -93,8 +93,8 @@ pub fn signature_of(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Vec<Sig
     Ok(list)
 }
 
-/// The workspace of a kernel, or its decoded weights ([`Role::Decoded`]). A launch leaves it as it must be before one, so launches may use it one after the other, but no
-/// two at a time.
+/// The workspace of a kernel, or its decoded weights ([`Role::Decoded`]). A launch leaves it as it must be before one, so
+/// launches may use it one after the other, but no two at a time.
 pub fn workspace(op: &Op, schedule: &Schedule) -> Option<Signature> {
     match op {
         Op::Matmul(op) => matmul::workspace(op, schedule),
@@ -194,7 +194,7 @@ pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Resul
 /// stages lie in shared memory.
 fn registers_of(schedule: &Schedule) -> Schedule {
     match schedule.family {
-        Family::Ring | Family::Panel => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
+        Family::Ring | Family::Panel | Family::Dense => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
         Family::Mma => Schedule { threads: 1, split: 1, ..*schedule },
         _ => *schedule,
     }
@@ -206,20 +206,10 @@ pub fn matrix_families(op: &Op, caps: &Caps, m: usize) -> Vec<&'static Implement
     let first = if m > FEW_ROWS { Family::Panel } else { Family::Ring };
     let once = matmul::decoding_once_pays(op, caps, m);
     able.sort_by_key(|f| match f.family {
-        Family::Dense => {
-            if once {
-                0
-            } else {
-                3
-            }
-        }
-        family => {
-            if family == first {
-                1
-            } else {
-                2
-            }
-        }
+        Family::Dense if once => 0,
+        family if family == first => 1,
+        Family::Dense => 3,
+        _ => 2,
     });
     able
 }
