@@ -299,13 +299,11 @@ impl Kernel<'_> {
         }
         let unseen = b.f32(lanes, f32::NEG_INFINITY);
         let zero = b.int(Type::vector(Scalar::I32, lanes), 0);
-        let hide = |b: &mut Builder, s: Value, seen: Value| b.select(seen, s, unseen);
         let before = b.cmp(CmpOp::LeS, zero, behind);
-        s = hide(b, s, before);
         let left = b.bin(BinOp::Sub, self.item[4], token);
         let left = narrow(b, left);
         let inside = b.cmp(CmpOp::LtS, lane, left);
-        s = hide(b, s, inside);
+        let mut seen = b.bin(BinOp::And, before, inside);
         if let Sight::Window { window, first } = self.op.sight {
             let limit = b.int(Type::vector(Scalar::I32, lanes), window as i64);
             let near = b.cmp(CmpOp::LtS, behind, limit);
@@ -318,9 +316,9 @@ impl Kernel<'_> {
                 let early = b.cmp(CmpOp::LtS, number, limit);
                 b.bin(BinOp::Or, near, early)
             };
-            s = hide(b, s, near);
+            seen = b.bin(BinOp::And, seen, near);
         }
-        s
+        b.select(seen, s, unseen)
     }
 }
 
