@@ -196,15 +196,14 @@ impl Kernel<'_> {
             };
             let scale = self.times_constant(b, scale, post);
             for (r, row) in rows.clone().enumerate() {
+                let Some(memory) = self.arrays.q_sum else {
+                    out[r].push(b.mul(sums[r][v], scale));
+                    continue;
+                };
                 let start = if kind.per == KvPer::Channel {
-                    match self.arrays.q_sum {
-                        Some(memory) => {
-                            let index = int(b, row);
-                            let sum = self.read(b, memory, index, 0, 1);
-                            b.splat(sum, lanes)
-                        }
-                        None => b.f32(lanes, 0.0),
-                    }
+                    let index = int(b, row);
+                    let sum = self.read(b, memory, index, 0, 1);
+                    b.splat(sum, lanes)
                 } else {
                     let none = b.f32(lanes, 0.0);
                     self.with_offset(b, row, None, none, scale, offset)
