@@ -5,7 +5,8 @@ mod tools;
 use crate::failure::Failure;
 use crate::{Io, Outcome};
 use bitsmith_compiler::op::Op;
-use bitsmith_compiler::schedule::Schedule;
+use bitsmith_compiler::op::kv::KvOp;
+use bitsmith_compiler::schedule::{KvSchedule, Schedule};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::{Compiled, Error, ir};
 use clap::ValueEnum;
@@ -64,6 +65,27 @@ impl Emit {
         compiled: &Compiled,
         target: &dyn Target,
     ) -> Result<Option<Map<String, Value>>, Failure> {
+        self.described((&|| describe(op), &|| describe_schedule(schedule)), compiled, target)
+    }
+
+    /// The same of a kernel of a KV cache.
+    pub(crate) fn of_kv(
+        &self,
+        op: &KvOp,
+        schedule: &KvSchedule,
+        compiled: &Compiled,
+        target: &dyn Target,
+    ) -> Result<Option<Map<String, Value>>, Failure> {
+        self.described((&|| format!("{op:?}"), &|| format!("{schedule:?}")), compiled, target)
+    }
+
+    /// The requested stages of a kernel whose operation and schedule the two functions put into words.
+    fn described(
+        &self,
+        (op, schedule): (&dyn Fn() -> String, &dyn Fn() -> String),
+        compiled: &Compiled,
+        target: &dyn Target,
+    ) -> Result<Option<Map<String, Value>>, Failure> {
         let entry = &compiled.artifact.entry;
         if self.emit.is_empty() || self.only.as_ref().is_some_and(|only| !entry.contains(only.as_str())) {
             return Ok(None);
@@ -71,8 +93,8 @@ impl Emit {
         let mut stages = Map::new();
         for &stage in &self.emit {
             let text = match stage {
-                Stage::Op => describe(op),
-                Stage::Schedule => describe_schedule(schedule),
+                Stage::Op => op(),
+                Stage::Schedule => schedule(),
                 Stage::Kir => compiled.kernel.to_string(),
                 Stage::Legal => compiled.legal.to_string(),
                 Stage::Sass | Stage::Cubin | Stage::Resources => tools::nvidia(stage, &compiled.artifact)?,

@@ -149,7 +149,7 @@ fn main() -> Result<()> {
                 done += count;
             }
             let options = AttendOptions::causal(1.0 / (SHAPE.k_dim as f32).sqrt());
-            let options = AttendOptions { arithmetic, ..options };
+            let options = AttendOptions { arithmetic: Some(arithmetic), ..options };
             cache.attend(0, q.view(), y.view(), &options)?;
             let mut bytes = vec![0; y.bytes()];
             device.download(&y, 0, &mut bytes)?;

@@ -12,6 +12,7 @@ mod device;
 pub mod hip;
 pub mod kv;
 pub mod machine;
+mod pages;
 pub mod roofs;
 pub mod timing;
 pub mod vulkan;

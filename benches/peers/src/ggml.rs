@@ -1,4 +1,4 @@
-//! ggml's CPU backend: `mul_mat` over weights in a plain buffer or in its `CPU_REPACK` buffer.
+//! ggml's CPU backend: `mul_mat` over weights in a plain buffer or in its `CPU_REPACK` buffer, and `flash_attn_ext`.
 //!
 //! Always holds: every pointer that ggml gave is freed once, after what depends on it.
 
@@ -16,6 +16,7 @@ pub fn kind(name: &str) -> Option<sys::ggml_type> {
         "q4_k" => sys::GGML_TYPE_Q4_K,
         "q6_k" => sys::GGML_TYPE_Q6_K,
         "tq2_0" => sys::GGML_TYPE_TQ2_0,
+        "f16" => sys::GGML_TYPE_F16,
         _ => return None,
     })
 }
@@ -38,6 +39,19 @@ pub fn quantize(kind: sys::ggml_type, floats: &[f32], n: usize, k: usize) -> Vec
     };
     assert_eq!(written, out.len(), "ggml wrote another number of bytes than its rows have");
     out
+}
+
+/// The numbers that blocks of a type stand for.
+pub fn dequantize(kind: sys::ggml_type, blocks: &[u8], count: usize) -> Result<Vec<f32>, String> {
+    let mut out = vec![0f32; count];
+    // SAFETY: the traits are constants; `blocks` holds `count` numbers (checked), and `out` takes as many.
+    unsafe {
+        assert_eq!(blocks.len(), sys::ggml_row_size(kind, count as i64), "blocks of another number of numbers");
+        let traits = sys::ggml_get_type_traits(kind);
+        let convert = (*traits).to_float.ok_or("ggml cannot read this type")?;
+        convert(blocks.as_ptr().cast(), out.as_mut_ptr(), count as i64);
+    }
+    Ok(out)
 }
 
 /// Keeps ggml from telling which layout it takes for each tensor, copy after copy.
@@ -78,6 +92,87 @@ pub struct Ggml {
 }
 
 impl Ggml {
+    /// A backend with threads of its own, and room for `graphs` graphs of so many tensors each, and a shared input.
+    pub fn open(name: &str, graphs: usize, tensors: usize, threads: usize) -> Result<Ggml, String> {
+        // SAFETY: objects are made in the order in which ggml wants them, and checked for null before they are used.
+        unsafe {
+            let params = sys::ggml_init_params {
+                mem_size: sys::ggml_tensor_overhead() * (tensors * graphs + 9)
+                    + sys::ggml_graph_overhead_custom(8, false) * graphs,
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            };
+            let backend = sys::ggml_backend_cpu_init();
+            let mut pool_params = sys::ggml_threadpool_params_default(threads as i32);
+            let pool = sys::ggml_threadpool_new(&mut pool_params);
+            let context = sys::ggml_init(params);
+            if backend.is_null() || pool.is_null() || context.is_null() {
+                return Err("ggml has no memory".into());
+            }
+            sys::ggml_backend_cpu_set_n_threads(backend, threads as i32);
+            sys::ggml_backend_cpu_set_threadpool(backend, pool);
+            Ok(Ggml {
+                name: name.into(),
+                context,
+                backend,
+                pool,
+                buffers: Vec::new(),
+                graphs: Vec::new(),
+                output: std::ptr::null_mut(),
+                outputs: 0,
+                weight_bytes: 0,
+                turn: 0,
+            })
+        }
+    }
+
+    /// Attention of one query token `[heads, dim]` over `copies` copies of keys and values, each `[kv head, token, dim]` in
+    /// blocks of a type.
+    pub fn attention(
+        kind: sys::ggml_type,
+        (keys, values): (&[u8], &[u8]),
+        q: &[f32],
+        (heads, kv_heads, tokens, dim): (usize, usize, usize, usize),
+        copies: usize,
+        threads: usize,
+    ) -> Result<Ggml, String> {
+        let mut this = Ggml::open("ggml flash attention", copies, 3, threads)?;
+        (this.outputs, this.weight_bytes) = (heads * dim, keys.len() + values.len());
+        // SAFETY: the tensors have the sizes of what is copied into them (checked), and belong to this context.
+        unsafe {
+            let (context, backend) = (this.context, this.backend);
+            let plain = sys::ggml_backend_get_default_buffer_type(backend);
+            let query = sys::ggml_new_tensor_3d(context, sys::GGML_TYPE_F32, dim as i64, 1, heads as i64);
+            this.place(plain, query)?;
+            assert_eq!(sys::ggml_nbytes(query), q.len() * 4, "ggml's query has another size");
+            sys::ggml_backend_tensor_set(query, q.as_ptr().cast(), 0, q.len() * 4);
+            for copy in 0..copies {
+                let mut sides = Vec::new();
+                for bytes in [keys, values] {
+                    let side = sys::ggml_new_tensor_3d(context, kind, dim as i64, tokens as i64, kv_heads as i64);
+                    this.place(plain, side)?;
+                    assert_eq!(sys::ggml_nbytes(side), bytes.len(), "ggml's cache has another size");
+                    sys::ggml_backend_tensor_set(side, bytes.as_ptr().cast(), 0, bytes.len());
+                    sides.push(side);
+                }
+                let scale = 1.0 / (dim as f32).sqrt();
+                let none = std::ptr::null_mut();
+                let output = sys::ggml_flash_attn_ext(context, query, sides[0], sides[1], none, scale, 0.0, 0.0);
+                this.place(plain, output)?;
+                if !sys::ggml_backend_supports_op(backend, output) {
+                    return Err("ggml has no flash attention over this type".into());
+                }
+                let graph = sys::ggml_new_graph_custom(context, 8, false);
+                sys::ggml_build_forward_expand(graph, output);
+                this.graphs.push(graph);
+                if copy == 0 {
+                    this.output = output;
+                }
+            }
+            Ok(this)
+        }
+    }
+
     /// Weights in `copies` copies and activations `[m, k]`. `None` if `repack` is wanted and ggml has none for the type.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
@@ -92,34 +187,10 @@ impl Ggml {
         // SAFETY: objects are made in the order in which ggml wants them, each is checked for null before it is used, and
         // `blocks` and `x` have the sizes that the tensors are given.
         unsafe {
-            let tensors = 2 * copies + 1;
-            let params = sys::ggml_init_params {
-                mem_size: sys::ggml_tensor_overhead() * (tensors + 8)
-                    + sys::ggml_graph_overhead_custom(8, false) * copies,
-                mem_buffer: std::ptr::null_mut(),
-                no_alloc: true,
-            };
-            let backend = sys::ggml_backend_cpu_init();
-            let mut pool_params = sys::ggml_threadpool_params_default(threads as i32);
-            let pool = sys::ggml_threadpool_new(&mut pool_params);
-            let context = sys::ggml_init(params);
-            if backend.is_null() || pool.is_null() || context.is_null() {
-                return Err("ggml has no memory".into());
-            }
-            sys::ggml_backend_cpu_set_n_threads(backend, threads as i32);
-            sys::ggml_backend_cpu_set_threadpool(backend, pool);
-            let mut this = Ggml {
-                name: format!("ggml {}", if repack { "repack" } else { "plain" }),
-                context,
-                backend,
-                pool,
-                buffers: Vec::new(),
-                graphs: Vec::new(),
-                output: std::ptr::null_mut(),
-                outputs: m * n,
-                weight_bytes: blocks.len(),
-                turn: 0,
-            };
+            let mut this =
+                Ggml::open(&format!("ggml {}", if repack { "repack" } else { "plain" }), copies, 2, threads)?;
+            (this.outputs, this.weight_bytes) = (m * n, blocks.len());
+            let (context, backend) = (this.context, this.backend);
             let plain = sys::ggml_backend_get_default_buffer_type(backend);
             let kept = if repack {
                 match repack_buffer(backend) {

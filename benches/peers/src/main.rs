@@ -6,6 +6,7 @@
 //! Some peers take their number of threads from the environment of their process, so each number of threads is measured
 //! in a process of its own.
 
+mod attend;
 mod candle;
 mod contest;
 mod ggml;
@@ -22,9 +23,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// ggml, candle, onnxruntime and OpenVINO beside ours, in one run
+/// ggml, candle, onnxruntime and OpenVINO beside ours, in one run: products of matrices, and `attend`
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Formats [default: all]
     #[arg(long, value_delimiter = ',')]
     formats: Vec<String>,
@@ -57,9 +61,19 @@ struct Args {
     inner: bool,
 }
 
+/// Contests other than products.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    Attend(attend::Attend),
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = if args.inner { inner(&args) } else { outer(&args) };
+    let done = match &args.other {
+        Some(Other::Attend(attend)) => attend.run(),
+        None if args.inner => inner(&args),
+        None => outer(&args),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {

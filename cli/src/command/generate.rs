@@ -2,7 +2,7 @@
 
 mod cache;
 
-use crate::bundle::{self, KvPiece, MANIFEST, Part, Piece};
+use crate::bundle::{self, MANIFEST, Part, Piece};
 use crate::failure::Failure;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
@@ -136,7 +136,7 @@ impl Generate {
                     .zip(&side.compiled)
                     .map(|(kernel, made)| piece(kernel, made, side.place.target().caps()))
                     .collect(),
-                kv: &side.kv,
+                kv: &side.kv.pieces,
             })
             .collect();
         let files = bundle::files(&parts, recipe.name, &model.name)?;
@@ -158,7 +158,17 @@ impl Generate {
             }
         }
         for side in &sides {
-            entries.extend(side.kv.iter().map(|piece| match sides.len() {
+            for (entry, stages) in &side.kv.stages {
+                let entry = match sides.len() {
+                    1 => entry.clone(),
+                    _ => format!("{}/{entry}", side.place.maker.name()),
+                };
+                if !self.json {
+                    stages::print(io, &entry, stages)?;
+                }
+                emitted.insert(entry, Value::Object(stages.clone()));
+            }
+            entries.extend(side.kv.pieces.iter().map(|piece| match sides.len() {
                 1 => piece.artifact.entry.clone(),
                 _ => format!("{}/{}", side.place.maker.name(), piece.artifact.entry),
             }));
@@ -221,7 +231,7 @@ struct Side<'a> {
     plan: Plan,
     compiled: Vec<Compiled>,
     /// Kernels of KV caches.
-    kv: Vec<KvPiece>,
+    kv: cache::Kernels,
     /// Where it is measured.
     device: Option<Arc<dyn Device>>,
 }
@@ -247,8 +257,8 @@ impl Generate {
             .map(|kernel| Ok(compile(&kernel.op, &kernel.schedule, place.target())?))
             .collect::<Result<Vec<Compiled>, Failure>>()?;
         let result = self.result.map_or(DType::F16, super::Float::dtype);
-        let kv = self.cache.kernels(request.model, result, place.target())?;
-        if !kv.is_empty() && device.is_some() {
+        let kv = self.cache.kernels(request.model, result, place.target(), &self.emit)?;
+        if !kv.pieces.is_empty() && device.is_some() {
             plan.notes.push("kernels of the KV cache are not measured here; `bench attend` does it".into());
         }
         Ok(Side { place, plan, compiled, kv, device })

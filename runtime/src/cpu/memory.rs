@@ -1,6 +1,8 @@
 //! Aligned host memory that kernels reach by address.
 
+use crate::pages;
 use bitsmith_compiler::{Error, Result};
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -11,8 +13,17 @@ const ALIGN: usize = 64;
 pub(super) struct Memory {
     start: NonNull<u8>,
     bytes: usize,
-    /// Whether it is ours to free.
-    owned: bool,
+    owner: Owner,
+}
+
+/// Who frees it.
+enum Owner {
+    /// Allocated here.
+    Here,
+    /// Pages of the system's, freed with this.
+    Pages { _map: MmapMut },
+    /// Somebody else.
+    Foreign,
 }
 
 // SAFETY: the memory is owned, and every access to its content is made under the device's lock.
@@ -24,10 +35,15 @@ impl Memory {
     /// Zeroed memory; fails where the system has none left.
     pub fn new(bytes: usize) -> Result<Memory> {
         let refuse = || Error::invalid(format!("{bytes} bytes of memory: the system has not that much"));
+        if bytes >= pages::LARGE {
+            let mut map = pages::zeroed(bytes).map_err(|_| refuse())?;
+            let start = NonNull::new(map.as_mut_ptr()).ok_or_else(refuse)?;
+            return Ok(Memory { start, bytes, owner: Owner::Pages { _map: map } });
+        }
         let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| refuse())?;
         // SAFETY: the layout's size is at least 1.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refuse)?;
-        Ok(Memory { start, bytes, owned: true })
+        Ok(Memory { start, bytes, owner: Owner::Here })
     }
 
     /// Memory of somebody else. Fails where it is null or does not start at a cache line.
@@ -36,7 +52,9 @@ impl Memory {
     /// It must outlive this, and nobody else may touch it under the device's lock.
     pub unsafe fn foreign(start: *mut u8, bytes: usize) -> Result<Memory> {
         match NonNull::new(start) {
-            Some(start) if (start.as_ptr() as usize).is_multiple_of(ALIGN) => Ok(Memory { start, bytes, owned: false }),
+            Some(start) if (start.as_ptr() as usize).is_multiple_of(ALIGN) => {
+                Ok(Memory { start, bytes, owner: Owner::Foreign })
+            }
             _ => Err(Error::invalid(format!("memory at {start:p}; accepted: a multiple of {ALIGN} bytes"))),
         }
     }
@@ -69,9 +87,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
+        let Owner::Here = self.owner else { return };
         let layout = Layout::from_size_align(self.bytes.max(1), ALIGN).expect("it was valid when allocated");
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr(), layout) };

@@ -3,7 +3,7 @@
 use super::plan::{Queries, Segment, Splits, attend as plan_attend};
 use super::{AttendOptions, KvCache};
 use crate::{LaunchArg, View};
-use bitsmith_compiler::op::kv::{Attend, ITEM, KvOp, Merge, ROW};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, ITEM, KvOp, Merge, ROW};
 use bitsmith_compiler::{Error, Result};
 
 impl KvCache {
@@ -35,7 +35,7 @@ impl KvCache {
             softcap: options.softcap,
             alibi: !options.slopes.is_empty(),
             sight: options.sight,
-            arithmetic: options.arithmetic,
+            arithmetic: Arithmetic::Float,
         };
         KvOp::Attend(op).checked()?;
         let queries = self.programs.queries(&op, longest);
@@ -77,7 +77,9 @@ impl KvCache {
             if plan.items[i].is_empty() {
                 continue;
             }
-            let op = KvOp::Attend(Attend { layout: *layout, ..op });
+            let op = Attend { layout: *layout, ..op };
+            let arithmetic = super::arithmetic(&op, options.arithmetic, self.device.caps());
+            let op = KvOp::Attend(Attend { arithmetic, ..op });
             let (items, table) =
                 (self.programs.list("items", &plan.items[i])?, self.programs.list("table", &plan.tables[i])?);
             let mut args = vec![LaunchArg::Buffer(q), LaunchArg::Buffer(pool.view())];

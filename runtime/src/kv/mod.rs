@@ -18,7 +18,7 @@ mod plan;
 mod programs;
 mod window;
 
-pub use operations::operations;
+pub use operations::{arithmetic, operations};
 pub use pages::{Pages, RequestId};
 pub use plan::{AttendPlan, Queries, Segment, Splits, attend as plan_attend, spans as plan_spans};
 
@@ -80,8 +80,8 @@ pub struct AttendOptions {
     pub sinks: Vec<f32>,
     /// How tokens are split over work items; `None` fits the device.
     pub splits: Option<Splits>,
-    /// How products are summed up.
-    pub arithmetic: Arithmetic,
+    /// How products are summed up; `None` is what is fastest on the device ([`arithmetic`]).
+    pub arithmetic: Option<Arithmetic>,
 }
 
 impl AttendOptions {
@@ -94,7 +94,7 @@ impl AttendOptions {
             slopes: Vec::new(),
             sinks: Vec::new(),
             splits: None,
-            arithmetic: Arithmetic::Float,
+            arithmetic: None,
         }
     }
 }

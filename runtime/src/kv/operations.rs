@@ -3,9 +3,17 @@
 use super::KvShape;
 use super::programs::most_rows;
 use bitsmith_compiler::Result;
-use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
+
+/// How an attention sums up products: as it is asked to, where it has integers at all; unasked in integers on a processor
+/// with vectors of 32 bytes or more, where that is faster and 16 bits lose nothing that shows.
+pub fn arithmetic(attend: &Attend, asked: Option<Arithmetic>, caps: &Caps) -> Arithmetic {
+    let wide = !caps.features.has(Feature::Workgroups) && caps.vector_bytes >= 32;
+    let asked = asked.unwrap_or(if wide { Arithmetic::Integer } else { Arithmetic::Float });
+    if attend.has_integers() { asked } else { Arithmetic::Float }
+}
 
 /// Append (rotated where `rope` says so), attention for one new token and for many, merge, gather, and what a window takes,
 /// on devices of these caps: plain causal attention, scaled by `1 / sqrt(k_dim)`.
@@ -27,7 +35,7 @@ pub fn operations(shape: &KvShape, format: KvFormat, rope: Option<Rope>, caps: &
     queries.dedup();
     for queries in queries {
         for &layout in &layouts {
-            ops.push(KvOp::Attend(Attend {
+            let attend = Attend {
                 layout,
                 heads: shape.heads,
                 queries,
@@ -37,7 +45,8 @@ pub fn operations(shape: &KvShape, format: KvFormat, rope: Option<Rope>, caps: &
                 alibi: false,
                 sight: Sight::All,
                 arithmetic: Arithmetic::Float,
-            }));
+            };
+            ops.push(KvOp::Attend(Attend { arithmetic: arithmetic(&attend, None, caps), ..attend }));
         }
         ops.push(KvOp::Merge(Merge {
             heads: shape.heads,

@@ -232,13 +232,18 @@ impl Machine {
                 }
                 self.one(i, 4, |a| bits(if how == 8 { float(a).round_ties_even() } else { float(a).floor() }))
             }
-            M::Vfmadd231ps => {
+            M::Vfmadd213ps | M::Vfmadd231ps => {
                 let bytes = self.vector_bytes(i);
                 let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
                 let mut out = [0; 64];
                 for index in 0..bytes / 4 {
-                    let [acc, a, b] = sources.each_ref().map(|source| float(lane(source, 4, index)));
-                    put(&mut out, 4, index, bits(a.mul_add(b, acc)));
+                    let [first, second, third] = sources.each_ref().map(|source| float(lane(source, 4, index)));
+                    // The digits number the factors and the addend.
+                    let sum = match i.mnemonic() {
+                        M::Vfmadd213ps => second.mul_add(first, third),
+                        _ => second.mul_add(third, first),
+                    };
+                    put(&mut out, 4, index, bits(sum));
                 }
                 self.write_vector(i, &out, bytes, 4)?;
                 Ok(true)

@@ -11,7 +11,7 @@ use crate::{Io, Outcome, memory};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, AttendInputs, KvStatics, Pool, Sight};
-use bitsmith_runtime::kv::{AttendOptions, KvCache, KvShape, RequestId};
+use bitsmith_runtime::kv::{AttendOptions, KvCache, KvShape, RequestId, arithmetic};
 use bitsmith_runtime::timing::{Measurement, interleave};
 use bitsmith_runtime::{Buffer, Device, DeviceInfo, roofs};
 use serde::Serialize;
@@ -55,7 +55,7 @@ pub struct BenchAttend {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     budget_ms: u64,
     /// How products are summed up
-    #[arg(long, value_enum, default_value_t = Sums::Float)]
+    #[arg(long, value_enum, default_value_t = Sums::Best)]
     sums: Sums,
     /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
@@ -68,6 +68,8 @@ pub struct BenchAttend {
 /// How products are summed up.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Sums {
+    /// As caches do by themselves on this device
+    Best,
     /// All codes become floats
     Float,
     /// Codes of integers stay integers; queries and weights are rounded to steps
@@ -228,8 +230,9 @@ impl BenchAttend {
             left -= count;
         }
         let arithmetic = match self.sums {
-            Sums::Float => Arithmetic::Float,
-            Sums::Integer => Arithmetic::Integer,
+            Sums::Best => None,
+            Sums::Float => Some(Arithmetic::Float),
+            Sums::Integer => Some(Arithmetic::Integer),
         };
         let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };
         let mut rows = Vec::new();
@@ -306,8 +309,9 @@ impl BenchAttend {
             softcap: None,
             alibi: false,
             sight: Sight::All,
-            arithmetic: options.arithmetic,
+            arithmetic: Arithmetic::Float,
         };
+        let op = Attend { arithmetic: arithmetic(&op, options.arithmetic, device.caps()), ..op };
         let inputs = AttendInputs { q: &query, head: 0, position: tokens - 1, slope: 0.0, sink: None };
         let pool = Pool { layout, statics, bytes: &mut bytes };
         let reference = op.reference(&inputs, &[(&pool, &pages, 0, tokens)]);

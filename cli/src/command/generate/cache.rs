@@ -3,6 +3,7 @@
 use crate::bundle::KvPiece;
 use crate::failure::Failure;
 use crate::shapes::{Heads, Model};
+use crate::stages::Emit;
 use bitsmith_compiler::compile_kv;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::KvFormat;
@@ -10,6 +11,7 @@ use bitsmith_compiler::lower::kv::choose;
 use bitsmith_compiler::op::kv::Rope;
 use bitsmith_compiler::target::Target;
 use bitsmith_runtime::kv::{KvShape, operations};
+use serde_json::{Map, Value};
 
 /// Options for KV caches.
 #[derive(Debug, clap::Args)]
@@ -35,11 +37,19 @@ fn rope(text: &str) -> Result<Rope, String> {
     Ok(Rope { rotary, interleaved })
 }
 
+/// What a cache needs on one target.
+#[derive(Default)]
+pub struct Kernels {
+    pub pieces: Vec<KvPiece>,
+    pub stages: Vec<(String, Map<String, Value>)>,
+}
+
 impl Cache {
-    /// The kernels of every format for a target; numbers come and go in `dtype`.
-    pub fn kernels(&self, model: &Model, dtype: DType, target: &dyn Target) -> Result<Vec<KvPiece>, Failure> {
+    /// The kernels of every format for a target, and the stages of them that `emit` asks for, by entry; numbers come and go
+    /// in `dtype`.
+    pub fn kernels(&self, model: &Model, dtype: DType, target: &dyn Target, emit: &Emit) -> Result<Kernels, Failure> {
         if self.kv.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Kernels::default());
         }
         let Heads { query, kv, dim } = self.heads.or(model.heads).ok_or_else(|| {
             Failure::invalid(format!(
@@ -48,7 +58,7 @@ impl Cache {
             ))
         })?;
         let shape = KvShape { heads: query, kv_heads: kv, k_dim: dim, v_dim: dim, page: self.page, dtype };
-        let mut pieces: Vec<KvPiece> = Vec::new();
+        let Kernels { mut pieces, mut stages } = Kernels::default();
         for format in &self.kv {
             let format: KvFormat = format.parse()?;
             for op in operations(&shape, format, self.rope, target.caps())? {
@@ -58,9 +68,12 @@ impl Cache {
                 }
                 let schedule = choose(&op, target.caps());
                 let made = compile_kv(&op, &schedule, target)?;
+                if let Some(some) = emit.of_kv(&op, &schedule, &made, target)? {
+                    stages.push((made.artifact.entry.clone(), some));
+                }
                 pieces.push(KvPiece { op, schedule, artifact: made.artifact });
             }
         }
-        Ok(pieces)
+        Ok(Kernels { pieces, stages })
     }
 }

@@ -97,7 +97,7 @@ impl Case {
         let q = numbers(tokens * op.heads * k_dim);
         let id = cache.open()?;
         let options =
-            AttendOptions { softcap: op.softcap, arithmetic: op.arithmetic, ..AttendOptions::causal(op.scale) };
+            AttendOptions { softcap: op.softcap, arithmetic: Some(op.arithmetic), ..AttendOptions::causal(op.scale) };
         let mut outputs = Vec::new();
         for (start, count) in [(0, tokens - 1), (tokens - 1, 1)] {
             let part = |list: &[f32], width: usize| list[start * width..(start + count) * width].to_vec();

@@ -6,7 +6,7 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::kv::codes::{LARGEST, SMALLEST};
 use crate::format::kv::{KvCode, KvCodes, KvLayout, Part, Side};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value, exp2_parts};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series};
 
 /// How a kernel reads codes: fp8 by casts where the device has threads, else by shifts into an `f32` that is smaller by a
 /// power of two, whose two halves the caller multiplies to either factor of a product.
@@ -108,6 +108,28 @@ pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
     let bits = b.bitcast(sum, ty.with_scalar(Scalar::I32));
     let bits = b.add(bits, n);
     let power = b.bitcast(bits, ty);
+    b.select(gone, zero, power)
+}
+
+/// [`power_of_two`], the same numbers in fewer instructions, where a sum is rounded as it stands: on a processor. Compilers of
+/// shaders may take a number that is added and subtracted for nothing.
+pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let least = b.f32(ty.lanes, -125.0);
+    let zero = b.f32(ty.lanes, 0.0);
+    let gone = b.cmp(CmpOp::Lt, x, least);
+    let x = b.select(gone, least, x);
+    // 2^23 + 2^22 leaves no room for a fraction: the low bits of the sum are the nearest integer plus 128.
+    let shift = b.f32(ty.lanes, 12_582_912.0 + 128.0);
+    let moved = b.add(x, shift);
+    let whole = b.bin(BinOp::Sub, moved, shift);
+    let rest = b.bin(BinOp::Sub, x, whole);
+    // Half of the series, since 128 is one more than the bias of exponents.
+    let sum = exp2_series(b, rest, 0.5);
+    let bits = b.bitcast(moved, ty.with_scalar(Scalar::I32));
+    let bits = b.bin_imm(BinOp::Shl, bits, 23);
+    let power = b.bitcast(bits, ty);
+    let power = b.mul(sum, power);
     b.select(gone, zero, power)
 }
 

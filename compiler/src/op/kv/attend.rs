@@ -125,9 +125,8 @@ impl Attend {
         self.heads / self.layout.heads.max(1)
     }
 
-    /// The largest multiple of a step on a side that is summed up in integers: queries (`Side::K`) or weights. Queries that
-    /// meet codes of 4 bits are bytes, an error far below that of such codes; everything else is 16 bits, or less where sums
-    /// would leave 32 bits.
+    /// The largest multiple of a step on a side that is summed up in integers: queries (`Side::K`) or weights. It has 16 bits,
+    /// or less where sums would leave 32 bits: the error is that of a cache of 16 bits, far below that of any codes.
     pub fn steps(&self, side: Side) -> Option<i32> {
         let part = self.layout.part(side);
         let shared = match side {
@@ -140,12 +139,18 @@ impl Attend {
             KvCode::Int4 => 15,
             KvCode::F16 | KvCode::Bf16 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => return None,
         };
-        let (terms, most) = match side {
-            Side::K if part.codes.code == KvCode::Int4 => (part.head_dim, i32::from(i8::MAX)),
-            Side::K => (part.head_dim, i32::from(i16::MAX)),
-            Side::V => (MOST_TOKENS, i32::from(i16::MAX)),
+        let terms = match side {
+            Side::K => part.head_dim,
+            Side::V => MOST_TOKENS,
         };
-        (self.arithmetic == Arithmetic::Integer && shared).then(|| most.min(i32::MAX / (terms as i32 * largest)))
+        (self.arithmetic == Arithmetic::Integer && shared)
+            .then(|| i32::from(i16::MAX).min(i32::MAX / (terms as i32 * largest)))
+    }
+
+    /// Whether [`Arithmetic::Integer`] sums up anything in integers here.
+    pub fn has_integers(&self) -> bool {
+        let integer = Attend { arithmetic: Arithmetic::Integer, ..*self };
+        [Side::K, Side::V].into_iter().any(|side| integer.steps(side).is_some())
     }
 
     /// Rows of an item.

@@ -40,6 +40,52 @@ impl Packing {
         Some(Packing { code: codes.code, signed: codes.code == KvCode::Int8 && !codes.asymmetric, bits, row, steps })
     }
 
+    /// Largest multiple of the step.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// The word that holds the factor of a number, where that is the first of one (`i64`).
+    pub fn word_of(&self, b: &mut Builder, number: Value) -> Value {
+        b.bin_imm(BinOp::ShrU, number, (32 / self.bits).trailing_zeros() as i64)
+    }
+
+    /// What each word holds, among `count` numbers.
+    fn held(&self, count: usize) -> Vec<Vec<usize>> {
+        let per = self.code.per_unit();
+        (0..count / per)
+            .flat_map(|unit| (0..self.fields()).map(move |field| (unit, field)))
+            .map(|(unit, field)| self.members(field).into_iter().map(|member| unit * per + member).collect())
+            .collect()
+    }
+
+    /// A word of its parts (`i32`, of which the low bits count), lowest first.
+    fn word(&self, b: &mut Builder, parts: Vec<Value>) -> Value {
+        let mask = (1i64 << self.bits) - 1;
+        let mut parts = parts.into_iter().enumerate().map(|(i, part)| (i * self.bits, part));
+        let (_, first) = parts.next().expect("a word holds some factors");
+        let first = b.bin_imm(BinOp::And, first, mask);
+        let most = 32 - self.bits;
+        parts.fold(first, |all, (shift, part)| {
+            let part = if shift == most { part } else { b.bin_imm(BinOp::And, part, mask) };
+            let part = b.bin_imm(BinOp::Shl, part, shift as i64);
+            b.bin(BinOp::Or, all, part)
+        })
+    }
+
+    /// The words of numbers (`i32`, of which the low bits count) in one vector or two.
+    pub fn joined(&self, b: &mut Builder, numbers: &[Value]) -> Value {
+        let words = self.held(numbers.len() * b.ty(numbers[0]).lanes as usize);
+        let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+        let parts = (0..32 / self.bits)
+            .map(|i| {
+                let picks: Vec<u8> = words.iter().map(|word| word[i] as u8).collect();
+                b.swizzle(first, last, &picks)
+            })
+            .collect();
+        self.word(b, parts)
+    }
+
     /// Words of 32 bits in all `rows`.
     pub fn words(&self, rows: usize) -> usize {
         rows * self.row * self.bits / 32
@@ -89,7 +135,7 @@ impl Packing {
 
 impl Kernel<'_> {
     /// Numbers that are packed at once: whole units of either code.
-    fn chunk(&self) -> usize {
+    pub(super) fn chunk(&self) -> usize {
         (self.lanes as usize).max(8)
     }
 
@@ -117,8 +163,7 @@ impl Kernel<'_> {
         let top = b.bin(BinOp::Max, top, floor);
         let most = b.f32(1, packing.steps as f32);
         let step = b.bin(BinOp::Div, top, most);
-        let index = times(b, row, 2);
-        self.write(b, steps, index, place, step);
+        self.write(b, steps, row, place * self.padded, step);
         let inverse = b.bin(BinOp::Div, most, top);
         let inverse = b.splat(inverse, wide);
         let sum = b.for_loop(zero, count, wide as i64, &[none], |b, i, sum| {
@@ -142,30 +187,12 @@ impl Kernel<'_> {
     ) {
         let packing = factors.packing;
         let (chunk, lanes) = (self.chunk(), self.lanes as usize);
-        let per = packing.code.per_unit();
         let zero = int(b, 0);
         let start = times(b, row, packing.row * packing.bits / 32);
         b.for_loop(zero, count, chunk as i64, &[], |b, i, _| {
             let index = b.add(line, i);
-            let further = b.bin_imm(BinOp::ShrU, i, (32 / packing.bits).trailing_zeros() as i64);
+            let further = packing.word_of(b, i);
             let place = b.add(start, further);
-            // What each word holds, among the numbers of the chunk.
-            let words: Vec<Vec<usize>> = (0..chunk / per)
-                .flat_map(|unit| (0..packing.fields()).map(move |field| (unit, field)))
-                .map(|(unit, field)| packing.members(field).into_iter().map(|member| unit * per + member).collect())
-                .collect();
-            let mask = (1i64 << packing.bits) - 1;
-            let join = |b: &mut Builder, parts: Vec<Value>| {
-                let mut parts = parts.into_iter().enumerate().map(|(i, part)| (i * packing.bits, part));
-                let (_, first) = parts.next().expect("a word holds some factors");
-                let first = b.bin_imm(BinOp::And, first, mask);
-                let most = 32 - packing.bits;
-                parts.fold(first, |all, (shift, part)| {
-                    let part = if shift == most { part } else { b.bin_imm(BinOp::And, part, mask) };
-                    let part = b.bin_imm(BinOp::Shl, part, shift as i64);
-                    b.bin(BinOp::Or, all, part)
-                })
-            };
             if lanes >= 4 && packing.bits == 16 {
                 let numbers: Vec<Value> = (0..chunk / lanes)
                     .map(|v| {
@@ -173,17 +200,10 @@ impl Kernel<'_> {
                         b.cast(CastOp::FloatToIntS, x, Scalar::I32)
                     })
                     .collect();
-                let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
-                let parts = (0..2)
-                    .map(|i| {
-                        let picks: Vec<u8> = words.iter().map(|word| word[i] as u8).collect();
-                        b.swizzle(first, last, &picks)
-                    })
-                    .collect();
-                let word = join(b, parts);
+                let word = packing.joined(b, &numbers);
                 self.write(b, factors.memory, place, 0, word);
             } else {
-                for (w, word) in words.iter().enumerate() {
+                for (w, word) in packing.held(chunk).iter().enumerate() {
                     let parts = word
                         .iter()
                         .map(|&member| {
@@ -191,7 +211,7 @@ impl Kernel<'_> {
                             b.cast(CastOp::FloatToIntS, x, Scalar::I32)
                         })
                         .collect();
-                    let word = join(b, parts);
+                    let word = packing.word(b, parts);
                     self.write(b, factors.memory, place, w, word);
                 }
             }
@@ -203,8 +223,8 @@ impl Kernel<'_> {
     pub(super) fn step(&self, b: &mut Builder, row: usize, place: usize) -> Value {
         match self.arrays.steps {
             Some(steps) => {
-                let index = int(b, 2 * row);
-                let step = self.read(b, steps, index, place, 1);
+                let index = int(b, row);
+                let step = self.read(b, steps, index, place * self.padded, 1);
                 b.splat(step, self.lanes)
             }
             None => b.f32(self.lanes, 1.0),

@@ -16,6 +16,7 @@
 
 mod integers;
 mod scores;
+mod softmax;
 mod values;
 
 use self::integers::{Factors, Packing};
@@ -96,11 +97,11 @@ struct Arrays {
     /// Queries as integers, and weights.
     q_factors: Option<Factors>,
     p_factors: Option<Factors>,
-    /// Steps of queries and of weights `[row, 2]`, where one of the two is integers.
+    /// Steps of queries and of weights `[2, padded]`, where one of the two is integers.
     steps: Option<Memory>,
     /// Outputs `[row, v_dim]`.
     o: Memory,
-    /// Largest score, correction, sum, sum of weighted offsets `[row, 4]`.
+    /// Largest score, correction, sum, sum of weighted offsets `[4, padded]`.
     stat: Memory,
 }
 
@@ -112,6 +113,8 @@ struct Kernel<'a> {
     lanes: u8,
     tile: usize,
     rows: usize,
+    /// As many places as the state of rows has: a vector of several rows lies within.
+    padded: usize,
     keys: Decoder,
     values: Decoder,
     arrays: Arrays,
@@ -135,6 +138,7 @@ impl<'a> Kernel<'a> {
     ) -> Kernel<'a> {
         let (keys, values) = (Decoder::new(op.layout.k.codes, caps), Decoder::new(op.layout.v.codes, caps));
         let rows = op.rows();
+        let padded = rows.next_multiple_of(softmax::ROWS);
         let (k_dim, v_dim) = (op.layout.k.head_dim, op.layout.v.head_dim);
         let mut total = 0;
         let mut shared = |b: &mut Builder, name: &str, count: usize| {
@@ -155,9 +159,9 @@ impl<'a> Kernel<'a> {
                 .map(|packing| Factors { packing, memory: shared(b, "query_factors", packing.words(rows)) }),
             p_factors: values_packing
                 .map(|packing| Factors { packing, memory: shared(b, "weight_factors", packing.words(rows)) }),
-            steps: (keys_packing.is_some() || values_packing.is_some()).then(|| shared(b, "steps", rows * 2)),
+            steps: (keys_packing.is_some() || values_packing.is_some()).then(|| shared(b, "steps", padded * 2)),
             o: shared(b, "outputs", rows * v_dim),
-            stat: shared(b, "state", rows * 4),
+            stat: shared(b, "state", padded * 4),
         };
         let thread = local(b, schedule.threads);
         let record = b.builtin(Builtin::WorkgroupId(0));
@@ -173,6 +177,7 @@ impl<'a> Kernel<'a> {
             lanes,
             tile,
             rows,
+            padded,
             keys,
             values,
             arrays,
@@ -233,12 +238,16 @@ impl<'a> Kernel<'a> {
             }
             self.scores(b, start, blocks);
             self.meet(b);
-            self.largest(b, blocks);
-            self.meet(b);
-            self.weights(b, start, blocks);
-            self.meet(b);
-            self.sums(b, start, blocks);
-            self.meet(b);
+            if self.alone() {
+                self.softmax(b, start, blocks);
+            } else {
+                self.largest(b, blocks);
+                self.meet(b);
+                self.weights(b, start, blocks);
+                self.meet(b);
+                self.sums(b, start, blocks);
+                self.meet(b);
+            }
             self.outputs(b, start, count);
             self.meet(b);
             Vec::new()
@@ -276,12 +285,11 @@ impl<'a> Kernel<'a> {
         let zero = b.f32(1, 0.0);
         let end = int(b, self.rows * v_dim);
         self.each(b, end, 1, &mut |b, i| self.write(b, self.arrays.o, i, 0, zero));
-        let end = self.rows_value(b);
+        let end = int(b, self.padded);
         self.each(b, end, 1, &mut |b, row| {
             let lowest = b.f32(1, LOWEST);
-            let place = times(b, row, 4);
             for (i, value) in [lowest, zero, zero, zero].into_iter().enumerate() {
-                self.write(b, self.arrays.stat, place, i, value);
+                self.write(b, self.arrays.stat, row, i * self.padded, value);
             }
         });
         if let Some(factors) = &self.arrays.q_factors {
@@ -381,11 +389,10 @@ impl<'a> Kernel<'a> {
         let first = times(b, slot, self.rows * 2);
         let end = self.rows_value(b);
         self.each(b, end, 1, &mut |b, row| {
-            let place = times(b, row, 4);
             let out = times(b, row, 2);
             let out = b.add(first, out);
             for (i, from) in [0, 2].into_iter().enumerate() {
-                let value = self.read(b, self.arrays.stat, place, from, 1);
+                let value = self.read(b, self.arrays.stat, row, from * self.padded, 1);
                 self.write(b, self.params.get("ml"), out, i, value);
             }
         });

@@ -196,15 +196,14 @@ impl Kernel<'_> {
             };
             let scale = self.times_constant(b, scale, post);
             for (r, row) in rows.clone().enumerate() {
+                let Some(memory) = self.arrays.q_sum else {
+                    out[r].push(b.mul(sums[r][v], scale));
+                    continue;
+                };
                 let start = if kind.per == KvPer::Channel {
-                    match self.arrays.q_sum {
-                        Some(memory) => {
-                            let index = int(b, row);
-                            let sum = self.read(b, memory, index, 0, 1);
-                            b.splat(sum, lanes)
-                        }
-                        None => b.f32(lanes, 0.0),
-                    }
+                    let index = int(b, row);
+                    let sum = self.read(b, memory, index, 0, 1);
+                    b.splat(sum, lanes)
                 } else {
                     let none = b.f32(lanes, 0.0);
                     self.with_offset(b, row, None, none, scale, offset)
@@ -299,13 +298,11 @@ impl Kernel<'_> {
         }
         let unseen = b.f32(lanes, f32::NEG_INFINITY);
         let zero = b.int(Type::vector(Scalar::I32, lanes), 0);
-        let hide = |b: &mut Builder, s: Value, seen: Value| b.select(seen, s, unseen);
         let before = b.cmp(CmpOp::LeS, zero, behind);
-        s = hide(b, s, before);
         let left = b.bin(BinOp::Sub, self.item[4], token);
         let left = narrow(b, left);
         let inside = b.cmp(CmpOp::LtS, lane, left);
-        s = hide(b, s, inside);
+        let mut seen = b.bin(BinOp::And, before, inside);
         if let Sight::Window { window, first } = self.op.sight {
             let limit = b.int(Type::vector(Scalar::I32, lanes), window as i64);
             let near = b.cmp(CmpOp::LtS, behind, limit);
@@ -318,9 +315,9 @@ impl Kernel<'_> {
                 let early = b.cmp(CmpOp::LtS, number, limit);
                 b.bin(BinOp::Or, near, early)
             };
-            s = hide(b, s, near);
+            seen = b.bin(BinOp::And, seen, near);
         }
-        s
+        b.select(seen, s, unseen)
     }
 }
 

@@ -25,13 +25,12 @@ impl Kernel<'_> {
                 vec![b.bin(BinOp::Max, top[0], s)]
             });
             let top = across(b, BinOp::Max, top[0]);
-            let place = times(b, row, 4);
-            let before = self.read(b, self.arrays.stat, place, 0, 1);
+            let before = self.read(b, self.arrays.stat, row, 0, 1);
             let now = b.bin(BinOp::Max, before, top);
             let difference = b.bin(BinOp::Sub, before, now);
             let correction = codes::power_of_two(b, difference);
-            self.write(b, self.arrays.stat, place, 0, now);
-            self.write(b, self.arrays.stat, place, 1, correction);
+            self.write(b, self.arrays.stat, row, 0, now);
+            self.write(b, self.arrays.stat, row, self.padded, correction);
         });
     }
 
@@ -46,8 +45,7 @@ impl Kernel<'_> {
             });
             let (zero, rows) = (int(b, 0), self.rows_value(b));
             b.for_loop(zero, rows, 1, &[], |b, row, _| {
-                let place = times(b, row, 4);
-                let top = self.read(b, self.arrays.stat, place, 0, 1);
+                let top = self.read(b, self.arrays.stat, row, 0, 1);
                 let top = b.splat(top, lanes);
                 let line = times(b, row, self.tile);
                 let index = b.add(line, local);
@@ -69,7 +67,7 @@ impl Kernel<'_> {
     }
 
     /// The scale of values of whole tokens, with the decoder's factor.
-    fn value_scale(&self, b: &mut Builder, base: Value, within: Value, lanes: u8) -> Value {
+    pub(super) fn value_scale(&self, b: &mut Builder, base: Value, within: Value, lanes: u8) -> Value {
         let part = &self.op.layout.v;
         let pre = self.values.factors().0;
         let scale = match part.codes.per {
@@ -100,8 +98,7 @@ impl Kernel<'_> {
                 (Some(factors), Some(memory)) => {
                     let sum = self.quantize(b, &factors.packing, memory, (row, line, blocks), 1);
                     self.pack(b, factors, memory, (row, line, blocks));
-                    let steps = times(b, row, 2);
-                    let step = self.arrays.steps.map(|steps_memory| self.read(b, steps_memory, steps, 1, 1));
+                    let step = self.arrays.steps.map(|steps| self.read(b, steps, row, self.padded, 1));
                     step.map(|step| b.mul(sum, step))
                 }
                 _ => None,
@@ -143,12 +140,11 @@ impl Kernel<'_> {
                 _ => across(b, BinOp::Add, state[1]),
             };
             let offsets = if kind.asymmetric { offsets } else { self.times_constant(b, offsets, -kind.bias()) };
-            let place = times(b, row, 4);
-            let correction = self.read(b, self.arrays.stat, place, 1, 1);
-            let before = self.read(b, self.arrays.stat, place, 2, 1);
+            let correction = self.read(b, self.arrays.stat, row, self.padded, 1);
+            let before = self.read(b, self.arrays.stat, row, 2 * self.padded, 1);
             let total = b.fma(before, correction, sum);
-            self.write(b, self.arrays.stat, place, 2, total);
-            self.write(b, self.arrays.stat, place, 3, offsets);
+            self.write(b, self.arrays.stat, row, 2 * self.padded, total);
+            self.write(b, self.arrays.stat, row, 3 * self.padded, offsets);
         });
     }
 
@@ -165,10 +161,10 @@ impl Kernel<'_> {
             for rows in blocks.clone() {
                 let mut state = Vec::new();
                 for row in rows.clone() {
-                    let place = int(b, 4 * row);
-                    let correction = self.read(b, self.arrays.stat, place, 1, 1);
+                    let place = int(b, row);
+                    let correction = self.read(b, self.arrays.stat, place, self.padded, 1);
                     let correction = b.splat(correction, lanes);
-                    let added = offsets.then(|| self.read(b, self.arrays.stat, place, 3, 1));
+                    let added = offsets.then(|| self.read(b, self.arrays.stat, place, 3 * self.padded, 1));
                     for v in 0..vectors {
                         let o = self.read(b, self.arrays.o, channel, row * part.head_dim + v * lanes as usize, lanes);
                         state.push(match added {
@@ -322,7 +318,7 @@ impl Kernel<'_> {
 }
 
 /// Whether values of one token have several scales, which no weight can take over.
-fn grouped(kind: &KvCodes) -> bool {
+pub(super) fn grouped(kind: &KvCodes) -> bool {
     matches!(kind.per, KvPer::Group(_))
 }
 

@@ -172,9 +172,11 @@ impl<'a> Lower<'a> {
                     Some(start) if self.facts.vnni => {
                         self.accumulate(M::Vpdpwssd, size, start.regs[i], &[own, right[i]])
                     }
+                    // The sum stays in its register, as loops that carry it want.
                     Some(start) => {
                         let products = self.vec(M::Vpmaddwd, size, &[own, right[i]]);
-                        self.vec2(M::Vpaddd, size, start.regs[i], products)
+                        let args = [Arg::Use(start.regs[i], size), Arg::Use(products, size)];
+                        self.accumulate(M::Vpaddd, size, start.regs[i], &args)
                     }
                     None => self.vec(M::Vpmaddwd, size, &[own, right[i]]),
                 }

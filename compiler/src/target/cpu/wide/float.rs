@@ -5,7 +5,7 @@ use iced_x86::Mnemonic as M;
 use super::lower::Lower;
 use super::machine::{Arg, Reg, Size};
 use super::value::{Repr, by_lane, is_general};
-use crate::ir::{self, BinOp, Scalar, Type, UnOp};
+use crate::ir::{self, BinOp, Inst, Scalar, Type, UnOp};
 
 /// `vroundps` and `vrndscaleps`: to nearest even and down, raising nothing.
 const NEAREST: i64 = 8;
@@ -89,6 +89,21 @@ impl Lower<'_> {
     pub fn fma(&mut self, a: ir::Value, b: ir::Value, c: ir::Value) -> Repr {
         let (a, b) = if self.folded.contains(&a) { (b, a) } else { (a, b) };
         let left = self.get(a);
+        if let Some(Inst::Const(constant)) = self.defs[c.0 as usize]
+            && self.known(c) != Some(0)
+            && !self.folded.contains(&b)
+        {
+            // A constant that is added is read where it lies; the product's first factor gives way to the result.
+            let added = self.constant_bytes(constant, self.kernel.ty(c));
+            let right = self.get(b);
+            let regs = (0..left.regs.len())
+                .map(|i| {
+                    let args = [Arg::Use(right.regs[i], left.size), self.bytes_arg(left.size, &added[i])];
+                    self.accumulate(M::Vfmadd213ps, left.size, left.regs[i], &args)
+                })
+                .collect();
+            return Repr::vector(left.size, regs);
+        }
         let acc = self.get(c);
         let right = self.args(b);
         let regs = (0..left.regs.len())

@@ -82,6 +82,9 @@ impl Lower<'_> {
                 .enumerate()
                 .all(|(at, pick)| pick.is_none_or(|(chunk, byte)| chunk == source && byte == at as u8))
         };
+        if let Some((low, high, order)) = halves(picks) {
+            return self.vec(M::Vshufps, Size::X, &[Arg::Use(low, Size::X), Arg::Use(high, Size::X), Arg::Imm(order)]);
+        }
         let mut gathered: Option<Reg> = None;
         for source in sources {
             let part = if identity(source) {
@@ -348,4 +351,17 @@ impl Lower<'_> {
         let regs = index.regs.iter().map(|&index| self.vec2(M::Vpshufb, size, table, index)).collect();
         Repr::vector(size, regs)
     }
+}
+
+/// `vshufps`: two numbers of 4 bytes from one register, then two from another; and their places.
+fn halves(picks: &[Option<(Reg, u8)>; 16]) -> Option<(Reg, Reg, i64)> {
+    let mut numbers = Vec::new();
+    for number in picks.chunks(4) {
+        let (reg, first) = number[0]?;
+        let whole = first % 4 == 0 && (0..4).all(|i| number[i as usize] == Some((reg, first + i)));
+        numbers.push(whole.then_some((reg, first / 4))?);
+    }
+    let together = numbers[0].0 == numbers[1].0 && numbers[2].0 == numbers[3].0 && numbers[0].0 != numbers[2].0;
+    let order = numbers.iter().enumerate().fold(0, |all, (i, &(_, place))| all | i64::from(place) << (2 * i));
+    together.then_some((numbers[0].0, numbers[2].0, order))
 }

@@ -269,6 +269,9 @@ impl Lower<'_> {
     pub fn select(&mut self, cond: ir::Value, a: ir::Value, b: ir::Value) -> Repr {
         let ty = self.kernel.ty(a);
         let cond_type = self.kernel.ty(cond);
+        if let Some(extreme) = self.select_extreme(cond, ty, a, b) {
+            return extreme;
+        }
         let (cond, a, b) = (self.get(cond), self.get(a), self.get(b));
         if is_general(ty) {
             self.push(M::Test, vec![Arg::Use(cond.one(), Size::B4), Arg::Use(cond.one(), Size::B4)]);
@@ -299,6 +302,22 @@ impl Lower<'_> {
         let mask = self.mask_of_width(&cond, ty.lanes, bits);
         let regs = (0..a.regs.len()).map(|i| self.blend_bytes(a.size, mask.regs[i], a.regs[i], b.regs[i])).collect();
         Repr::vector(a.size, regs)
+    }
+
+    /// `x < y ? y : x` and `x < y ? x : y` of floats: `vmaxps` and `vminps`, which give the second operand unless the first
+    /// is beyond it, NaNs and zeros included.
+    fn select_extreme(&mut self, cond: ir::Value, ty: Type, a: ir::Value, b: ir::Value) -> Option<Repr> {
+        let Some(&ir::Inst::Cmp(CmpOp::Lt, x, y)) = self.defs[cond.0 as usize] else { return None };
+        if ty.scalar != Scalar::F32 || self.kernel.ty(cond).lanes != ty.lanes {
+            return None;
+        }
+        let mnemonic = match (a, b) {
+            _ if (a, b) == (y, x) => M::Vmaxps,
+            _ if (a, b) == (x, y) => M::Vminps,
+            _ => return None,
+        };
+        let (first, second) = (self.get(a), self.get(b));
+        Some(self.pairs(&first, &second, |l, size, a, b| l.vec2(mnemonic, size, a, b)))
     }
 
     fn select_bools(&mut self, lanes: u8, cond: &Repr, a: &Repr, b: &Repr) -> Repr {
