@@ -5,7 +5,7 @@
 use bitsmith_compiler::compile;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::Format;
-use bitsmith_compiler::ir::{Asynchronous, Block, Fit, Inst, Kernel, ReduceOp, Scalar, fit, resources};
+use bitsmith_compiler::ir::{Asynchronous, Block, Demand, Fit, Inst, Kernel, ReduceOp, Scalar, resources};
 use bitsmith_compiler::lower::{families, matrix_families, offered};
 use bitsmith_compiler::op::{Activation, Dequant, Epilogue, Matmul, Norm, Op, Per, Quantize};
 use bitsmith_compiler::schedule::{Family, Schedule};
@@ -93,9 +93,11 @@ struct Made {
 fn make(target: &PtxTarget, share: usize) -> Made {
     let mut made = Made::default();
     let mut count = 0;
+    // `BITSMITH_PTX_OFFERED=all` takes every operation on every device, which is six times the work.
+    let all = std::env::var("BITSMITH_PTX_OFFERED").is_ok_and(|which| which == "all");
     for (i, (op, m)) in operations().into_iter().enumerate() {
         // Each device takes its share of the operations, and all devices together every one several times.
-        if i % 6 == share || (op.name() != "matmul") {
+        if all || i % 6 == share || op.name() != "matmul" {
             let Ok(mut able) = families(&op, target.caps()) else { continue };
             able.extend(matrix_families(&op, target.caps(), m));
             for family in able {
@@ -108,7 +110,7 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                 let shares = |schedule: &Schedule| schedule.workgroups > 1 && m <= 8;
                 let sharing = (family.space)(&op, target.caps(), m).into_iter().filter(shares).find(|schedule| {
                     let kernel = (family.build)(&op, schedule, target.caps()).expect("a kernel of its space");
-                    fit(&kernel, target.caps()) == Fit::Sure
+                    Demand::of(kernel, target.caps()).fit(schedule.threads, target.caps()) == Fit::Sure
                 });
                 for schedule in offered.into_iter().chain(sharing) {
                     let compiled =
