@@ -1,18 +1,18 @@
-//! Wide code on the software machine: random kernels and cases of the differential suite give the interpreter's bytes,
-//! at every wide level, AVX-512 included, whatever this host can run itself.
+//! Wide code on the software machine: random kernels, cases of the differential suite and operations on KV caches give the
+//! interpreter's bytes, at every wide level, AVX-512 included, whatever this host can run itself.
 
 use bitsmith_autotune::problem::Problem;
 use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::caps::Caps;
-use bitsmith_compiler::compile;
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Kernel, Verified, verify};
 use bitsmith_compiler::lower;
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
+use bitsmith_compiler::{compile, compile_kv};
 use bitsmith_tests::random::{Case, Options, kernel};
 use bitsmith_tests::x86::Machine;
-use bitsmith_tests::{cases, run as interpreter};
+use bitsmith_tests::{cases, kv, run as interpreter};
 
 const LEVELS: [&str; 4] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v4+vnni"];
 
@@ -117,6 +117,34 @@ fn families_at_every_wide_level() {
         let target = CpuTarget::named(level).unwrap();
         for seed in first()..first() + count() {
             if let Err(why) = family_case(&target, seed) {
+                panic!("seed {seed}, {level}: {why}");
+            }
+        }
+    }
+}
+
+fn cache_case(target: &CpuTarget, seed: u64) -> Result<f64, String> {
+    let caps = target.caps();
+    kv::play(&kv::case(seed, 4), caps, &mut |op, schedule, work, args| {
+        let compiled = compile_kv(op, schedule, target).map_err(|error| error.to_string())?;
+        let grid = lower::kv::grid(op, schedule, work);
+        let outputs = execute(&compiled.artifact, grid, &args)?;
+        let expected = kv::interpret(&compiled.legal, caps, grid, args)?;
+        match expected.iter().zip(&outputs).position(|(expected, got)| expected.bytes() != got) {
+            Some(i) => Err(format!("{}: argument {i} differs from the interpreter's", op.name())),
+            None => Ok(expected),
+        }
+    })
+}
+
+#[test]
+fn caches_at_every_wide_level() {
+    // A case is several launches over whole caches: a tenth of the others takes as long.
+    let count = count().div_ceil(10);
+    for level in LEVELS {
+        let target = CpuTarget::named(level).unwrap();
+        for seed in 80_000 + first()..80_000 + first() + count {
+            if let Err(why) = cache_case(&target, seed) {
                 panic!("seed {seed}, {level}: {why}");
             }
         }
