@@ -215,7 +215,11 @@ fn quantized_caches_run_within_their_bound() {
             100.0 * ours.increase,
             exact.model.perplexity
         );
-        assert!(worst < 1e-4 && off < 2e-4, "{name}: outputs {worst:e}, perplexity {off:e}");
+        // Where sums are integers, queries are rounded to multiples of their largest over 32767. A score of s moves by up to
+        // s / 65534 times that largest over the mean, and weights and outputs by as much as scores: 4 for the ratio and 6 for
+        // the largest score come to this. Codes of floats are summed up as floats.
+        let most_off = if name.starts_with("int") { 4e-4 } else { 1e-4 };
+        assert!(worst < most_off && off < 2e-4, "{name}: outputs {worst:e}, perplexity {off:e}");
         assert!(ours.increase.abs() < most && ours.mean_divergence > 0.0, "{name}: {ours:?}");
     }
 }

@@ -38,6 +38,7 @@ impl KvCache {
             arithmetic: Arithmetic::Float,
         };
         KvOp::Attend(op).checked()?;
+        let op = Attend { arithmetic: super::arithmetic(&op, options.arithmetic, self.device.caps()), ..op };
         let queries = self.programs.queries(&op, longest);
         let op = Attend { queries, ..op };
         // Tables live until the plan is made.
