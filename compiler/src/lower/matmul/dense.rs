@@ -94,12 +94,13 @@ const CACHE: f64 = 32.0 / 256.0;
 /// and one to place it, and scales each sum once per group, in two; half of that is taken to hide behind the matrix units.
 /// (None of these figures has been measured on a GPU; the tuner tries both.)
 pub(in crate::lower) fn pays(op: &Op, caps: &Caps, m: usize) -> bool {
-    let (Ok(matmul), Some(gpu)) = (as_matmul(op), caps.gpu) else { return false };
-    let Ok((cut, _, shape, layout)) = cut(op, caps, panel::block, panel::LONGEST) else { return false };
-    let Some(matrix) = gpu.peaks.matrix(shape.a) else { return false };
+    // Every choice asks: few rows, which are most of them, get the answer at once.
     if m < LEAST_ROWS || refuses(op, caps).is_some() {
         return false;
     }
+    let (Ok(matmul), Some(gpu)) = (as_matmul(op), caps.gpu) else { return false };
+    let Ok((cut, _, shape, layout)) = cut(op, caps, panel::block, panel::LONGEST) else { return false };
+    let Some(matrix) = gpu.peaks.matrix(shape.a) else { return false };
     let bytes: f64 = layout.planes.iter().map(|&(width, _)| f64::from(width) / 8.0).sum();
     let lanes = gpu.peaks.f32_tera * 1e12;
     let product = |weight: f64, (rows_of_x, rows_of_w): (f64, f64)| {
