@@ -40,6 +40,16 @@ const MORE: [&str; 20] = [
     "fp8e5m2-tensor",
 ];
 
+/// Whether every operation is made on every device and for more numbers of rows, which is a dozen times the work.
+fn all() -> bool {
+    std::env::var("BITSMITH_PTX_OFFERED").is_ok_and(|which| which == "all")
+}
+
+/// Numbers of rows that schedules are for: decode, a few rows, prefill.
+fn rows() -> &'static [usize] {
+    if all() { &[1, 4, 16, 64, 512, 4096] } else { &[1, 16, 512] }
+}
+
 /// What the suite makes for one device: operations with the number of rows that their schedules are for.
 fn operations() -> Vec<(Op, usize)> {
     let mut list = Vec::new();
@@ -60,7 +70,7 @@ fn operations() -> Vec<(Op, usize)> {
             let epilogue = if j == 0 { Epilogue { bias: true, ..Epilogue::default() } } else { Epilogue::default() };
             let op = Op::Matmul(Matmul { n, k, weight, activation, out: DType::F16, epilogue });
             // Decode, a few rows, prefill.
-            list.extend([1, 16, 512].map(|m| (op, m)));
+            list.extend(rows().iter().map(|&m| (op, m)));
         }
         list.push((Op::Dequant(Dequant { n, k, weight, out: DType::Bf16 }), 1));
     }
@@ -93,8 +103,9 @@ struct Made {
 fn make(target: &PtxTarget, share: usize) -> Made {
     let mut made = Made::default();
     let mut count = 0;
-    // `BITSMITH_PTX_OFFERED=all` takes every operation on every device, which is six times the work.
-    let all = std::env::var("BITSMITH_PTX_OFFERED").is_ok_and(|which| which == "all");
+    let all = all();
+    // What one number of rows is offered, another may be, too.
+    let mut known: Vec<(Op, Schedule)> = Vec::new();
     for (i, (op, m)) in operations().into_iter().enumerate() {
         // Each device takes its share of the operations, and all devices together every one several times.
         if all || i % 6 == share || op.name() != "matmul" {
@@ -113,6 +124,11 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                     Demand::of(kernel, target.caps()).fit(schedule.threads, target.caps()) == Fit::Sure
                 });
                 for schedule in offered.into_iter().chain(sharing) {
+                    known.retain(|(of, _)| *of == op);
+                    if known.contains(&(op, schedule)) {
+                        continue;
+                    }
+                    known.push((op, schedule));
                     let compiled =
                         compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
                     let mut text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap().to_string();

@@ -4,10 +4,12 @@
 //! that a thread may have. Always holds: no place of the kernel, in the order in which it is written, has more live words than
 //! the estimate says, but for the device's own limit.
 
+use super::asynchronous::{Asynchronous, Factor};
 use super::kernel::{Block, Inst, Kernel};
 use super::late::late;
 use super::types::{Scalar, Type, Value};
 use crate::caps::Caps;
+use crate::dtype::DType;
 
 /// An estimate of what a workgroup needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,13 @@ const STARTED: u32 = 64;
 
 /// Most registers that sums beyond these are given.
 const MOST_STARTED: u32 = 60;
+
+/// [`MARGIN`] where subgroups multiply 8-bit floats, whose decoding has more values on their way.
+const MARGIN_FLOAT8: u32 = 35;
+
+/// Words of the products of four subgroups in one block, see [`Products::warpgroup`], before it matters that an assembler
+/// makes their operands long before they start.
+const AHEAD: u32 = 256;
 
 /// The estimate for a kernel on a GPU; `None` for other devices.
 pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
@@ -71,29 +80,43 @@ pub enum Fit {
 pub struct Demand {
     /// The most that are live at one place, each made as late as possible.
     live: u32,
-    /// Of sums that start from constants, the most in one block.
+    /// What its products add to that.
+    products: Products,
+}
+
+/// Matrix products that start from constants, of the block that has the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Products {
+    /// Words of sums of a subgroup's own.
     started: u32,
+    /// Of products of four subgroups: words of sums that start, and four times those of operand A in registers.
+    warpgroup: u32,
+    /// Whether a subgroup's own multiply 8-bit floats.
+    float8: bool,
 }
 
 impl Demand {
     /// Counts the values of a kernel for a GPU; none for other devices.
     pub fn of(kernel: Kernel, caps: &Caps) -> Demand {
-        let Some(gpu) = caps.gpu else { return Demand { live: 0, started: 0 } };
+        let Some(gpu) = caps.gpu else { return Demand { live: 0, products: Products::default() } };
         let mut constant = vec![false; kernel.types.len()];
-        let started = started_words(&kernel.body, &kernel, &mut constant);
-        Demand { live: live_words_of(&late(kernel), gpu.registers.tables), started }
+        let products = Products::of(&kernel.body, &kernel, &mut constant);
+        Demand { live: live_words_of(&late(kernel), gpu.registers.tables), products }
     }
 
     /// Whether so many threads of a workgroup hold them. Where more products start from nothing in one block than one tile
-    /// has, an assembler begins the next before it has scaled the last: 7 of 16 of their words count. Devices that are no
-    /// GPUs hold everything.
+    /// has, an assembler begins the next before it has scaled the last: 35 of 64 of their words count. Products of four
+    /// subgroups wait for each other, and their operands are made before the first of them starts: 3 of 8 of the words past
+    /// [`AHEAD`] count. Devices that are no GPUs hold everything.
     ///
     /// The constants are fitted to `ptxas`, which test `ptx_validate` runs over all kernels that families offer.
     pub fn fit(self, threads: u32, caps: &Caps) -> Fit {
         let Some(gpu) = caps.gpu else { return Fit::Sure };
         let registers = (gpu.registers_per_unit / threads.max(1)).min(gpu.registers_per_thread);
-        let started = self.started.saturating_sub(STARTED) * 7 / 16;
-        if self.live + MARGIN + started.min(MOST_STARTED) <= registers {
+        let margin = if self.products.float8 { MARGIN_FLOAT8 } else { MARGIN };
+        let started = self.products.started.saturating_sub(STARTED) * 35 / 64;
+        let ahead = self.products.warpgroup.saturating_sub(AHEAD) * 3 / 8;
+        if self.live + margin + (started + ahead).min(MOST_STARTED) <= registers {
             Fit::Sure
         } else if self.live <= registers * 11 / 8 {
             Fit::Doubtful(self.live)
@@ -103,23 +126,46 @@ impl Demand {
     }
 }
 
-/// The most words of sums of matrix products that start from constants in one block.
-fn started_words(block: &Block, kernel: &Kernel, constant: &mut [bool]) -> u32 {
-    let (mut here, mut most) = (0, 0);
-    for statement in &block.statements {
-        match &statement.inst {
-            Inst::Const(_) => statement.results.iter().for_each(|value| constant[value.0 as usize] = true),
-            Inst::Mma { acc, .. } if constant[acc.0 as usize] => here += words(kernel.ty(*acc)),
-            Inst::For(inner) => most = most.max(started_words(&inner.body, kernel, constant)),
-            Inst::If(inner) => {
-                for body in [&inner.then, &inner.otherwise] {
-                    most = most.max(started_words(body, kernel, constant));
+impl Products {
+    /// Counts them; `constant` says which values are.
+    fn of(block: &Block, kernel: &Kernel, constant: &mut [bool]) -> Products {
+        let (mut here, mut most) = (Products::default(), Products::default());
+        for statement in &block.statements {
+            match &statement.inst {
+                Inst::Const(_) => statement.results.iter().for_each(|value| constant[value.0 as usize] = true),
+                Inst::Mma { acc, shape, .. } => {
+                    here.float8 |= matches!(shape.a, DType::E4m3fn | DType::E5m2);
+                    if constant[acc.0 as usize] {
+                        here.started += words(kernel.ty(*acc));
+                    }
                 }
+                Inst::Asynchronous(inner) => {
+                    if let Asynchronous::Mma { acc, a: Factor::Fragments(a), .. } = &**inner
+                        && constant[acc.0 as usize]
+                    {
+                        let made = a.iter().filter(|value| !constant[value.0 as usize]);
+                        here.warpgroup += words(kernel.ty(*acc)) + 4 * made.map(|a| words(kernel.ty(*a))).sum::<u32>();
+                    }
+                }
+                Inst::For(inner) => most = most.max(Products::of(&inner.body, kernel, constant)),
+                Inst::If(inner) => {
+                    for body in [&inner.then, &inner.otherwise] {
+                        most = most.max(Products::of(body, kernel, constant));
+                    }
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        most.max(here)
+    }
+
+    fn max(self, other: Products) -> Products {
+        Products {
+            started: self.started.max(other.started),
+            warpgroup: self.warpgroup.max(other.warpgroup),
+            float8: self.float8 || other.float8,
         }
     }
-    most.max(here)
 }
 
 /// The most 32-bit words that are live at one place. Constants are operands of instructions and take none; bools are

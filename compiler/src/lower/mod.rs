@@ -191,10 +191,11 @@ pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Resul
 }
 
 /// What of a schedule decides how many registers a thread wants. Subgroups that share a sum want as many as one alone, and
-/// stages lie in shared memory.
+/// stages lie in shared memory; threads of `panel` say how many rows of W a subgroup has.
 fn registers_of(schedule: &Schedule) -> Schedule {
     match schedule.family {
-        Family::Ring | Family::Panel | Family::Dense => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
+        Family::Ring => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
+        Family::Panel | Family::Dense => Schedule { unroll: 1, ..*schedule },
         Family::Mma => Schedule { threads: 1, split: 1, ..*schedule },
         _ => *schedule,
     }

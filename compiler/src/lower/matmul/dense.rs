@@ -14,7 +14,7 @@
 
 mod decode;
 
-use super::products::cut;
+use super::cut::cut;
 use super::{as_matmul, panel};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;

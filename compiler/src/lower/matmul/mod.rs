@@ -3,6 +3,7 @@
 mod block;
 mod columns;
 mod cooperative;
+mod cut;
 mod dense;
 mod epilogue;
 mod float;

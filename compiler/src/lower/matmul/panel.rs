@@ -7,8 +7,8 @@
 //!
 //! A workgroup makes `tile_m` rows by `tile_n` columns of Y over all of K. Its threads copy X, `unroll` stages deep, by
 //! asynchronous copies, while each subgroup reads the next block of its own rows of W to registers. On devices with matrix
-//! instructions of four subgroups a subgroup has 16 rows of W, and the unit reads X itself; elsewhere it has 32, and lanes
-//! read their fragments of X, which lie side by side. Eight rows of a piece are 128 bytes in a row, so that neither copies
+//! instructions of four subgroups a subgroup has 16 rows of W, and the unit reads X itself; elsewhere it has 32, or 16
+//! where registers do not hold what 32 need, and lanes read their fragments of X, which lie side by side. Eight rows of a piece are 128 bytes in a row, so that neither copies
 //! nor reads collide. Grid: x over tiles of rows, y over tiles of columns.
 
 mod stages;
@@ -16,8 +16,9 @@ mod walk;
 
 use self::stages::{Copier, Stages};
 use self::walk::{Engine, Walk};
+use super::cut::{Cut, cut, lanes_of};
 use super::dense::{self, Ready};
-use super::products::{Cut, Products, cut, lanes_of, listed, rows_of};
+use super::products::{Products, listed, rows_of};
 use super::{Plan, as_matmul, entry};
 use crate::caps::{Caps, Feature, MmaShape};
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ pub(in crate::lower) const PANEL_FAMILY: Implementation = Implementation {
         Axis::new(Knob::TileM, &[16, 32, 64, 128]),
         Axis::new(Knob::TileN, &[64, 128]),
         Axis::new(Knob::Unroll, &[2, 3, 4]),
-        Axis::new(Knob::Threads, &[128, 256, 512]),
+        Axis::new(Knob::Threads, &[64, 128, 256, 512]),
     ],
     estimate: None,
     space,
@@ -65,9 +66,13 @@ pub(super) fn refuses(op: &Op, caps: &Caps) -> Option<String> {
     (!bytes.is_multiple_of(16)).then(|| format!("copies rows in pieces of 16 bytes; here they have {bytes}"))
 }
 
-/// Rows of W that a subgroup has.
-fn rows_per_subgroup(caps: &Caps) -> u32 {
-    if caps.features.has(Feature::WarpgroupMma) { 16 } else { 32 }
+/// Rows of W that a subgroup may have, those that read X least often first.
+fn rows_per_subgroup(family: Family, caps: &Caps) -> &'static [u32] {
+    match family {
+        _ if caps.features.has(Feature::WarpgroupMma) => &[16],
+        Family::Dense => &[32],
+        _ => &[32, 16],
+    }
 }
 
 /// Rows of X that a tile of a family may have. What decodes in its loop has fewer registers left for sums.
@@ -100,15 +105,16 @@ pub(super) fn tiles(op: &Op, caps: &Caps, m: usize, (family, row): (Family, usiz
         let (few, area) = (4 * workgroups < 3 * units, tile_m * tile_n);
         (few, if few { area } else { u32::MAX - area }, u32::MAX - tile_m)
     });
+    // Two workgroups share a unit.
+    let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 1024);
     let mut list = Vec::new();
-    for (tile_m, tile_n) in tiles {
-        for stages in [4, 3, 2] {
-            let threads = tile_n / rows_per_subgroup(caps) * caps.subgroup;
-            let bytes = stages * tile_m * row as u32;
-            // Two workgroups share a unit.
-            let most = caps.gpu.map_or(caps.max_shared_bytes, |gpu| gpu.shared_per_unit / 2 - 1024);
-            if bytes <= most.min(caps.max_shared_bytes) {
-                list.push(Schedule::single(family, tile_m, tile_n, stages).with_threads(threads, 1));
+    for rows in rows_per_subgroup(family, caps) {
+        for &(tile_m, tile_n) in &tiles {
+            for stages in [4, 3, 2] {
+                if stages * tile_m * row as u32 <= most.min(caps.max_shared_bytes) {
+                    let threads = tile_n / rows * caps.subgroup;
+                    list.push(Schedule::single(family, tile_m, tile_n, stages).with_threads(threads, 1));
+                }
             }
         }
     }
@@ -117,14 +123,15 @@ pub(super) fn tiles(op: &Op, caps: &Caps, m: usize, (family, row): (Family, usiz
 
 fn faults(schedule: &Schedule, caps: &Caps) -> Vec<String> {
     let Schedule { tile_m, tile_n, unroll, threads, split, .. } = *schedule;
-    let mine = tile_n / rows_per_subgroup(caps) * caps.subgroup;
+    let mine: Vec<u32> =
+        rows_per_subgroup(schedule.family, caps).iter().map(|rows| tile_n / rows * caps.subgroup).collect();
     listed(
         schedule,
         &[
             ("tile_m", tile_m, tokens(schedule.family, caps)),
             ("tile_n", tile_n, rows(schedule.family)),
             ("unroll", unroll, &[2, 3, 4]),
-            ("threads", threads, &[mine]),
+            ("threads", threads, &mine),
             ("split", split, &[1]),
         ],
     )
@@ -153,7 +160,7 @@ pub(super) fn make(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> 
     b.workgroup(schedule.threads, 1, 1);
     let stages = Stages::new(&mut b, matmul, schedule, shape, cut.block, params.get(Role::Activations));
     let (lane, subgroup) = (b.builtin(Builtin::Lane), b.builtin(Builtin::Subgroup));
-    let per_subgroup = rows_per_subgroup(caps);
+    let per_subgroup = schedule.tile_n * caps.subgroup / schedule.threads;
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
     let start = b.bin_imm(BinOp::Mul, tile_y, schedule.tile_n as i64);
     let mine = times(&mut b, subgroup, per_subgroup as usize);
