@@ -71,7 +71,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
         let layout = layout.as_ref().ok();
-        let blocks = layout.filter(|layout| columns::blocks(op, layout, tile_n, caps).is_some());
+        let blocks = layout.and_then(|layout| Some((layout, columns::blocks(op, layout, tile_n, caps)?)));
         let strips = if blocks.is_some() { columns::strips(op, tile_n) } else { 1 };
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
@@ -79,7 +79,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
         }
         for tile_m in 1..=12u32 {
             let fits = match (blocks, layout) {
-                (Some(layout), _) => columns::fits(tile_m, vectors, layout, caps),
+                (Some((layout, blocks)), _) => columns::fits(&blocks, tile_m, vectors, layout, caps),
                 (None, Some(layout)) if caps.vector_bytes >= 32 => fits(op, layout, tile_m, vectors, caps),
                 _ => tile_m * vectors + tile_m + 2 <= caps.vector_registers,
             };
@@ -251,7 +251,8 @@ impl Scratch {
         b.load(ty, at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32)
     }
 
-    fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
+    /// Writes vector `v` of a line.
+    pub fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
         let place = line.times(b, self.line).add(b, self.base);
         b.store(at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32, value);
     }
