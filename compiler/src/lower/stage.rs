@@ -44,7 +44,7 @@ impl Staged {
     }
 
     /// The same scratch from a row on, where nobody wants sums.
-    pub fn from_row(&self, b: &mut Builder, row: Pos) -> Staged {
+    pub fn starting_at(&self, b: &mut Builder, row: Pos) -> Staged {
         debug_assert!(self.sums.is_none());
         Staged { base: row.times(b, self.k * 4), ..*self }
     }

@@ -66,7 +66,7 @@ impl Work for Floats<'_> {
 
     fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
         let factors = vec![1.0; self.plan.lanes as usize];
-        self.staged.from_row(b, tile.place).fill(b, rows, column, &content(len, &factors));
+        self.staged.starting_at(b, tile.place).fill(b, rows, column, &content(len, &factors));
     }
 
     fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
@@ -100,7 +100,7 @@ impl Work for Floats<'_> {
         at: Pos,
     ) {
         let (plan, tile_m) = (self.plan, self.schedule.tile_m as usize);
-        let staged = self.staged.from_row(b, tile.place);
+        let staged = self.staged.starting_at(b, tile.place);
         let ty = Type::vector(Scalar::F32, plan.lanes);
         let step = 4 * self.schedule.unroll as usize;
         let one = |b: &mut Builder, column: Pos, state: &mut [Value]| {
