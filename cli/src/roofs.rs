@@ -80,7 +80,10 @@ impl Roofs {
     pub fn describe(&self) -> String {
         match self {
             Roofs::Cpu(roofs) => {
-                let mut text = format!("roofs with {} threads: read {:.1} GB/s", roofs.threads, roofs.read_gbs);
+                let mut text = format!(
+                    "roofs with {} threads: read {:.1} GB/s (median pass {:.1})",
+                    roofs.threads, roofs.read_gbs, roofs.read_median_gbs
+                );
                 for (name, value) in roofs.arithmetic() {
                     text += &format!(", {name} {value:.0}");
                 }

@@ -7,9 +7,13 @@
 use bitsmith_autotune::execute::Prepared;
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::compile;
+use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::ir::parse;
+use bitsmith_compiler::op::{Epilogue, Matmul, Op};
+use bitsmith_compiler::schedule::{Family, Schedule};
 use bitsmith_runtime::{Device, cpu::CpuDevice};
-use bitsmith_tests::{cases, cpu_levels, poison, run};
+use bitsmith_tests::cases::{self, Case};
+use bitsmith_tests::{cpu_levels, poison, run};
 
 /// Number of cases; `BITSMITH_CASES` changes it.
 fn count() -> u64 {
@@ -17,9 +21,8 @@ fn count() -> u64 {
 }
 
 /// Runs one case everywhere; returns the largest ratio of an error to its bound.
-fn agree(device: &CpuDevice, seed: u64) -> Result<f64, String> {
-    let caps = device.caps();
-    let case = cases::case(seed, caps);
+fn agree(device: &CpuDevice, case: &Case) -> Result<f64, String> {
+    let (caps, seed) = (device.caps(), case.seed);
     let at = |stage: &str, why: String| format!("seed {seed}, {stage}: {why}\n  {case:?}");
     let clean = Problem::random(&case.op, case.m, seed).map_err(|e| at("problem", e.to_string()))?;
     let mut problem = clean.clone();
@@ -66,7 +69,7 @@ fn reference_interpreter_and_cpu_agree() {
         let mut failures = Vec::new();
         let mut worst: f64 = 0.0;
         for seed in 0..cases {
-            match agree(&device, seed) {
+            match agree(&device, &cases::case(seed, device.caps())) {
                 Ok(ratio) => worst = worst.max(ratio),
                 Err(why) => failures.push(why),
             }
@@ -75,5 +78,57 @@ fn reference_interpreter_and_cpu_agree() {
         println!("{cases} cases on {name}, worst error {worst:.3} of its bound");
         let shown = failures.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
         assert!(failures.is_empty(), "{} of {cases} cases on {name} failed:\n{shown}", failures.len());
+    }
+}
+
+/// Weights, activations, N, K, rows, and the tile: rows, columns, strips. Columns are more than a block holds, and most cases end
+/// with a part of a block, of a tile of rows or of a strip.
+type InBlocks = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
+
+const IN_BLOCKS: [InBlocks; 12] = [
+    // Words in pairs: one segment over several blocks, groups, offsets, zero points, more rows than wait at once.
+    ("int8-channel", "int8-token", 40, 1536, 7, (5, 16, 2)),
+    ("int8-channel", "int8-token", 56, 768, 9, (2, 32, 1)),
+    ("int8-channel", "int8-g128", 24, 1152, 3, (11, 8, 8)),
+    ("q8_0", "int8-token", 40, 1056, 6, (5, 16, 3)),
+    ("q8_0", "int8-g32", 33, 1088, 1, (1, 16, 1)),
+    ("int8-g128-asym", "int8-g128", 48, 1152, 11, (4, 16, 3)),
+    ("int8-g64", "int8-token", 16, 576, 197, (5, 16, 1)),
+    // Floats.
+    ("int4-g32", "f16", 72, 288, 7, (3, 32, 2)),
+    ("int4-g128-asym", "bf16", 40, 640, 13, (6, 16, 3)),
+    ("q6_k", "f32", 24, 512, 5, (3, 16, 8)),
+    ("q4_k", "f16", 17, 768, 4, (2, 16, 1)),
+    ("int2-g64", "f16", 16, 320, 195, (6, 16, 1)),
+];
+
+#[test]
+fn tiles_in_blocks_of_columns_agree() {
+    let mut ran = 0;
+    for target in cpu_levels() {
+        let device = CpuDevice::with_target(target, 2).unwrap();
+        // Vectors of 16 bytes take no blocks, so that these schedules are none of theirs.
+        if device.caps().vector_bytes < 32 {
+            continue;
+        }
+        for (seed, (weight, activation, n, k, m, (tile_m, tile_n, strips))) in IN_BLOCKS.into_iter().enumerate() {
+            let (weight, activation) = (weight.parse().unwrap(), activation.parse().unwrap());
+            let op = Matmul { n, k, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
+            let op = Op::Matmul(op).checked().unwrap();
+            let schedule = Schedule::single(Family::Tile, tile_m, tile_n, 4).with_strips(strips);
+            match agree(&device, &Case { seed: seed as u64, op, m, schedule }) {
+                Ok(_) => ran += 1,
+                // A level with an instruction for bytes takes these in no blocks, and says so.
+                Err(why) if strips > 1 && why.contains("accepted here: 1 to 1") => {
+                    assert!(device.caps().name.contains("vnni"), "{why}");
+                }
+                // Vectors of 64 bytes fill wider tiles.
+                Err(why) if why.contains("tile_n is") => assert_eq!(device.caps().vector_bytes, 64, "{why}"),
+                Err(why) => panic!("{}: {why}", device.caps().name),
+            }
+        }
+    }
+    if ran == 0 {
+        bitsmith_tests::skip("avx2", "tiles_in_blocks_of_columns_agree", "no level with vectors of 32 bytes runs here");
     }
 }

@@ -119,6 +119,12 @@ impl Rows {
             .collect()
     }
 
+    /// `count` neighbouring columns of one byte each.
+    pub fn bytes(&self, b: &mut Builder, row: usize, column: Pos, count: u8) -> Value {
+        let start = self.element_at(b, row, column);
+        b.load(Type::vector(Scalar::I8, count), at(self.x, start.index, start.fixed), 1)
+    }
+
     /// `lanes` neighbouring columns as `f32`.
     pub fn floats(&self, b: &mut Builder, row: usize, column: Pos, lanes: u8) -> Value {
         let start = self.element_at(b, row, column);

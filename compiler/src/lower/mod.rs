@@ -290,7 +290,10 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
             let columns = schedule.tile_n as usize * schedule.strips.max(1) as usize;
             [m.div_ceil(rows as usize) as u32, op.n.div_ceil(columns) as u32, 1]
         }
-        (Op::Matmul(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
+        (Op::Matmul(op), _) => {
+            let columns = schedule.tile_n as usize * schedule.strips.max(1) as usize;
+            [1, op.n.div_ceil(columns) as u32, 1]
+        }
         (Op::Dequant(op), _) => [1, op.n.div_ceil(schedule.tile_n as usize) as u32, 1],
         (Op::Quantize(_), _) => [m as u32, 1, 1],
     }

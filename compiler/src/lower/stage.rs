@@ -13,6 +13,8 @@ use crate::ir::{BinOp, Builder, Memory, Scalar, Type, UnOp, Value};
 pub(super) struct Staged {
     /// `[row][k]` numbers.
     numbers: Memory,
+    /// Where row 0 starts, in bytes.
+    base: Pos,
     /// `[row][segment]` minus sums.
     sums: Option<Memory>,
     k: usize,
@@ -38,7 +40,13 @@ impl Staged {
         let segments = content.k.div_ceil(content.segment);
         let numbers = b.shared("staged", (rows * content.k * 4) as u32, 64);
         let sums = content.sum_factor.map(|_| b.shared("staged_sums", (rows * segments * 4) as u32, 64));
-        Staged { numbers, sums, k: content.k, segments, lanes }
+        Staged { numbers, base: Pos::fixed(0), sums, k: content.k, segments, lanes }
+    }
+
+    /// The same scratch from a row on, where nobody wants sums.
+    pub fn starting_at(&self, b: &mut Builder, row: Pos) -> Staged {
+        debug_assert!(self.sums.is_none());
+        Staged { base: row.times(b, self.k * 4), ..*self }
     }
 
     /// Fills scratch with columns `start ..` of rows; column `start` becomes column 0.
@@ -63,7 +71,7 @@ impl Staged {
                         let factors = b.lanes(Scalar::F32, &bits);
                         x = b.mul(x, factors);
                     }
-                    let place = here.times(b, 4).plus(row * self.k * 4);
+                    let place = here.times(b, 4).plus(row * self.k * 4).add(b, self.base);
                     b.store(at(self.numbers, place.index, place.fixed), 4 * u32::from(lanes), x);
                 }
                 sum
@@ -99,7 +107,7 @@ impl Staged {
 
     /// A number in every lane.
     pub fn number(&self, b: &mut Builder, row: usize, column: Pos) -> Value {
-        let place = column.times(b, 4).plus(row * self.k * 4);
+        let place = column.times(b, 4).plus(row * self.k * 4).add(b, self.base);
         let number = b.load(Scalar::F32, at(self.numbers, place.index, place.fixed), 4);
         b.splat(number, self.lanes)
     }

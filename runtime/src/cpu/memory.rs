@@ -2,7 +2,6 @@
 
 use crate::pages;
 use bitsmith_compiler::{Error, Result};
-use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -21,7 +20,7 @@ enum Owner {
     /// Allocated here.
     Here,
     /// Pages of the system's, freed with this.
-    Pages { _map: MmapMut },
+    Pages { _map: pages::Zeroed },
     /// Somebody else.
     Foreign,
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long a thread looks out for the next launch before it sleeps.
 const SPIN: Duration = Duration::from_micros(60);
-/// Runs per thread: what limits the cost of a thread that is held up.
+/// Runs per thread at least: what limits the cost of a thread that is held up. Near the end they are shorter, so that threads
+/// end together.
 const RUNS: u64 = 8;
 
 /// How workgroups are shared.
@@ -68,6 +69,8 @@ struct Job {
     run: u64,
     /// Threads that take one run each by number; 0 where runs come from the counter.
     shares: u64,
+    /// Threads in all.
+    threads: u64,
 }
 
 // SAFETY: the pointer is only followed between `run`'s start and its end, while the closure behind it lives, and the
@@ -129,8 +132,8 @@ impl Pool {
         // SAFETY: only the lifetime changes; nobody follows the pointer after this function has returned.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
         let job = match self.split {
-            Split::Dynamic => Job { work, total, run: (total / (threads * RUNS)).max(1), shares: 0 },
-            Split::Static => Job { work, total, run: 0, shares: threads },
+            Split::Dynamic => Job { work, total, run: (total / (threads * RUNS)).max(1), shares: 0, threads },
+            Split::Static => Job { work, total, run: 0, shares: threads, threads },
         };
         shared.next.store(0, Ordering::Relaxed);
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
@@ -167,17 +170,25 @@ impl Shared {
                 }
                 return;
             }
-            loop {
-                let begin = self.next.fetch_add(job.run, Ordering::Relaxed);
-                if begin >= job.total {
-                    break;
-                }
-                work(thread, begin, (begin + job.run).min(job.total));
+            while let Some((begin, end)) = self.take(&job) {
+                work(thread, begin, end);
             }
         }));
         if done.is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The next run of a launch whose runs come from the counter.
+    fn take(&self, job: &Job) -> Option<(u64, u64)> {
+        // Half of a thread's share of what is left.
+        let part = 2 * job.threads;
+        let next = |begin: u64| {
+            let left = job.total.checked_sub(begin).filter(|&left| left > 0)?;
+            Some(begin + job.run.min(left.div_ceil(part)))
+        };
+        let begin = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        next(begin).map(|end| (begin, end))
     }
 
     fn serve(&self, thread: usize) {

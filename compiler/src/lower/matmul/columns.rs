@@ -1,138 +1,233 @@
-//! Family `tile` for float sums, in blocks of columns: decoded weights of a block stay in the nearest cache while all rows pass over
-//! them, and results of a block wait in scratch for the next one.
+//! Family `tile` in blocks of columns: decoded weights of a block stay in the nearest cache while all rows pass over them, results
+//! of a block wait in scratch for the next one, and activations are converted once for several strips of W.
 //!
 //! ```text
-//! rows, up to `rows` at a time ─► blocks of columns: decode ─► tiles of rows: sums, added to results in scratch
-//!                                                     └────► at the end: epilogue
+//! rows, up to `rows` at a time ─► blocks of columns: convert X ─► strips of W: decode ─► tiles of rows: sums, added to
+//!                              │                                                       results in scratch
+//!                              └► at the end: epilogue
 //! ```
 
-use super::tile::{Decode, Scratch};
-use super::{Plan, epilogue, integers_of};
-use crate::caps::Caps;
-use crate::format::Zero;
+mod floats;
+mod pairs;
+
+use super::{Plan, epilogue, has_dot, integers_of};
+use crate::caps::{Caps, Feature};
 use crate::format::n16::N16;
-use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Type, Value};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role};
-use crate::lower::stage::{Content, Kept, Staged};
 use crate::lower::unpack::Weights;
-use crate::lower::walk::{Pos, Visit, Walk, repeat};
+use crate::lower::walk::{Pos, repeat};
 use crate::op::Matmul;
 use crate::schedule::Schedule;
 
 /// Decoded weights of a block should leave half of a first-level cache of 32 KiB to what passes over them.
 const BLOCK_BYTES: usize = 16 << 10;
-/// Tiles of rows whose results wait in scratch.
-const TILES: usize = 32;
+/// Rows whose results wait in scratch, with their activations of a block: about a hundred KiB of each in the second cache.
+const ROWS: usize = 192;
+
+/// Strips of W that share converted activations. They are a fifth of the time of one strip, so that eight leave little; but there
+/// should be workgroups for many threads.
+pub(super) fn strips(op: &Matmul, tile_n: u32) -> u32 {
+    (op.n as u32 / (32 * tile_n)).clamp(1, MOST_STRIPS)
+}
+
+/// Most strips, whose results lie in scratch side by side.
+pub(super) const MOST_STRIPS: u32 = 8;
+
+/// What sums are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Multiply-adds of `f32` numbers.
+    Floats,
+    /// Products of 16 bits in pairs, for bytes of 8 bits where there is no instruction for four bytes: those that there are
+    /// add two of their products in 16 bits, which do not hold them. (Bytes of 6 bits fit twice, and are slower in pairs: 83
+    /// against 99 GOP/s on Zen 3 for Q6_K, whose groups are short.)
+    Pairs,
+}
+
+impl Kind {
+    /// Bytes of a decoded weight.
+    fn bytes(self) -> usize {
+        match self {
+            Kind::Floats => 4,
+            Kind::Pairs => 2,
+        }
+    }
+}
 
 /// How columns are cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocks {
+    kind: Kind,
     /// Columns of a block.
     columns: usize,
     /// Columns that share scales of weights and activations, within a block.
     segment: usize,
 }
 
-/// The blocks of a matmul whose sums are floats; `None` where one block holds all columns, or segments do not fit: then
-/// rows pass over all of K. Bytes for integer sums are a fourth of the size, and gain nothing by blocks.
+/// The blocks of a matmul; `None` where one block holds all columns, or segments do not fit: then rows pass over all of K.
+/// Bytes of integer sums in dot instructions are a fourth of the size, and gain nothing by blocks.
 pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Option<Blocks> {
-    let most = BLOCK_BYTES / (4 * tile_n as usize);
+    let kind = match integers_of(op, layout, caps) {
+        None => Kind::Floats,
+        Some(how) if how.bits == 8 && !has_dot(caps) && caps.features.has(Feature::Dot2) => Kind::Pairs,
+        Some(_) => return None,
+    };
+    let most = BLOCK_BYTES / (kind.bytes() * tile_n as usize);
     let lanes = (caps.vector_bytes / 4) as usize;
-    let whole = |segment: usize| {
+    // Columns that are converted at once.
+    let together = match kind {
+        Kind::Floats => lanes,
+        Kind::Pairs => 4 * lanes,
+    };
+    let whole = |segment: usize, columns: usize| {
         op.k.is_multiple_of(segment)
             && segment.is_multiple_of(layout.unit)
             && segment.is_multiple_of(lanes)
+            && op.k.is_multiple_of(together)
+            && columns.is_multiple_of(together)
             && layout.padded_group == layout.group
     };
     let group = op.segment();
     let segment = if group <= most {
         group
-    } else if group.is_multiple_of(most) {
+    } else if group.is_multiple_of(most) && (kind == Kind::Floats || group == op.k) {
         most
     } else {
         return None;
     };
     let columns = most / segment * segment;
-    let floats = caps.vector_bytes >= 32 && integers_of(op, layout, caps).is_none();
-    (floats && whole(segment) && columns < op.k).then_some(Blocks { columns, segment })
+    (caps.vector_bytes >= 32 && whole(segment, columns) && columns < op.k).then_some(Blocks { kind, columns, segment })
 }
 
-/// Whether a tile fits: sums in registers, vectors of weights, one activation; decoding joins planes and holds scales and
-/// zero points of each vector. Results wait in scratch.
-pub(super) fn fits(tile_m: u32, vectors: u32, layout: &N16, caps: &Caps) -> bool {
-    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
-    let sums = (tile_m * vectors).max((layout.planes.len() as u32 + shifted) * vectors + 8);
-    sums + 1 + vectors.min(tile_m) <= caps.vector_registers
+/// Whether a tile fits. Results wait in scratch.
+pub(super) fn fits(blocks: &Blocks, tile_m: u32, vectors: u32, layout: &N16, caps: &Caps) -> bool {
+    match blocks.kind {
+        Kind::Floats => floats::fits(tile_m, vectors, layout, caps),
+        Kind::Pairs => pairs::fits(tile_m, vectors, layout, caps),
+    }
+}
+
+/// What is done with a block and a tile of rows, for one kind of sums.
+trait Work {
+    /// Results of a tile before the first block.
+    fn start(&self, b: &mut Builder, at: Pos);
+    /// Makes `len` activations of a tile of rows ready, from a column on.
+    fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize);
+    /// Decodes `len` columns from segment `first` on.
+    fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize);
+    /// Adds the products of these columns to the results at a place.
+    fn add(&self, b: &mut Builder, weights: &Weights<'_>, tile: (&Rows, RowTile), part: (Pos, usize), at: Pos);
+    /// The results `[row][vector]` after the last block.
+    fn results(&self, b: &mut Builder, weights: &Weights<'_>, rows: &Rows, at: Pos) -> Vec<Value>;
 }
 
 /// What a kernel in blocks is made of.
 struct Panel<'a> {
     plan: &'a Plan,
     params: &'a Params,
-    weights: &'a Weights<'a>,
+    caps: &'a Caps,
     blocks: Blocks,
     schedule: &'a Schedule,
-    scratch: Scratch,
-    results: Kept,
-    staged: Staged,
+    work: &'a dyn Work,
+    /// First row of W, and the one behind the last.
+    span: (Value, Value),
 }
 
 /// The kernel's body.
 pub(super) fn build(b: &mut Builder, plan: &Plan, schedule: &Schedule, caps: &Caps, params: &Params, blocks: Blocks) {
+    let width = i64::from(schedule.tile_n) * i64::from(schedule.strips);
     let tile_y = b.builtin(Builtin::WorkgroupId(1));
-    let start = b.bin_imm(BinOp::Mul, tile_y, schedule.tile_n as i64);
+    let start = b.bin_imm(BinOp::Mul, tile_y, width);
     let start = b.cast(CastOp::ExtendS, start, Scalar::I64);
-    let tile_n = schedule.tile_n as usize;
-    let weights = Weights::new(&plan.layout, params.get(Role::Weights), start, plan.op.n, tile_n, caps);
-    let line = tile_n * 4;
-    let scratch = Scratch {
-        memory: b.shared("decoded", (blocks.columns * line) as u32, 64),
-        line,
-        vector: plan.lanes as usize * 4,
-        base: Pos::fixed(0),
+    let end = b.bin_imm(BinOp::Add, start, width);
+    let last = b.int(Scalar::I64, plan.op.n as i64);
+    let end = b.bin(BinOp::MinS, end, last);
+    let (floats, pairs);
+    let work: &dyn Work = match (blocks.kind, &plan.integers) {
+        (Kind::Pairs, Some(how)) => {
+            pairs = pairs::Pairs::new(b, plan, how, schedule, blocks);
+            &pairs
+        }
+        _ => {
+            floats = floats::Floats::new(b, plan, schedule, blocks);
+            &floats
+        }
     };
-    let rows = schedule.tile_m as usize * TILES;
-    let results = Kept::declare(b, "results", rows * plan.vectors, plan.lanes);
-    let factors = vec![1.0; plan.lanes as usize];
-    let staged = Staged::declare(b, schedule.tile_m as usize, &content(blocks.columns, &factors), plan.lanes);
-    let panel = Panel { plan, params, weights: &weights, blocks, schedule, scratch, results, staged };
+    let panel = Panel { plan, params, caps, blocks, schedule, work, span: (start, end) };
+    let rows = rows_at_once(schedule);
     let zero = b.int(Scalar::I32, 0);
     b.for_loop(zero, params.m, rows as i64, &[], |b, first, _| {
         let end = b.bin_imm(BinOp::Add, first, rows as i64);
         let end = b.bin(BinOp::MinS, end, params.m);
-        panel.rows(b, (first, end), start);
+        panel.rows(b, (first, end));
         Vec::new()
     });
 }
 
-/// Activations as they are.
-fn content(columns: usize, factors: &[f32]) -> Content<'_> {
-    Content { k: columns, segment: columns, factors, sum_factor: None }
+/// Whole tiles of rows.
+fn rows_at_once(schedule: &Schedule) -> usize {
+    ROWS / schedule.tile_m as usize * schedule.tile_m as usize
+}
+
+/// Vectors of results of all strips.
+fn vectors_of_results(plan: &Plan, schedule: &Schedule) -> usize {
+    schedule.strips as usize * rows_at_once(schedule) * plan.vectors
+}
+
+/// A tile of rows: its first one, and its place among those that are worked on.
+#[derive(Clone, Copy)]
+struct RowTile {
+    first: Value,
+    place: Pos,
 }
 
 impl Panel<'_> {
-    fn count(&self) -> usize {
-        self.schedule.tile_m as usize * self.plan.vectors
-    }
-
-    /// Does something for each tile of some rows: with its first row and where its results lie.
-    fn tiles(&self, b: &mut Builder, (from, to): (Value, Value), mut body: impl FnMut(&mut Builder, Value, Pos)) {
+    /// Does something for each tile of some rows.
+    fn tiles(&self, b: &mut Builder, (from, to): (Value, Value), mut body: impl FnMut(&mut Builder, RowTile)) {
         b.for_loop(from, to, i64::from(self.schedule.tile_m), &[], |b, first, _| {
             let within = b.bin(BinOp::Sub, first, from);
             let within = b.cast(CastOp::ExtendS, within, Scalar::I64);
-            let at = Pos { index: Some(within), fixed: 0 }.times(b, self.plan.vectors);
-            body(b, first, at);
+            body(b, RowTile { first, place: Pos { index: Some(within), fixed: 0 } });
             Vec::new()
         });
     }
 
+    /// Does something for each strip of W: with its first row, and where its results start, in vectors.
+    fn strips(&self, b: &mut Builder, mut body: impl FnMut(&mut Builder, Value, Pos)) {
+        let (start, end) = self.span;
+        if self.schedule.strips == 1 {
+            return body(b, start, Pos::fixed(0));
+        }
+        b.for_loop(start, end, i64::from(self.schedule.tile_n), &[], |b, row, _| {
+            let within = b.bin(BinOp::Sub, row, start);
+            // A strip is `vectors` vectors of `lanes` rows of W wide, and has results of as many vectors per row of X.
+            let at = Pos { index: Some(within), fixed: 0 };
+            let at = at.divide(b, self.plan.lanes as usize).times(b, rows_at_once(self.schedule));
+            body(b, row, at);
+            Vec::new()
+        });
+    }
+
+    /// Where the results of a tile of rows lie in a strip.
+    fn results_of(&self, b: &mut Builder, strip: Pos, tile: RowTile) -> Pos {
+        tile.place.times(b, self.plan.vectors).add(b, strip)
+    }
+
+    fn weights_of(&self, start: Value) -> Weights<'_> {
+        let memory = self.params.get(Role::Weights);
+        let tile_n = self.schedule.tile_n as usize;
+        Weights::new(&self.plan.layout, memory, start, self.plan.op.n, tile_n, self.caps)
+    }
+
     /// All columns for the rows `span`.
-    fn rows(&self, b: &mut Builder, span: (Value, Value), start: Value) {
-        let lanes = self.plan.lanes;
-        self.tiles(b, span, |b, _, at| {
-            let nothing = b.f32(lanes, 0.0);
-            (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+    fn rows(&self, b: &mut Builder, span: (Value, Value)) {
+        self.strips(b, |b, _, strip| {
+            self.tiles(b, span, |b, tile| {
+                let at = self.results_of(b, strip, tile);
+                self.work.start(b, at);
+            });
         });
         let Blocks { columns, .. } = self.blocks;
         let full = self.plan.op.k / columns;
@@ -144,10 +239,15 @@ impl Panel<'_> {
         if rest > 0 {
             self.block(b, span, Pos::fixed(full), rest);
         }
-        self.tiles(b, span, |b, first, at| {
-            let rows = self.rows_of(b, first);
-            let results = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
-            epilogue::store(b, self.plan, self.params, &rows, (first, self.schedule.tile_m == 1), start, results);
+        self.strips(b, |b, start, strip| {
+            let weights = self.weights_of(start);
+            self.tiles(b, span, |b, tile| {
+                let at = self.results_of(b, strip, tile);
+                let rows = self.rows_of(b, tile.first);
+                let results = self.work.results(b, &weights, &rows, at);
+                let exact = self.schedule.tile_m == 1;
+                epilogue::store(b, self.plan, self.params, &rows, (tile.first, exact), start, results);
+            });
         });
     }
 
@@ -157,73 +257,21 @@ impl Panel<'_> {
 
     /// `len` columns of a block.
     fn block(&self, b: &mut Builder, span: (Value, Value), block: Pos, len: usize) {
-        let Blocks { columns, segment } = self.blocks;
+        let Blocks { columns, segment, .. } = self.blocks;
         let first = block.times(b, columns / segment);
-        self.decode(b, first, len);
         let column = block.times(b, columns);
-        self.tiles(b, span, |b, row, at| {
-            let rows = self.rows_of(b, row);
-            self.floats(b, &rows, column, len, at);
+        self.tiles(b, span, |b, tile| {
+            let rows = self.rows_of(b, tile.first);
+            self.work.stage(b, &rows, tile, column, len);
         });
-    }
-
-    fn decode(&self, b: &mut Builder, first: Pos, len: usize) {
-        let Blocks { segment, .. } = self.blocks;
-        let walk = Walk::new(&self.plan.layout, segment, 1).expect("blocks are cut in segments that a walk takes");
-        let bytes = segment * self.scratch.line;
-        repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
-            let scratch = Scratch { base: turn.times(b, bytes), ..self.scratch };
-            let mut decode = Decode {
-                weights: self.weights,
-                how: None,
-                vectors: self.plan.vectors,
-                scratch: &scratch,
-                group: segment,
-                piecewise: true,
-            };
-            let at = first.add(b, turn);
-            let piece = walk.whole(b, at);
-            let state = decode.begin(b, piece.segment);
-            walk.piece(b, &mut decode, &piece, None, state);
-            Vec::new()
+        self.strips(b, |b, start, strip| {
+            let weights = self.weights_of(start);
+            self.work.decode(b, &weights, first, len);
+            self.tiles(b, span, |b, tile| {
+                let at = self.results_of(b, strip, tile);
+                let rows = self.rows_of(b, tile.first);
+                self.work.add(b, &weights, (&rows, tile), (first, len), at);
+            });
         });
-    }
-
-    /// Multiply-adds of a tile over the columns of a block.
-    fn floats(&self, b: &mut Builder, rows: &Rows, column: Pos, len: usize, at: Pos) {
-        let (plan, staged) = (self.plan, &self.staged);
-        let factors = vec![1.0; plan.lanes as usize];
-        staged.fill(b, rows, column, &content(len, &factors));
-        let ty = Type::vector(Scalar::F32, plan.lanes);
-        let step = 4 * self.schedule.unroll as usize;
-        let one = |b: &mut Builder, column: Pos, state: &mut [Value]| {
-            let mut add = |b: &mut Builder, row: usize, v: usize, w: Value, x: Value| {
-                let sum = &mut state[row * plan.vectors + v];
-                *sum = b.fma(w, x, *sum);
-            };
-            // What there are fewer of stays in registers.
-            if rows.count() > plan.vectors {
-                let w: Vec<Value> = (0..plan.vectors).map(|v| self.scratch.load(b, ty, column, v)).collect();
-                for row in 0..rows.count() {
-                    let x = staged.number(b, row, column);
-                    w.iter().enumerate().for_each(|(v, &w)| add(b, row, v, w, x));
-                }
-                return;
-            }
-            let x: Vec<Value> = (0..rows.count()).map(|row| staged.number(b, row, column)).collect();
-            for v in 0..plan.vectors {
-                let w = self.scratch.load(b, ty, column, v);
-                x.iter().enumerate().for_each(|(row, &x)| add(b, row, v, w, x));
-            }
-        };
-        let start: Vec<Value> = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
-        let mut state = repeat(b, len / step, step, start, |b, turn, mut state| {
-            (0..step).for_each(|i| one(b, turn.plus(i), &mut state));
-            state
-        });
-        (len / step * step..len).for_each(|column| one(b, Pos::fixed(column), &mut state));
-        for (i, value) in state.into_iter().enumerate() {
-            self.results.store(b, at, i, value);
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Family `tile`: many rows. A workgroup decodes its weights into scratch once, then walks over tiles of rows.
 //!
-//! A workgroup makes all rows by `tile_n` columns of Y. Scratch holds bytes for an integer dot product, or finished `f32`
+//! A workgroup makes all rows by `tile_n` columns of Y, or by some strips of so many ([`columns`]). Scratch holds bytes for an integer dot product, or finished `f32`
 //! weights, so that the inner loop is loads, broadcasts and multiply-adds alone. Grid: y over tiles of columns.
 //!
 //! ```text
@@ -71,14 +71,15 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
         let layout = layout.as_ref().ok();
-        let blocks = layout.filter(|layout| columns::blocks(op, layout, tile_n, caps).is_some());
+        let blocks = layout.and_then(|layout| Some((layout, columns::blocks(op, layout, tile_n, caps)?)));
+        let strips = if blocks.is_some() { columns::strips(op, tile_n) } else { 1 };
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;
         }
         for tile_m in 1..=12u32 {
             let fits = match (blocks, layout) {
-                (Some(layout), _) => columns::fits(tile_m, vectors, layout, caps),
+                (Some((layout, blocks)), _) => columns::fits(&blocks, tile_m, vectors, layout, caps),
                 (None, Some(layout)) if caps.vector_bytes >= 32 => fits(op, layout, tile_m, vectors, caps),
                 _ => tile_m * vectors + tile_m + 2 <= caps.vector_registers,
             };
@@ -88,7 +89,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
             for (rank, unroll) in unrolls.into_iter().enumerate() {
-                list.push((cost, rank, Schedule::single(Family::Tile, tile_m, tile_n, unroll)));
+                let schedule = Schedule::single(Family::Tile, tile_m, tile_n, unroll).with_strips(strips);
+                list.push((cost, rank, schedule));
             }
         }
     }
@@ -132,7 +134,12 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
-    if let Some(blocks) = columns::blocks(matmul, &plan.layout, schedule.tile_n, caps) {
+    let blocks = columns::blocks(matmul, &plan.layout, schedule.tile_n, caps);
+    let most = if blocks.is_some() { columns::MOST_STRIPS } else { 1 };
+    if !(1..=most).contains(&schedule.strips) {
+        return Err(Error::invalid(format!("strips is {}; accepted here: 1 to {most}", schedule.strips)));
+    }
+    if let Some(blocks) = blocks {
         columns::build(&mut b, &plan, schedule, caps, &params, blocks);
         return Ok(b.finish());
     }
@@ -244,7 +251,8 @@ impl Scratch {
         b.load(ty, at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32)
     }
 
-    fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
+    /// Writes vector `v` of a line.
+    pub fn store(&self, b: &mut Builder, value: Value, line: Pos, v: usize) {
         let place = line.times(b, self.line).add(b, self.base);
         b.store(at(self.memory, place.index, place.fixed + v * self.vector), self.vector as u32, value);
     }

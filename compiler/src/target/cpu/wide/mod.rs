@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! kernel IR ─ lower ─► instructions over virtual registers ─ allocate (regalloc2) ─► assemble (iced-x86) ─► bytes
+//!                      (constants into free registers)
 //! ```
 //!
 //! Always holds: statements keep the order of the IR, since the schedule owns it; the code ends with `vzeroupper`; the
@@ -23,6 +24,7 @@ mod lower;
 mod machine;
 mod mask;
 mod memory;
+mod resident;
 mod scalar;
 mod value;
 
@@ -46,13 +48,25 @@ pub(super) struct Wide {
 /// The code of a kernel that [`super::support::check`] let pass.
 pub(super) fn compile(kernel: &ir::Kernel, level: &Level, wide: Wide) -> Result<(Vec<u8>, Report)> {
     let facts = lower::Facts { evex: wide.avx512, vnni: wide.vnni };
-    let function = lower::function(kernel, facts);
+    let mut function = lower::function(kernel, facts);
     let windows = level.isa.triple().operating_system == target_lexicon::OperatingSystem::Windows;
     let convention = if windows { allocate::Convention::Windows } else { allocate::Convention::SystemV };
-    assemble::assemble(&function, convention, wide.avx512).map_err(|message| Error::Bug {
-        message: format!("the wide emitter on kernel `{}` for {}: {message}", kernel.name, level.name),
-        text: kernel.to_string(),
-    })
+    let assemble = |function: &machine::Function| {
+        assemble::assemble(function, convention, wide.avx512).map_err(|message| Error::Bug {
+            message: format!("the wide emitter on kernel `{}` for {}: {message}", kernel.name, level.name),
+            text: kernel.to_string(),
+        })
+    };
+    if !resident::constants(&mut function, if wide.avx512 { 32 } else { 16 }) {
+        return assemble(&function);
+    }
+    let made = assemble(&function)?;
+    if made.1.vector_spills_in_loops == 0 {
+        return Ok(made);
+    }
+    // What registers were counted as free were not, or the kernel spills anyway.
+    let plain = assemble(&lower::function(kernel, facts))?;
+    Ok(if plain.1.vector_spills_in_loops <= made.1.vector_spills_in_loops { plain } else { made })
 }
 
 /// Code in the syntax of Intel's manuals, one instruction a line, then the constants.

@@ -1,0 +1,140 @@
+//! Blocks of columns by multiply-adds of `f32` numbers.
+
+use super::super::Plan;
+use super::super::tile::{Decode, Scratch};
+use super::{Blocks, RowTile, Work, rows_at_once, vectors_of_results};
+use crate::caps::Caps;
+use crate::format::Zero;
+use crate::format::n16::N16;
+use crate::ir::{Builder, Scalar, Type, Value};
+use crate::lower::activation::Rows;
+use crate::lower::stage::{Content, Kept, Staged};
+use crate::lower::unpack::Weights;
+use crate::lower::walk::{Pos, Visit, Walk, repeat};
+use crate::schedule::Schedule;
+
+/// Whether a tile fits: sums in registers, vectors of weights, one activation; decoding joins planes and holds scales and
+/// zero points of each vector.
+pub(super) fn fits(tile_m: u32, vectors: u32, layout: &N16, caps: &Caps) -> bool {
+    let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
+    let sums = (tile_m * vectors).max((layout.planes.len() as u32 + shifted) * vectors + 8);
+    sums + 1 + vectors.min(tile_m) <= caps.vector_registers
+}
+
+/// Sums of floats.
+pub(super) struct Floats<'a> {
+    plan: &'a Plan,
+    schedule: &'a Schedule,
+    blocks: Blocks,
+    scratch: Scratch,
+    /// `[strip][row]`, tiles of rows side by side.
+    results: Kept,
+    staged: Staged,
+}
+
+/// Activations as they are.
+fn content(columns: usize, factors: &[f32]) -> Content<'_> {
+    Content { k: columns, segment: columns, factors, sum_factor: None }
+}
+
+impl<'a> Floats<'a> {
+    /// With scratch of its own.
+    pub fn new(b: &mut Builder, plan: &'a Plan, schedule: &'a Schedule, blocks: Blocks) -> Floats<'a> {
+        let line = schedule.tile_n as usize * 4;
+        let scratch = Scratch {
+            memory: b.shared("decoded", (blocks.columns * line) as u32, 64),
+            line,
+            vector: plan.lanes as usize * 4,
+            base: Pos::fixed(0),
+        };
+        let results = Kept::declare(b, "results", vectors_of_results(plan, schedule), plan.lanes);
+        let factors = vec![1.0; plan.lanes as usize];
+        let staged = Staged::declare(b, rows_at_once(schedule), &content(blocks.columns, &factors), plan.lanes);
+        Floats { plan, schedule, blocks, scratch, results, staged }
+    }
+
+    fn count(&self) -> usize {
+        self.schedule.tile_m as usize * self.plan.vectors
+    }
+}
+
+impl Work for Floats<'_> {
+    fn start(&self, b: &mut Builder, at: Pos) {
+        let nothing = b.f32(self.plan.lanes, 0.0);
+        (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+    }
+
+    fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
+        let factors = vec![1.0; self.plan.lanes as usize];
+        self.staged.starting_at(b, tile.place).fill(b, rows, column, &content(len, &factors));
+    }
+
+    fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
+        let Blocks { segment, .. } = self.blocks;
+        let walk = Walk::new(&self.plan.layout, segment, 1).expect("blocks are cut in segments that a walk takes");
+        let bytes = segment * self.scratch.line;
+        repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
+            let scratch = Scratch { base: turn.times(b, bytes), ..self.scratch };
+            let mut decode = Decode {
+                weights,
+                how: None,
+                vectors: self.plan.vectors,
+                scratch: &scratch,
+                group: segment,
+                piecewise: true,
+            };
+            let at = first.add(b, turn);
+            let piece = walk.whole(b, at);
+            let state = decode.begin(b, piece.segment);
+            walk.piece(b, &mut decode, &piece, None, state);
+            Vec::new()
+        });
+    }
+
+    fn add(
+        &self,
+        b: &mut Builder,
+        _weights: &Weights<'_>,
+        (_, tile): (&Rows, RowTile),
+        (_, len): (Pos, usize),
+        at: Pos,
+    ) {
+        let (plan, tile_m) = (self.plan, self.schedule.tile_m as usize);
+        let staged = self.staged.starting_at(b, tile.place);
+        let ty = Type::vector(Scalar::F32, plan.lanes);
+        let step = 4 * self.schedule.unroll as usize;
+        let one = |b: &mut Builder, column: Pos, state: &mut [Value]| {
+            let mut add = |b: &mut Builder, row: usize, v: usize, w: Value, x: Value| {
+                let sum = &mut state[row * plan.vectors + v];
+                *sum = b.fma(w, x, *sum);
+            };
+            // What there are fewer of stays in registers.
+            if tile_m > plan.vectors {
+                let w: Vec<Value> = (0..plan.vectors).map(|v| self.scratch.load(b, ty, column, v)).collect();
+                for row in 0..tile_m {
+                    let x = staged.number(b, row, column);
+                    w.iter().enumerate().for_each(|(v, &w)| add(b, row, v, w, x));
+                }
+                return;
+            }
+            let x: Vec<Value> = (0..tile_m).map(|row| staged.number(b, row, column)).collect();
+            for v in 0..plan.vectors {
+                let w = self.scratch.load(b, ty, column, v);
+                x.iter().enumerate().for_each(|(row, &x)| add(b, row, v, w, x));
+            }
+        };
+        let start: Vec<Value> = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
+        let mut state = repeat(b, len / step, step, start, |b, turn, mut state| {
+            (0..step).for_each(|i| one(b, turn.plus(i), &mut state));
+            state
+        });
+        (len / step * step..len).for_each(|column| one(b, Pos::fixed(column), &mut state));
+        for (i, value) in state.into_iter().enumerate() {
+            self.results.store(b, at, i, value);
+        }
+    }
+
+    fn results(&self, b: &mut Builder, _weights: &Weights<'_>, _rows: &Rows, at: Pos) -> Vec<Value> {
+        (0..self.count()).map(|i| self.results.load(b, at, i)).collect()
+    }
+}
