@@ -68,7 +68,7 @@ impl Decoder {
                 let (down, mask) = if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
                 let top = if j == 3 { opened } else { b.bin_imm(BinOp::Shl, opened, 24 - 8 * j as i64) };
                 let bits = b.bin_imm(BinOp::ShrS, top, down);
-                let bits = b.bin_imm(BinOp::And, bits, mask as i64);
+                let bits = b.bin_imm(BinOp::And, bits, i64::from(mask) << 16);
                 b.bitcast(bits, floats)
             }
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => {
@@ -111,12 +111,13 @@ pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
     b.select(gone, zero, power)
 }
 
-/// [`power_of_two`], the same numbers in fewer instructions, where a sum is rounded as it stands: on a processor. Compilers of
-/// shaders may take a number that is added and subtracted for nothing.
+/// `2^x` for `x` up to 0 in fewer instructions than [`power_of_two`], where a sum is rounded as it stands: on a processor.
+/// Compilers of shaders may take a number that is added and subtracted for nothing. Within 2 units in the last place from
+/// 2^-125 on, at most 2^-125 below, 0 from 2^-128 on; NaN stays.
 pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let ty = b.ty(x);
-    let least = b.f32(ty.lanes, -125.0);
-    let zero = b.f32(ty.lanes, 0.0);
+    // The exponent of the nearest power is 0 here, all of whose bits are: no mask for what weighs nothing.
+    let least = b.f32(ty.lanes, -128.0);
     let gone = b.cmp(CmpOp::Lt, x, least);
     let x = b.select(gone, least, x);
     // 2^23 + 2^22 leaves no room for a fraction: the low bits of the sum are the nearest integer plus 128.
@@ -129,8 +130,7 @@ pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let bits = b.bitcast(moved, ty.with_scalar(Scalar::I32));
     let bits = b.bin_imm(BinOp::Shl, bits, 23);
     let power = b.bitcast(bits, ty);
-    let power = b.mul(sum, power);
-    b.select(gone, zero, power)
+    b.mul(sum, power)
 }
 
 /// `format::kv::codes::sanitize`.
