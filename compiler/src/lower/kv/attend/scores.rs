@@ -118,7 +118,7 @@ impl Kernel<'_> {
                 let channel = times(b, unit, per);
                 self.foresee(b, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
-                    let units: Vec<Value> = (0..vectors)
+                    let units: Vec<codes::Opened> = (0..vectors)
                         .map(|v| {
                             let offset = i * TOKENS * size + v * lanes as usize * size;
                             let align = (ty.bytes()).min(32);

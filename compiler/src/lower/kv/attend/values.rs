@@ -6,6 +6,9 @@ use super::{Kernel, LOWEST, Tile, across, row_blocks};
 use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
 
+/// What is done for the tokens of a page: from the number in the tile of the first one, how many there are, and the state.
+pub(super) type OfPage<'a> = dyn FnMut(&mut Builder, Value, Value, &[Value]) -> Vec<Value> + 'a;
+
 impl Kernel<'_> {
     /// Numbers that a thread takes at once from a row in shared memory.
     pub(super) fn wide(&self) -> u8 {
@@ -222,7 +225,7 @@ impl Kernel<'_> {
                     self.foresee(b, distance, place, turn * TOKENS * size);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
-                        let words: Vec<Value> = (0..vectors)
+                        let words: Vec<codes::Opened> = (0..vectors)
                             .map(|v| {
                                 let offset = (i * TOKENS + v * lanes as usize) * size;
                                 let word = b.load(ty, at(pool, Some(place), offset), align);
@@ -275,15 +278,14 @@ impl Kernel<'_> {
         })
     }
 
-    /// Does something for the tokens of each page of a tile: their first one's number in the tile, and how many there are. A
-    /// tile is a part of a page, or some pages.
+    /// Does something for the tokens of each page of a tile: a tile is a part of a page, or some pages.
     pub(super) fn by_page(
         &self,
         b: &mut Builder,
         tile: Tile,
         count: Value,
         state: &[Value],
-        body: &mut dyn FnMut(&mut Builder, Value, Value, &[Value]) -> Vec<Value>,
+        body: &mut OfPage<'_>,
     ) -> Vec<Value> {
         let zero = int(b, 0);
         if tile.home.is_some() {
