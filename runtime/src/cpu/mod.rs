@@ -15,7 +15,7 @@ use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
 use bitsmith_compiler::{Error, Result};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// This machine's CPU.
 pub struct CpuDevice {
@@ -187,10 +187,14 @@ impl Device for CpuDevice {
     }
 }
 
-/// What the processor calls itself, where the system tells.
+/// What the processor calls itself, where the system tells. Asked once: the system may take as long to answer as a small launch.
 pub fn model() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
-    name.unwrap_or(std::env::consts::ARCH).to_string()
+    static MODEL: OnceLock<String> = OnceLock::new();
+    let read = || {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name =
+            text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+        name.unwrap_or(std::env::consts::ARCH).to_string()
+    };
+    MODEL.get_or_init(read).clone()
 }

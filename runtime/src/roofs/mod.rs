@@ -4,7 +4,10 @@ pub mod picture;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::cpu::Pool;
 use crate::timing::{Measurement, interleave, seconds};
+use bitsmith_compiler::{Error, Result};
+use memmap2::MmapMut;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -120,6 +123,45 @@ pub fn read_seconds(data: &[u64], threads: usize) -> Measurement {
         }
     };
     interleave(&mut [&mut pass], Duration::from_millis(1), Duration::from_millis(600)).remove(0)
+}
+
+/// Memory that threads read in passes, piece after piece: what a kernel that streams as many bytes is measured beside, sample
+/// by sample, where a roof is the best of many passes.
+pub struct Reader {
+    map: MmapMut,
+    pool: Pool,
+    /// Bytes of a pass, and where the next one starts.
+    piece: usize,
+    next: usize,
+}
+
+impl Reader {
+    /// `footprint` bytes in large pages, of which a pass reads `piece` (at most all of them), by so many threads. Fails where
+    /// the system has not that much memory.
+    pub fn new(footprint: usize, piece: usize, threads: usize) -> Result<Reader> {
+        let piece = piece.clamp(8, footprint.max(8));
+        let refuse = |e| Error::invalid(format!("{footprint} bytes of memory to read: {e}"));
+        let mut map = crate::pages::zeroed(footprint.max(8)).map_err(refuse)?;
+        map.fill(1);
+        Ok(Reader { map, pool: Pool::new(threads), piece, next: 0 })
+    }
+
+    /// Reads the next piece; each thread has a contiguous part of it.
+    pub fn pass(&mut self) {
+        if self.next + self.piece > self.map.len() {
+            self.next = 0;
+        }
+        // SAFETY: any bits are whole numbers of 64 bits.
+        let (_, data, _) = unsafe { self.map[self.next..self.next + self.piece].align_to::<u64>() };
+        let threads = self.pool.threads();
+        let part = data.len().div_ceil(threads).max(1);
+        self.pool.run(threads as u64, &|_, begin, end| {
+            for part in data.chunks(part).skip(begin as usize).take((end - begin) as usize) {
+                std::hint::black_box(combine(part));
+            }
+        });
+        self.next += self.piece.next_multiple_of(64);
+    }
 }
 
 /// Reads every word of `data`, with the widest loads there are.
@@ -287,6 +329,18 @@ mod tests {
         let old = Roofs { maddubs256_gops: 2.0, maddubs256_int4_gops: 3.0, ..Roofs::default() };
         assert_eq!(old.best_dot(8), Some(("maddubs256", 2.0)));
         assert_eq!(old.best_dot(4), Some(("maddubs256-int4", 3.0)));
+    }
+
+    #[test]
+    fn a_reader_reads_piece_after_piece() {
+        let mut reader = Reader::new(1 << 20, 300_000, 2).unwrap();
+        let starts: Vec<usize> = (0..5)
+            .map(|_| {
+                reader.pass();
+                reader.next - 300_032
+            })
+            .collect();
+        assert_eq!(starts, [0, 300_032, 600_064, 0, 300_032]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, AttendInputs, KvStatics, Pool, Sight};
 use bitsmith_runtime::kv::{AttendOptions, KvCache, KvShape, RequestId, arithmetic};
-use bitsmith_runtime::timing::{Measurement, interleave};
+use bitsmith_runtime::timing::{Measurement, Subject, interleave};
 use bitsmith_runtime::{Buffer, Device, DeviceInfo, roofs};
 use serde::Serialize;
 use std::sync::Arc;
@@ -112,6 +112,10 @@ struct Row {
     gigaflops: f64,
     /// Of the roof that the phase is bound by: reading, or products of `f32`.
     share_of_roof: f64,
+    /// Of the speed at which as many threads merely read as many bytes, sample by sample in turn with this: medians of both.
+    /// `None` where the phase is not bound by reading, or the device is no CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_reading: Option<f64>,
     error_of_bound: f64,
 }
 
@@ -249,11 +253,22 @@ impl BenchAttend {
                 }
             };
             let budget = Duration::from_millis(self.budget_ms);
-            let seconds = interleave(&mut [&mut run], Duration::from_millis(20), budget).remove(0);
+            let used = (layout.used_bytes() * self.kv_heads) as f64 / self.page as f64;
+            let read = (used * tokens as f64) as usize;
+            let reads = queries == 1 && matches!(self.device.as_str(), "cpu" | "cpu+clif");
+            let reader = reads.then(|| roofs::Reader::new(layers * layer, read, device.info().threads));
+            let mut reader = reader.transpose()?;
+            let mut read = |times: usize| (0..times).for_each(|_| reader.iter_mut().for_each(roofs::Reader::pass));
+            let mut subjects: Vec<Subject<'_>> = vec![&mut run];
+            if reads {
+                subjects.push(&mut read);
+            }
+            let budget = budget * subjects.len() as u32;
+            let times = interleave(&mut subjects, Duration::from_millis(20), budget);
+            let (seconds, reading) = (times[0], times.get(1).copied());
             if let Some(error) = failed {
                 return Err(error.into());
             }
-            let used = (layout.used_bytes() * self.kv_heads) as f64 / self.page as f64;
             let pairs = (0..queries).map(|i| tokens - i).sum::<usize>() as f64;
             rows.push(Row {
                 kv: format.to_string(),
@@ -266,6 +281,7 @@ impl BenchAttend {
                 gigabytes_per_second: used * tokens as f64 / seconds.median / 1e9,
                 gigaflops: 4.0 * pairs * (self.heads * self.head_dim) as f64 / seconds.median / 1e9,
                 share_of_roof: 0.0,
+                share_of_reading: reading.map(|reading| reading.median / seconds.median),
                 error_of_bound: self.check(&**device, &mut cache, (id, queries), (&q, &y), &options, &statics)?,
             });
         }
@@ -343,6 +359,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
             "GB/s",
             "GFLOP/s",
             "of roof",
+            "of reading",
             "error",
         ]);
         for row in summary.measurements.iter().filter(|row| row.phase == phase) {
@@ -356,6 +373,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
                 format!("{:.1}", row.gigabytes_per_second),
                 format!("{:.1}", row.gigaflops),
                 format!("{:.0} %", 100.0 * row.share_of_roof),
+                row.share_of_reading.map_or("–".into(), |share| format!("{:.0} %", 100.0 * share)),
                 crate::table::ratio(row.error_of_bound),
             ]);
         }

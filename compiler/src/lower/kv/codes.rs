@@ -16,6 +16,13 @@ pub struct Decoder {
     shifts: bool,
 }
 
+/// A unit of storage on its way to numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// What numbers of even places are made of, and of odd ones: often the same.
+    halves: [Value; 2],
+}
+
 impl Decoder {
     pub fn new(codes: KvCodes, caps: &Caps) -> Decoder {
         Decoder { codes, shifts: !caps.features.has(Feature::Workgroups) }
@@ -32,6 +39,18 @@ impl Decoder {
         }
     }
 
+    /// Whether a unit of small floats in `lanes` lanes is opened by halves: the even bytes and the odd ones, each as the upper
+    /// 16 bits of two `f32`.
+    fn halves(&self, lanes: u8) -> bool {
+        self.shifts && lanes > 1 && self.codes.code.float().is_some_and(|float| float.bits() == 8)
+    }
+
+    /// How far down the sign of a small float is carried to leave room for the exponent of `f32`, and the bits of the upper 16
+    /// that are its own.
+    fn upper(&self) -> (i64, u16) {
+        if self.codes.code == KvCode::E5m2 { (3, 0x8fe0) } else { (4, 0x87f0) }
+    }
+
     /// The type of a unit of storage in `lanes` lanes.
     pub fn unit_type(&self, lanes: u8) -> Type {
         match self.codes.code {
@@ -42,20 +61,34 @@ impl Decoder {
     }
 
     /// A unit of storage as [`Decoder::number`] takes it.
-    pub fn open(&self, b: &mut Builder, unit: Value) -> Value {
-        match self.codes.code {
+    pub fn open(&self, b: &mut Builder, unit: Value) -> Opened {
+        let ty = b.ty(unit);
+        if self.halves(ty.lanes) {
+            let (down, mask) = self.upper();
+            let odd = b.bitcast(unit, Type::vector(Scalar::I16, 2 * ty.lanes));
+            let even = b.bin_imm(BinOp::Shl, odd, 8);
+            let halves = [even, odd].map(|half| {
+                let half = b.bin_imm(BinOp::ShrS, half, down);
+                let half = b.bin_imm(BinOp::And, half, i64::from(mask));
+                b.bitcast(half, ty)
+            });
+            return Opened { halves };
+        }
+        let whole = match self.codes.code {
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if !self.shifts => {
                 let scalar = scalar_of(self.codes.code.float().unwrap_or(DType::E4m3fn));
                 let bytes = b.bitcast(unit, Type::vector(scalar, 4 * b.ty(unit).lanes));
                 b.cast(CastOp::Float, bytes, Scalar::F32)
             }
             _ => unit,
-        }
+        };
+        Opened { halves: [whole; 2] }
     }
 
     /// Number `j` of a unit; the bias of nibbles is still in it. One is made at a time, right before it is multiplied: all of
     /// a unit at once leave too few registers for the sums.
-    pub fn number(&self, b: &mut Builder, opened: Value, j: usize) -> Value {
+    pub fn number(&self, b: &mut Builder, opened: Opened, j: usize) -> Value {
+        let opened = opened.halves[j % 2];
         let ty = b.ty(opened);
         let floats = ty.with_scalar(Scalar::F32);
         let signed = !self.codes.asymmetric;
@@ -64,11 +97,16 @@ impl Decoder {
             KvCode::F16 | KvCode::Bf16 => b.cast(CastOp::Float, opened, Scalar::F32),
             KvCode::Int8 => b.unpack(opened, bit, 8, signed, floats),
             KvCode::Int4 => b.unpack(opened, bit % 32 + bit / 32 * 4, 4, false, floats),
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.halves(ty.lanes) => {
+                let high = 0xffff_0000;
+                let bits = if j < 2 { b.bin_imm(BinOp::Shl, opened, 16) } else { b.bin_imm(BinOp::And, opened, high) };
+                b.bitcast(bits, floats)
+            }
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.shifts => {
-                let (down, mask) = if self.codes.code == KvCode::E5m2 { (3, 0x8fe0_0000u32) } else { (4, 0x87f0_0000) };
+                let (down, mask) = self.upper();
                 let top = if j == 3 { opened } else { b.bin_imm(BinOp::Shl, opened, 24 - 8 * j as i64) };
                 let bits = b.bin_imm(BinOp::ShrS, top, down);
-                let bits = b.bin_imm(BinOp::And, bits, mask as i64);
+                let bits = b.bin_imm(BinOp::And, bits, i64::from(mask) << 16);
                 b.bitcast(bits, floats)
             }
             KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => {
@@ -111,12 +149,13 @@ pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
     b.select(gone, zero, power)
 }
 
-/// [`power_of_two`], the same numbers in fewer instructions, where a sum is rounded as it stands: on a processor. Compilers of
-/// shaders may take a number that is added and subtracted for nothing.
+/// `2^x` for `x` up to 0 in fewer instructions than [`power_of_two`], where a sum is rounded as it stands: on a processor.
+/// Compilers of shaders may take a number that is added and subtracted for nothing. Within 2 units in the last place from
+/// 2^-125 on, at most 2^-125 below, 0 from 2^-128 on; NaN stays.
 pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let ty = b.ty(x);
-    let least = b.f32(ty.lanes, -125.0);
-    let zero = b.f32(ty.lanes, 0.0);
+    // The exponent of the nearest power is 0 here, all of whose bits are: no mask for what weighs nothing.
+    let least = b.f32(ty.lanes, -128.0);
     let gone = b.cmp(CmpOp::Lt, x, least);
     let x = b.select(gone, least, x);
     // 2^23 + 2^22 leaves no room for a fraction: the low bits of the sum are the nearest integer plus 128.
@@ -129,8 +168,7 @@ pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let bits = b.bitcast(moved, ty.with_scalar(Scalar::I32));
     let bits = b.bin_imm(BinOp::Shl, bits, 23);
     let power = b.bitcast(bits, ty);
-    let power = b.mul(sum, power);
-    b.select(gone, zero, power)
+    b.mul(sum, power)
 }
 
 /// `format::kv::codes::sanitize`.

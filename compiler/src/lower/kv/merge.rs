@@ -63,10 +63,15 @@ pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule
     let start = local(b, schedule.threads);
     let start = times(b, start, lanes as usize);
     let end = int(b, op.dim);
-    let step = schedule.threads as i64 * lanes as i64;
+    // The weight of a slot is found once for as many vectors as registers hold.
+    let divides = |n: &usize| op.dim.is_multiple_of(n * lanes as usize);
+    let vectors = if many { 1 } else { [8, 4, 2].into_iter().find(divides).unwrap_or(1) };
+    let step = (schedule.threads as usize * lanes as usize * vectors) as i64;
     b.for_loop(start, end, step, &[], |b, channel, _| {
         let nothing = b.f32(lanes, 0.0);
-        let sums = b.for_loop(zero, f[1], 1, &[nothing, extra], |b, slot, sums| {
+        let mut state = vec![nothing; vectors];
+        state.push(extra);
+        let sums = b.for_loop(zero, f[1], 1, &state, |b, slot, sums| {
             let m = stat(b, slot, 0);
             let l = stat(b, slot, 1);
             let x = b.bin(BinOp::Sub, m, top);
@@ -75,22 +80,32 @@ pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule
             let place = times(b, line, op.dim);
             let place = b.add(place, channel);
             let place = times(b, place, 4);
-            let value = b.load(Type::vector(Scalar::F32, lanes), at(o, Some(place), 0), 4);
             let wide = b.splat(weight, lanes);
-            vec![b.fma(value, wide, sums[0]), b.fma(l, weight, sums[1])]
+            let mut next: Vec<Value> = (0..vectors)
+                .map(|v| {
+                    let further = v * lanes as usize * 4;
+                    let value = b.load(Type::vector(Scalar::F32, lanes), at(o, Some(place), further), 4);
+                    b.fma(value, wide, sums[v])
+                })
+                .collect();
+            next.push(b.fma(l, weight, sums[vectors]));
+            next
         });
-        let below = b.splat(sums[1], lanes);
-        let quotient = b.bin(BinOp::Div, sums[0], below);
+        let below = b.splat(sums[vectors], lanes);
         let empty = b.cmp(CmpOp::Eq, below, nothing);
-        let y = b.select(empty, nothing, quotient);
         let scalar = scalar_of(op.out);
-        let y = if scalar == Scalar::F32 { y } else { b.cast(CastOp::Float, y, scalar) };
         let line = times(b, row, op.heads);
         let line = b.add(line, head);
         let place = times(b, line, op.dim);
         let place = b.add(place, channel);
         let place = times(b, place, scalar.bytes() as usize);
-        b.store(at(params.get("y"), Some(place), 0), scalar.bytes(), y);
+        for (v, &sum) in sums[..vectors].iter().enumerate() {
+            let quotient = b.bin(BinOp::Div, sum, below);
+            let y = b.select(empty, nothing, quotient);
+            let y = if scalar == Scalar::F32 { y } else { b.cast(CastOp::Float, y, scalar) };
+            let further = v * lanes as usize * scalar.bytes() as usize;
+            b.store(at(params.get("y"), Some(place), further), scalar.bytes(), y);
+        }
         Vec::new()
     });
 }

@@ -15,7 +15,7 @@ use super::memory::scalar_of;
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ir::{Access, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Value};
+use crate::ir::{Access, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Type, Value};
 use crate::op::kv::KvOp;
 use crate::schedule::KvSchedule;
 
@@ -225,9 +225,15 @@ fn field(b: &mut Builder, memory: Memory, record: Value, fields: usize, index: u
 
 /// A number of a buffer of floats, as `f32`.
 fn float(b: &mut Builder, memory: Memory, dtype: DType, index: Value) -> Value {
+    floats(b, memory, dtype, index, 1)
+}
+
+/// So many numbers of a buffer of floats side by side, as `f32`.
+fn floats(b: &mut Builder, memory: Memory, dtype: DType, index: Value, lanes: u8) -> Value {
     let scalar = scalar_of(dtype);
     let place = super::memory::times(b, index, scalar.bytes() as usize);
-    let x = b.load(scalar, super::memory::at(memory, Some(place), 0), scalar.bytes());
+    let ty = Type::vector(scalar, lanes);
+    let x = b.load(ty, super::memory::at(memory, Some(place), 0), scalar.bytes());
     if scalar == Scalar::F32 { x } else { b.cast(CastOp::Float, x, Scalar::F32) }
 }
 

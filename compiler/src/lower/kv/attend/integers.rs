@@ -5,8 +5,8 @@
 //! sum leaves 32 bits (`Attend::steps`), so that they are exact, and their order does not matter.
 
 use super::super::super::memory::{at, times};
-use super::super::{codes, int, least, plus};
-use super::{Kernel, across};
+use super::super::{codes, int, plus};
+use super::{Kernel, Tile, across};
 use crate::format::kv::{KvCode, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Memory, Scalar, Type, UnOp, Value};
 use crate::op::kv::{Attend, LEAST};
@@ -311,7 +311,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         factors: &Factors,
-        (start, count, channel): (Value, Value, Value),
+        (tile, count, channel): (Tile, Value, Value),
         rows: std::ops::Range<usize>,
         state: Vec<Value>,
     ) -> Vec<Value> {
@@ -320,23 +320,23 @@ impl Kernel<'_> {
         let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
         let zeros = vec![nothing; state.len()];
         let zero = int(b, 0);
-        // A tile is a part of a page, or some pages.
-        let sums = b.for_loop(zero, count, page.min(self.tile) as i64, &zeros, |b, done, sums| {
-            let token = b.add(start, done);
-            let (base, within) = self.page_of(b, token);
-            let left = b.bin(BinOp::Sub, count, done);
-            let whole = int(b, page);
-            let left = least(b, left, whole);
+        let sums = self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
+            let (base, within) = self.page_of(b, tile, done);
             // Whole blocks: weights of tokens past the last are 0, and so is any code times 0.
             let units = plus(b, left, TOKENS - 1);
             let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
             let place = b.add(base, place);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, token) } else { None };
+            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, done) } else { None };
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
+            // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.
+            let turn = if factors.packing.bits == 8 && page.min(self.tile).is_multiple_of(4 * per) { 4 } else { 2 };
+            let most = b.bin_imm(BinOp::And, units, -(turn as i64));
+            let at = (place, Some(skipped), distance);
+            let sums = self.products(b, factors, at, (zero, most, turn), rows.clone(), sums);
             // A block has two units of nibbles, four of bytes.
-            self.products(b, factors, (place, Some(skipped), distance), (zero, units, 2), rows.clone(), sums)
+            if turn > 2 { self.products(b, factors, at, (most, units, 2), rows.clone(), &sums) } else { sums }
         });
         let vectors = state.len() / rows.len();
         let mut out = Vec::new();

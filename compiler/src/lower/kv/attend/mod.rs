@@ -23,7 +23,7 @@ use self::integers::{Factors, Packing};
 use self::values::{has_offsets, scales_weights};
 use super::super::memory::{at, split, times};
 use super::codes::{self, Decoder, Scales};
-use super::{Params, field, float, int, least, local, plus};
+use super::{Params, field, floats, int, least, local, plus};
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::kv::{KvPer, Side, TOKENS};
@@ -103,6 +103,25 @@ struct Arrays {
     o: Memory,
     /// Largest score, correction, sum, sum of weighted offsets `[4, padded]`.
     stat: Memory,
+}
+
+/// The tokens of a turn.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Its first token.
+    start: Value,
+    /// Where all of them lie, where a tile is a part of a page.
+    home: Option<Home>,
+}
+
+/// The page of a tile.
+#[derive(Clone, Copy)]
+struct Home {
+    /// First byte of this head's record, and the first token's number in the page.
+    base: Value,
+    within: Value,
+    /// How far behind the codes of keys and of values those of the next tile lie.
+    distances: [Option<Value>; 2],
 }
 
 struct Kernel<'a> {
@@ -232,23 +251,24 @@ impl<'a> Kernel<'a> {
             // Scores come in whole blocks.
             let blocks = plus(b, count, TOKENS - 1);
             let blocks = b.bin_imm(BinOp::And, blocks, -(TOKENS as i64));
+            let tile = self.tile_at(b, start);
             if self.op.layout.k.codes.per == KvPer::Channel {
-                self.page_queries(b, start);
+                self.page_queries(b, tile);
                 self.meet(b);
             }
-            self.scores(b, start, blocks);
+            self.scores(b, tile, blocks);
             self.meet(b);
             if self.alone() {
-                self.softmax(b, start, blocks);
+                self.softmax(b, tile, blocks);
             } else {
                 self.largest(b, blocks);
                 self.meet(b);
-                self.weights(b, start, blocks);
+                self.weights(b, tile, blocks);
                 self.meet(b);
-                self.sums(b, start, blocks);
+                self.sums(b, tile, blocks);
                 self.meet(b);
             }
-            self.outputs(b, start, count);
+            self.outputs(b, tile, count);
             self.meet(b);
             Vec::new()
         });
@@ -263,8 +283,10 @@ impl<'a> Kernel<'a> {
             Some(_) => self.op.scale,
             None => self.op.scale * std::f32::consts::LOG2_E,
         };
+        // Heads have whole vectors of channels.
+        let lanes = self.lanes;
         let end = int(b, self.rows * k_dim);
-        self.each(b, end, 1, &mut |b, i| {
+        self.each(b, end, lanes as usize, &mut |b, i| {
             let (row, c) = split(b, i, k_dim);
             let (query, member) = split(b, row, group);
             // Rows past the item's queries repeat the last one.
@@ -277,14 +299,15 @@ impl<'a> Kernel<'a> {
             let line = b.add(line, member);
             let place = times(b, line, k_dim);
             let place = b.add(place, c);
-            let x = float(b, self.params.get("q"), self.op.input, place);
-            let factor = b.f32(1, factor);
+            let x = floats(b, self.params.get("q"), self.op.input, place, lanes);
+            let factor = b.f32(lanes, factor);
             let x = b.mul(x, factor);
             self.write(b, self.arrays.q, i, 0, x);
         });
         let zero = b.f32(1, 0.0);
+        let zeros = b.f32(lanes, 0.0);
         let end = int(b, self.rows * v_dim);
-        self.each(b, end, 1, &mut |b, i| self.write(b, self.arrays.o, i, 0, zero));
+        self.each(b, end, lanes as usize, &mut |b, i| self.write(b, self.arrays.o, i, 0, zeros));
         let end = int(b, self.padded);
         self.each(b, end, 1, &mut |b, row| {
             let lowest = b.f32(1, LOWEST);
@@ -310,28 +333,49 @@ impl<'a> Kernel<'a> {
             self.each(b, end, 1, &mut |b, i| {
                 let start = times(b, i, size);
                 let stop = plus(b, start, size);
-                let sum = b.for_loop(start, stop, 1, &[zero], |b, c, sum| {
-                    let x = self.read(b, self.arrays.q, c, 0, 1);
+                let sum = b.for_loop(start, stop, i64::from(lanes), &[zeros], |b, c, sum| {
+                    let x = self.read(b, self.arrays.q, c, 0, lanes);
                     vec![b.add(sum[0], x)]
                 });
-                self.write(b, memory, i, 0, sum[0]);
+                let sum = across(b, BinOp::Add, sum[0]);
+                self.write(b, memory, i, 0, sum);
             });
         }
         let pre = self.keys.factors().0;
         if pre != 1.0 {
             self.meet(b);
             let end = int(b, self.rows * k_dim);
-            self.each(b, end, 1, &mut |b, i| {
-                let x = self.read(b, self.arrays.q, i, 0, 1);
-                let factor = b.f32(1, pre);
-                let x = b.mul(x, factor);
+            self.each(b, end, lanes as usize, &mut |b, i| {
+                let x = self.read(b, self.arrays.q, i, 0, lanes);
+                let x = self.times_constant(b, x, pre);
                 self.write(b, self.arrays.q, i, 0, x);
             });
         }
     }
 
-    /// First byte of this head's record of the page of a token, and the token's number in the page.
-    fn page_of(&self, b: &mut Builder, token: Value) -> (Value, Value) {
+    /// The tile from a token on.
+    fn tile_at(&self, b: &mut Builder, start: Value) -> Tile {
+        let anywhere = Tile { start, home: None };
+        // Elsewhere registers are dearer than a few sums.
+        if !self.ahead || !self.op.layout.page.is_multiple_of(self.tile) {
+            return anywhere;
+        }
+        let zero = int(b, 0);
+        let (base, within) = self.page_of(b, anywhere, zero);
+        let distances = [Side::K, Side::V].map(|side| self.distance(b, side, anywhere, zero));
+        Tile { start, home: Some(Home { base, within, distances }) }
+    }
+
+    /// First byte of this head's record of the page of token `local` of a tile, and the token's number in the page.
+    fn page_of(&self, b: &mut Builder, tile: Tile, local: Value) -> (Value, Value) {
+        if let Some(home) = tile.home {
+            return (home.base, b.add(home.within, local));
+        }
+        let token = b.add(tile.start, local);
+        self.page_of_token(b, token)
+    }
+
+    fn page_of_token(&self, b: &mut Builder, token: Value) -> (Value, Value) {
         let (page, within) = split(b, token, self.op.layout.page);
         let entry = b.add(self.item[2], page);
         let place = times(b, entry, 4);
@@ -340,18 +384,22 @@ impl<'a> Kernel<'a> {
         (codes::record(b, &self.op.layout, number, self.head), within)
     }
 
-    /// How far behind a token's codes those of the token one tile later lie, in bytes: what no processor foresees. The last
-    /// tile has none behind it, and any distance does.
-    fn distance(&self, b: &mut Builder, side: Side, token: Value) -> Option<Value> {
+    /// How far behind the codes of token `local` of a tile those of the token one tile later lie, in bytes: what no processor
+    /// foresees. The last tile has none behind it, and any distance does.
+    fn distance(&self, b: &mut Builder, side: Side, tile: Tile, local: Value) -> Option<Value> {
+        if let Some(home) = tile.home {
+            return home.distances[usize::from(side == Side::V)];
+        }
         if !self.ahead {
             return None;
         }
+        let token = b.add(tile.start, local);
         let next = plus(b, token, self.tile);
         let last = b.bin_imm(BinOp::Add, self.item[4], -1);
         let next = least(b, next, last);
         let zero = int(b, 0);
         let [here, there] = [token, next].map(|token| {
-            let (base, within) = self.page_of(b, token);
+            let (base, within) = self.page_of_token(b, token);
             let place = codes::unit_place(b, &self.op.layout, side, within, zero);
             b.add(base, place)
         });

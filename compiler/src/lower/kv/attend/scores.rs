@@ -2,17 +2,18 @@
 
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
-use super::{Kernel, row_blocks};
+use super::{Kernel, Tile, row_blocks};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::op::kv::Sight;
 
 impl Kernel<'_> {
     /// Queries times the scales of the channels of a page.
-    pub(super) fn page_queries(&self, b: &mut Builder, start: Value) {
+    pub(super) fn page_queries(&self, b: &mut Builder, tile: Tile) {
         let part = &self.op.layout.k;
         let (Some(memory), pool) = (self.arrays.q_page, self.params.get("pool")) else { return };
-        let (base, _) = self.page_of(b, start);
+        let zero = int(b, 0);
+        let (base, _) = self.page_of(b, tile, zero);
         let dim = int(b, part.head_dim);
         self.each(b, dim, 1, &mut |b, c| {
             let place = times(b, c, 2);
@@ -61,16 +62,16 @@ impl Kernel<'_> {
     }
 
     /// Scores of `blocks` tokens from `start` on.
-    pub(super) fn scores(&self, b: &mut Builder, start: Value, blocks: Value) {
+    pub(super) fn scores(&self, b: &mut Builder, tile: Tile, blocks: Value) {
         let vectors = self.schedule.vectors as usize;
         let width = self.lanes as usize * vectors;
         self.each(b, blocks, width, &mut |b, local| {
-            let token = b.add(start, local);
-            let (base, within) = self.page_of(b, token);
+            let token = b.add(tile.start, local);
+            let (base, within) = self.page_of(b, tile, local);
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
-            let mut distance = self.distance(b, Side::K, token);
+            let mut distance = self.distance(b, Side::K, tile, local);
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
                 // Asking once for each line is enough.
                 let sums = self.dots(b, base, (keys, distance.take()), within, rows.clone());
@@ -117,7 +118,7 @@ impl Kernel<'_> {
                 let channel = times(b, unit, per);
                 self.foresee(b, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
-                    let units: Vec<Value> = (0..vectors)
+                    let units: Vec<codes::Opened> = (0..vectors)
                         .map(|v| {
                             let offset = i * TOKENS * size + v * lanes as usize * size;
                             let align = (ty.bytes()).min(32);

@@ -6,8 +6,9 @@
 //! Always holds: a NaN among scores is a NaN among weights, though the largest score passes it over.
 
 use super::super::{codes, int};
+use super::integers::Factors;
 use super::values::{grouped, has_offsets};
-use super::{Kernel, LOWEST};
+use super::{Kernel, LOWEST, Tile};
 use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CmpOp, Scalar, UnOp, Value};
 use crate::op::kv::LEAST;
@@ -56,23 +57,23 @@ impl Kernel<'_> {
     }
 
     /// Weights of `blocks` tokens from `start` on, and the state after them.
-    pub(super) fn softmax(&self, b: &mut Builder, start: Value, blocks: Value) {
+    pub(super) fn softmax(&self, b: &mut Builder, tile: Tile, blocks: Value) {
         let (whole, rest) = (self.rows / ROWS * ROWS, self.rows % ROWS);
         if whole > 0 {
             let (zero, end) = (int(b, 0), int(b, whole));
             b.for_loop(zero, end, ROWS as i64, &[], |b, first, _| {
-                self.softmax_of(b, (start, blocks), first, ROWS);
+                self.softmax_of(b, (tile, blocks), first, ROWS);
                 Vec::new()
             });
         }
         if rest > 0 {
             let first = int(b, whole);
-            self.softmax_of(b, (start, blocks), first, rest);
+            self.softmax_of(b, (tile, blocks), first, rest);
         }
     }
 
     /// The same for `count` rows from `first` on.
-    fn softmax_of(&self, b: &mut Builder, (start, blocks): (Value, Value), first: Value, count: usize) {
+    fn softmax_of(&self, b: &mut Builder, (here, blocks): (Tile, Value), first: Value, count: usize) {
         let kind = self.op.layout.v.codes;
         let (lanes, step) = (self.lanes, i64::from(self.lanes));
         let (stat, padded, tile) = (self.arrays.stat, self.padded, self.tile);
@@ -98,47 +99,68 @@ impl Kernel<'_> {
         let integers = self.arrays.p_factors.is_some();
         let offset = kind.asymmetric && !grouped(&kind);
         let biased = !integers && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
+        // One scale for all tokens: the largest weight of the tile is that of the largest score, so that weights become
+        // multiples of a step as they are made.
+        let steps = self.known_steps(b, (first, count), top, now);
         let none = b.f32(lanes, 0.0);
-        // Sums, then sums of offsets, then the largest weights.
-        let lists = 1 + usize::from(offset || biased) + usize::from(integers);
+        // Sums, then sums of offsets or of multiples, then the largest weights.
+        let multiples = steps.is_some() && self.sums_multiples();
+        let middle = offset || biased || multiples;
+        let lists = 1 + usize::from(middle) + usize::from(integers && steps.is_none());
         let rows_tops: Vec<Value> = (0..count)
             .map(|row| {
                 let top = self.read(b, stat, first, row, 1);
                 b.splat(top, lanes)
             })
             .collect();
-        let state = b.for_loop(zero, blocks, step, &vec![none; lists * count], |b, t, state| {
+        let width = if steps.is_some() { self.chunk() } else { lanes as usize };
+        let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
-            let (scale, offsets) = self.of_values(b, (start, t), offset);
-            for row in 0..count {
-                let s = self.read(b, self.arrays.s, index, row * tile, lanes);
-                let x = b.bin(BinOp::Sub, s, rows_tops[row]);
-                let p = codes::power_of_two_here(b, x);
-                state[row] = b.add(state[row], p);
-                let mut weight = p;
-                match (self.arrays.p, scale) {
-                    (Some(memory), Some(scale)) => {
-                        // What lies in the place of an unseen token's scale is anything.
-                        let scaled = b.mul(p, scale);
-                        let some = b.cmp(CmpOp::Lt, none, p);
-                        weight = b.select(some, scaled, none);
-                        self.write(b, memory, index, row * tile, weight);
+            let mut numbers = vec![Vec::new(); count];
+            for vector in 0..width / lanes as usize {
+                let t = super::plus(b, t, vector * lanes as usize);
+                let (scale, offsets) = self.of_values(b, (here, t), (steps.is_none(), offset));
+                for row in 0..count {
+                    let place = row * tile + vector * lanes as usize;
+                    let s = self.read(b, self.arrays.s, index, place, lanes);
+                    let x = b.bin(BinOp::Sub, s, rows_tops[row]);
+                    let p = codes::power_of_two_here(b, x);
+                    state[row] = b.add(state[row], p);
+                    let mut weight = p;
+                    match (self.arrays.p, scale, &steps) {
+                        (_, _, Some(inverses)) => {
+                            let (number, multiple) = self.rounded(b, p, inverses[row], multiples);
+                            numbers[row].push(number);
+                            if let Some(multiple) = multiple {
+                                state[count + row] = b.add(state[count + row], multiple);
+                            }
+                        }
+                        (Some(memory), Some(scale), None) => {
+                            // What lies in the place of an unseen token's scale is anything.
+                            let scaled = b.mul(p, scale);
+                            let some = b.cmp(CmpOp::Lt, none, p);
+                            weight = b.select(some, scaled, none);
+                            self.write(b, memory, index, place, weight);
+                        }
+                        _ => self.write(b, self.arrays.s, index, place, p),
                     }
-                    _ => self.write(b, self.arrays.s, index, row * tile, p),
+                    if let Some(offsets) = offsets {
+                        let some = b.cmp(CmpOp::Lt, none, p);
+                        let offsets = b.select(some, offsets, none);
+                        state[count + row] = b.fma(p, offsets, state[count + row]);
+                    } else if biased {
+                        state[count + row] = b.add(state[count + row], weight);
+                    }
+                    if integers && steps.is_none() {
+                        let at = (lists - 1) * count + row;
+                        let size = b.un(UnOp::Abs, weight);
+                        state[at] = larger(b, state[at], size);
+                    }
                 }
-                if let Some(offsets) = offsets {
-                    let some = b.cmp(CmpOp::Lt, none, p);
-                    let offsets = b.select(some, offsets, none);
-                    state[count + row] = b.fma(p, offsets, state[count + row]);
-                } else if biased {
-                    state[count + row] = b.add(state[count + row], weight);
-                }
-                if integers {
-                    let at = (lists - 1) * count + row;
-                    let size = b.un(UnOp::Abs, weight);
-                    state[at] = larger(b, state[at], size);
-                }
+            }
+            if let (Some(factors), Some(_)) = (&self.arrays.p_factors, &steps) {
+                self.write_factors(b, factors, (first, t), &numbers);
             }
             state
         });
@@ -146,8 +168,15 @@ impl Kernel<'_> {
         let earlier = self.read(b, stat, first, 2 * padded, ROWS as u8);
         let total = b.fma(earlier, correction, sum);
         self.write(b, stat, first, 2 * padded, total);
-        let mut offsets = (offset || biased).then(|| together(b, &state[count..2 * count], &Builder::add));
-        if integers {
+        let mut offsets = middle.then(|| together(b, &state[count..2 * count], &Builder::add));
+        if multiples {
+            // What the multiples stand for.
+            offsets = offsets.zip(self.arrays.steps).map(|(sum, steps)| {
+                let step = self.read(b, steps, first, padded, ROWS as u8);
+                b.mul(sum, step)
+            });
+        }
+        if integers && steps.is_none() {
             let tops = &state[(lists - 1) * count..];
             let rounded = self.round_weights(b, (line, first, blocks), tops);
             offsets = offsets.or(rounded);
@@ -160,15 +189,84 @@ impl Kernel<'_> {
         }
     }
 
-    /// Scales and offsets of a vector of tokens, where tokens have some.
-    fn of_values(&self, b: &mut Builder, (start, t): (Value, Value), offset: bool) -> (Option<Value>, Option<Value>) {
+    /// Whether sums of multiples are asked for: they stand for the bias of codes.
+    fn sums_multiples(&self) -> bool {
+        let kind = self.op.layout.v.codes;
+        !kind.asymmetric && kind.bias() != 0.0
+    }
+
+    /// The inverse steps of the weights of `count` rows from `first` on, where one scale serves all values: the largest weight
+    /// of the tile is `2^(top - now)`. The steps of weights times scale are stored.
+    fn known_steps(
+        &self,
+        b: &mut Builder,
+        (first, count): (Value, usize),
+        top: Value,
+        now: Value,
+    ) -> Option<Vec<Value>> {
         let part = &self.op.layout.v;
-        if self.arrays.p.is_none() && !offset {
+        let (Some(factors), Some(steps)) = (&self.arrays.p_factors, self.arrays.steps) else { return None };
+        if !part.codes.is_static() {
+            return None;
+        }
+        let rows = ROWS as u8;
+        let difference = b.bin(BinOp::Sub, top, now);
+        let largest = codes::power_of_two_here(b, difference);
+        let floor = b.f32(rows, LEAST);
+        let largest = larger(b, floor, largest);
+        let most = b.f32(rows, factors.packing.steps() as f32);
+        let (scale, _) = self.scales(Side::V).given(b, part, self.head);
+        let scale = b.splat(scale, rows);
+        let step = b.bin(BinOp::Div, largest, most);
+        let step = b.mul(step, scale);
+        self.write(b, steps, first, self.padded, step);
+        let inverse = b.bin(BinOp::Div, most, largest);
+        Some(self.of_rows(b, inverse, count))
+    }
+
+    /// Each of the first `count` lanes of the state of four rows, in all lanes.
+    fn of_rows(&self, b: &mut Builder, state: Value, count: usize) -> Vec<Value> {
+        (0..count)
+            .map(|row| {
+                let value = b.extract(state, row as u8);
+                b.splat(value, self.lanes)
+            })
+            .collect()
+    }
+
+    /// Weights as multiples of a step: whole numbers in the low bits, and as floats where they are `summed`.
+    fn rounded(&self, b: &mut Builder, weight: Value, inverse: Value, summed: bool) -> (Value, Option<Value>) {
+        let shift = b.f32(self.lanes, SHIFT);
+        let moved = b.fma(weight, inverse, shift);
+        let multiple = summed.then(|| b.bin(BinOp::Sub, moved, shift));
+        (b.bitcast(moved, b.ty(moved).with_scalar(Scalar::I32)), multiple)
+    }
+
+    /// Writes the multiples of a chunk of tokens from `t` on, for rows from `first` on.
+    fn write_factors(&self, b: &mut Builder, factors: &Factors, (first, t): (Value, Value), numbers: &[Vec<Value>]) {
+        let own = super::times(b, first, factors.packing.words(1));
+        let further = factors.packing.word_of(b, t);
+        let place = b.add(own, further);
+        for (row, numbers) in numbers.iter().enumerate() {
+            let word = factors.packing.joined(b, numbers);
+            self.write(b, factors.memory, place, row * factors.packing.words(1), word);
+        }
+    }
+
+    /// Scales and offsets of a vector of tokens, where tokens have some and they are asked for.
+    fn of_values(
+        &self,
+        b: &mut Builder,
+        (tile, t): (Tile, Value),
+        (scale, offset): (bool, bool),
+    ) -> (Option<Value>, Option<Value>) {
+        let part = &self.op.layout.v;
+        let scale = scale && self.arrays.p.is_some();
+        if !scale && !offset {
             return (None, None);
         }
-        let token = b.add(start, t);
-        let (base, within) = self.page_of(b, token);
-        let scale = self.arrays.p.map(|_| self.value_scale(b, base, within, self.lanes));
+        let (base, within) = self.page_of(b, tile, t);
+        let scale = scale.then(|| self.value_scale(b, base, within, self.lanes));
         let offset = offset.then(|| {
             if part.codes.is_static() {
                 let (_, offset) = self.scales(Side::V).given(b, part, self.head);
@@ -193,8 +291,6 @@ impl Kernel<'_> {
         else {
             return None;
         };
-        let kind = self.op.layout.v.codes;
-        let summed = !kind.asymmetric && kind.bias() != 0.0;
         let (lanes, rows) = (self.lanes, ROWS as u8);
         let top = together(b, tops, &larger);
         let floor = b.f32(rows, LEAST);
@@ -203,36 +299,31 @@ impl Kernel<'_> {
         let step = b.bin(BinOp::Div, top, most);
         self.write(b, steps, first, self.padded, step);
         let inverse = b.bin(BinOp::Div, most, top);
-        let inverses: Vec<Value> = (0..tops.len())
-            .map(|row| {
-                let inverse = b.extract(inverse, row as u8);
-                b.splat(inverse, lanes)
-            })
-            .collect();
-        let (zero, none, shift) = (int(b, 0), b.f32(lanes, 0.0), b.f32(lanes, SHIFT));
+        let inverses = self.of_rows(b, inverse, tops.len());
+        let (zero, none) = (int(b, 0), b.f32(lanes, 0.0));
         let chunk = self.chunk();
-        let own = super::times(b, first, factors.packing.words(1));
+        let summed = self.sums_multiples();
         let sums = if summed { vec![none; tops.len()] } else { Vec::new() };
         let sums = b.for_loop(zero, blocks, chunk as i64, &sums, |b, t, sums| {
             let mut sums = sums.to_vec();
             let index = b.add(line, t);
-            let further = factors.packing.word_of(b, t);
-            let place = b.add(own, further);
-            for (row, &inverse) in inverses.iter().enumerate() {
-                let numbers: Vec<Value> = (0..chunk / lanes as usize)
-                    .map(|v| {
-                        let x = self.read(b, weights, index, row * self.tile + v * lanes as usize, lanes);
-                        let moved = b.fma(x, inverse, shift);
-                        if summed {
-                            let n = b.bin(BinOp::Sub, moved, shift);
-                            sums[row] = b.add(sums[row], n);
-                        }
-                        b.bitcast(moved, b.ty(moved).with_scalar(Scalar::I32))
-                    })
-                    .collect();
-                let word = factors.packing.joined(b, &numbers);
-                self.write(b, factors.memory, place, row * factors.packing.words(1), word);
-            }
+            let numbers: Vec<Vec<Value>> = inverses
+                .iter()
+                .enumerate()
+                .map(|(row, &inverse)| {
+                    (0..chunk / lanes as usize)
+                        .map(|v| {
+                            let x = self.read(b, weights, index, row * self.tile + v * lanes as usize, lanes);
+                            let (number, multiple) = self.rounded(b, x, inverse, summed);
+                            if let Some(multiple) = multiple {
+                                sums[row] = b.add(sums[row], multiple);
+                            }
+                            number
+                        })
+                        .collect()
+                })
+                .collect();
+            self.write_factors(b, factors, (first, t), &numbers);
             sums
         });
         summed.then(|| {

@@ -2,9 +2,12 @@
 
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
-use super::{Kernel, LOWEST, across, row_blocks};
+use super::{Kernel, LOWEST, Tile, across, row_blocks};
 use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
+
+/// What is done for the tokens of a page: from the number in the tile of the first one, how many there are, and the state.
+pub(super) type OfPage<'a> = dyn FnMut(&mut Builder, Value, Value, &[Value]) -> Vec<Value> + 'a;
 
 impl Kernel<'_> {
     /// Numbers that a thread takes at once from a row in shared memory.
@@ -35,12 +38,11 @@ impl Kernel<'_> {
     }
 
     /// Weights of tokens, and these times the scales of their values.
-    pub(super) fn weights(&self, b: &mut Builder, start: Value, blocks: Value) {
+    pub(super) fn weights(&self, b: &mut Builder, tile: Tile, blocks: Value) {
         let lanes = self.lanes;
         self.each(b, blocks, lanes as usize, &mut |b, local| {
             let scale = self.arrays.p.map(|_| {
-                let token = b.add(start, local);
-                let (base, within) = self.page_of(b, token);
+                let (base, within) = self.page_of(b, tile, local);
                 self.value_scale(b, base, within, lanes)
             });
             let (zero, rows) = (int(b, 0), self.rows_value(b));
@@ -86,7 +88,7 @@ impl Kernel<'_> {
     }
 
     /// Sums of weights, and of weights times offsets of whole tokens.
-    pub(super) fn sums(&self, b: &mut Builder, start: Value, blocks: Value) {
+    pub(super) fn sums(&self, b: &mut Builder, tile: Tile, blocks: Value) {
         let part = &self.op.layout.v;
         let kind = part.codes;
         let rows = self.rows_value(b);
@@ -120,8 +122,7 @@ impl Kernel<'_> {
                             let (_, offset) = self.scales(Side::V).given(b, part, self.head);
                             b.splat(offset, wide)
                         } else {
-                            let token = b.add(start, t);
-                            let (base, within) = self.page_of(b, token);
+                            let (base, within) = self.page_of(b, tile, t);
                             let place = times(b, within, 2);
                             let place = b.add(base, place);
                             codes::bf16(b, self.params.get("pool"), place, part.offset, wide)
@@ -149,7 +150,7 @@ impl Kernel<'_> {
     }
 
     /// Outputs after `count` more tokens.
-    pub(super) fn outputs(&self, b: &mut Builder, start: Value, count: Value) {
+    pub(super) fn outputs(&self, b: &mut Builder, tile: Tile, count: Value) {
         let part = &self.op.layout.v;
         let lanes = self.lanes;
         let vectors = if self.lanes == 1 { 1 } else { self.schedule.vectors as usize };
@@ -176,7 +177,7 @@ impl Kernel<'_> {
                         });
                     }
                 }
-                let state = self.weighted(b, start, count, channel, rows.clone(), state);
+                let state = self.weighted(b, (tile, count, channel), rows.clone(), state);
                 for (r, row) in rows.enumerate() {
                     for v in 0..vectors {
                         let offset = row * part.head_dim + v * lanes as usize;
@@ -191,9 +192,7 @@ impl Kernel<'_> {
     fn weighted(
         &self,
         b: &mut Builder,
-        start: Value,
-        count: Value,
-        channel: Value,
+        (tile, count, channel): (Tile, Value, Value),
         rows: std::ops::Range<usize>,
         state: Vec<Value>,
     ) -> Vec<Value> {
@@ -201,27 +200,21 @@ impl Kernel<'_> {
         let kind = part.codes;
         let vectors = state.len() / rows.len();
         if let Some(factors) = &self.arrays.p_factors {
-            return self.weighted_integers(b, factors, (start, count, channel), rows, state);
+            return self.weighted_integers(b, factors, (tile, count, channel), rows, state);
         }
         let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);
         let ty = self.values.unit_type(lanes);
         let align = (ty.bytes()).min(32);
-        let page = self.op.layout.page;
         let zero = int(b, 0);
-        // A tile is a part of a page, or some pages.
-        b.for_loop(zero, count, page.min(self.tile) as i64, &state, |b, done, state| {
-            let token = b.add(start, done);
-            let (base, within) = self.page_of(b, token);
-            let left = b.bin(BinOp::Sub, count, done);
-            let whole = int(b, page);
-            let left = least(b, left, whole);
+        self.by_page(b, tile, count, &state, &mut |b, done, left, state| {
+            let (base, within) = self.page_of(b, tile, done);
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
             let place = b.add(base, place);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, token) } else { None };
+            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, done) } else { None };
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
             let run = |b: &mut Builder, (from, to, turn): (Value, Value, usize), state: &[Value]| {
@@ -232,7 +225,7 @@ impl Kernel<'_> {
                     self.foresee(b, distance, place, turn * TOKENS * size);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
-                        let words: Vec<Value> = (0..vectors)
+                        let words: Vec<codes::Opened> = (0..vectors)
                             .map(|v| {
                                 let offset = (i * TOKENS + v * lanes as usize) * size;
                                 let word = b.load(ty, at(pool, Some(place), offset), align);
@@ -282,6 +275,28 @@ impl Kernel<'_> {
             let most = b.bin_imm(BinOp::And, units, -(turn as i64));
             let state = run(b, (zero, most, turn), state);
             run(b, (most, units, 1), &state)
+        })
+    }
+
+    /// Does something for the tokens of each page of a tile: a tile is a part of a page, or some pages.
+    pub(super) fn by_page(
+        &self,
+        b: &mut Builder,
+        tile: Tile,
+        count: Value,
+        state: &[Value],
+        body: &mut OfPage<'_>,
+    ) -> Vec<Value> {
+        let zero = int(b, 0);
+        if tile.home.is_some() {
+            return body(b, zero, count, state);
+        }
+        let page = self.op.layout.page.min(self.tile);
+        b.for_loop(zero, count, page as i64, state, |b, done, state| {
+            let left = b.bin(BinOp::Sub, count, done);
+            let whole = int(b, page);
+            let left = least(b, left, whole);
+            body(b, done, left, state)
         })
     }
 
