@@ -26,10 +26,10 @@ const BLOCK_BYTES: usize = 16 << 10;
 /// Rows whose results wait in scratch, with their activations of a block: about a hundred KiB of each in the second cache.
 const ROWS: usize = 192;
 
-/// Strips of W that share converted activations. They are a fifth of the time of one strip, so that eight leave little; but there
-/// should be workgroups for many threads.
+/// Strips of W that share converted activations. They are a fifth of the time of one strip, so that eight leave little; but
+/// there should be 64 workgroups, for as many threads.
 pub(super) fn strips(op: &Matmul, tile_n: u32) -> u32 {
-    (op.n as u32 / (32 * tile_n)).clamp(1, MOST_STRIPS)
+    (op.n as u32 / (64 * tile_n)).clamp(1, MOST_STRIPS)
 }
 
 /// Most strips, whose results lie in scratch side by side.

@@ -33,6 +33,7 @@ pub(in crate::lower) const TILE: Implementation = Implementation {
         Axis::new(Knob::TileM, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         Axis::new(Knob::TileN, &[4, 8, 16, 32, 64]),
         Axis::new(Knob::Unroll, &[1, 2, 4, 8]),
+        Axis::new(Knob::Strips, &[1, 2, 4, 8]),
     ],
     estimate: Some(estimate),
     space,
@@ -120,12 +121,15 @@ fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bo
     needed <= caps.vector_registers
 }
 
-/// Sums, a broadcast and a vector of weights in registers; instructions per product, decoding shared by all rows.
-fn estimate(_op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
+/// Sums, a broadcast and a vector of weights in registers; instructions per product, decoding shared by all rows, and six to
+/// convert a vector of activations that are floats, shared by all strips.
+fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
     let lanes = (caps.vector_bytes / 4).min(16);
     let (tile_m, vectors) = (schedule.tile_m, (schedule.tile_n / lanes).max(1));
     let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
     let work = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64) + 5.0 / m as f64;
+    let converts = matches!(op, Op::Matmul(Matmul { activation: Activation::Float(_), .. }));
+    let work = if converts { work + 6.0 / f64::from(schedule.tile_n * schedule.strips.max(1)) } else { work };
     Estimate { registers: tile_m * vectors + vectors.min(2) + 1, work: work / lanes as f64 }
 }
 
