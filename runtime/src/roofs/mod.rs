@@ -5,9 +5,9 @@ pub mod picture;
 mod x86;
 
 use crate::cpu::Pool;
+use crate::pages::Zeroed;
 use crate::timing::{Measurement, interleave, seconds};
 use bitsmith_compiler::{Error, Result};
-use memmap2::MmapMut;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -128,7 +128,7 @@ pub fn read_seconds(data: &[u64], threads: usize) -> Measurement {
 /// Memory that threads read in passes, piece after piece: what a kernel that streams as many bytes is measured beside, sample
 /// by sample, where a roof is the best of many passes.
 pub struct Reader {
-    map: MmapMut,
+    map: Zeroed,
     pool: Pool,
     /// Bytes of a pass, and where the next one starts.
     piece: usize,
