@@ -41,6 +41,9 @@ const MARGIN_FLOAT8: u32 = 35;
 /// makes their operands long before they start.
 const AHEAD: u32 = 256;
 
+/// Words of sums of activations in one block, see [`Products::ones`], before it matters that they wait for their offsets.
+const ONES: u32 = 64;
+
 /// The estimate for a kernel on a GPU; `None` for other devices.
 pub fn resources(kernel: &Kernel, caps: &Caps) -> Option<Resources> {
     let gpu = caps.gpu?;
@@ -91,6 +94,8 @@ struct Products {
     started: u32,
     /// Of products of four subgroups: words of sums that start, and four times those of operand A in registers.
     warpgroup: u32,
+    /// Words of sums that start with an operand A of constants: of activations, as offsets take them.
+    ones: u32,
     /// Whether a subgroup's own multiply 8-bit floats.
     float8: bool,
 }
@@ -107,7 +112,7 @@ impl Demand {
     /// Whether so many threads of a workgroup hold them. Where more products start from nothing in one block than one tile
     /// has, an assembler begins the next before it has scaled the last: 35 of 64 of their words count. Products of four
     /// subgroups wait for each other, and their operands are made before the first of them starts: 3 of 8 of the words past
-    /// [`AHEAD`] count. Devices that are no GPUs hold everything.
+    /// [`AHEAD`] count, and 5 of 8 of sums of activations past [`ONES`]. Devices that are no GPUs hold everything.
     ///
     /// The constants are fitted to `ptxas`, which test `ptx_validate` runs over all kernels that families offer.
     pub fn fit(self, threads: u32, caps: &Caps) -> Fit {
@@ -116,7 +121,8 @@ impl Demand {
         let margin = if self.products.float8 { MARGIN_FLOAT8 } else { MARGIN };
         let started = self.products.started.saturating_sub(STARTED) * 35 / 64;
         let ahead = self.products.warpgroup.saturating_sub(AHEAD) * 3 / 8;
-        if self.live + margin + (started + ahead).min(MOST_STARTED) <= registers {
+        let ones = self.products.ones.saturating_sub(ONES) * 5 / 8;
+        if self.live + margin + (started + ahead).min(MOST_STARTED) + ones <= registers {
             Fit::Sure
         } else if self.live <= registers * 11 / 8 {
             Fit::Doubtful(self.live)
@@ -133,6 +139,10 @@ impl Products {
         for statement in &block.statements {
             match &statement.inst {
                 Inst::Const(_) => statement.results.iter().for_each(|value| constant[value.0 as usize] = true),
+                inst @ (Inst::Vector(_) | Inst::Bitcast(_)) => {
+                    let all = inst.operands().iter().all(|value| constant[value.0 as usize]);
+                    statement.results.iter().for_each(|value| constant[value.0 as usize] = all);
+                }
                 Inst::Mma { acc, shape, .. } => {
                     here.float8 |= matches!(shape.a, DType::E4m3fn | DType::E5m2);
                     if constant[acc.0 as usize] {
@@ -143,8 +153,11 @@ impl Products {
                     if let Asynchronous::Mma { acc, a: Factor::Fragments(a), .. } = &**inner
                         && constant[acc.0 as usize]
                     {
-                        let made = a.iter().filter(|value| !constant[value.0 as usize]);
-                        here.warpgroup += words(kernel.ty(*acc)) + 4 * made.map(|a| words(kernel.ty(*a))).sum::<u32>();
+                        let sums = words(kernel.ty(*acc));
+                        here.warpgroup += sums + 4 * a.iter().map(|&a| words(kernel.ty(a))).sum::<u32>();
+                        if a.iter().all(|a| constant[a.0 as usize]) {
+                            here.ones += sums;
+                        }
                     }
                 }
                 Inst::For(inner) => most = most.max(Products::of(&inner.body, kernel, constant)),
@@ -163,6 +176,7 @@ impl Products {
         Products {
             started: self.started.max(other.started),
             warpgroup: self.warpgroup.max(other.warpgroup),
+            ones: self.ones.max(other.ones),
             float8: self.float8 || other.float8,
         }
     }
