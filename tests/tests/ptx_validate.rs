@@ -110,6 +110,7 @@ fn make(target: &PtxTarget, share: usize) -> Made {
         // Each device takes its share of the operations, and all devices together every one several times.
         if all || i % 6 == share || op.name() != "matmul" {
             let Ok(mut able) = families(&op, target.caps()) else { continue };
+            known.retain(|(of, _)| *of == op);
             able.extend(matrix_families(&op, target.caps(), m));
             for family in able {
                 // Families of matrix instructions are for few rows or for many.
@@ -124,7 +125,6 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                     Demand::of(kernel, target.caps()).fit(schedule.threads, target.caps()) == Fit::Sure
                 });
                 for schedule in offered.into_iter().chain(sharing) {
-                    known.retain(|(of, _)| *of == op);
                     if known.contains(&(op, schedule)) {
                         continue;
                     }

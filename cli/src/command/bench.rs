@@ -113,7 +113,7 @@ impl Bench {
                 "--activation-quantization: activations are {activation}; accepted: int8 and fp8 activations"
             )));
         }
-        let devices = self.devices()?;
+        let devices = devices(&self.device, &self.threads)?;
         io.notes(&devices[0].info())?;
         let mut summary = Summary {
             op: stages::describe(&op),
@@ -180,16 +180,22 @@ impl Bench {
             ))),
         }
     }
+}
 
-    fn devices(&self) -> Result<Vec<std::sync::Arc<dyn bitsmith_runtime::Device>>, Failure> {
-        if self.threads.is_empty() {
-            return Ok(vec![Place::running(&self.device)?]);
-        }
-        if !matches!(self.device.as_str(), "cpu" | "cpu+clif") {
-            return Err(Failure::invalid(format!("--threads with device `{}`; accepted: cpu, cpu+clif", self.device)));
-        }
-        self.threads.iter().map(|threads| Place::running(&format!("{}:{threads}", self.device))).collect()
+/// Whether a device is this machine's processor, with as many threads as are asked for.
+fn takes_threads(device: &str) -> bool {
+    matches!(device, "cpu" | "cpu+clif")
+}
+
+/// A device, once for each number of threads where any is given.
+fn devices(device: &str, threads: &[u32]) -> Result<Vec<std::sync::Arc<dyn bitsmith_runtime::Device>>, Failure> {
+    if threads.is_empty() {
+        return Ok(vec![Place::running(device)?]);
     }
+    if !takes_threads(device) {
+        return Err(Failure::invalid(format!("--threads with device `{device}`; accepted: cpu, cpu+clif")));
+    }
+    threads.iter().map(|threads| Place::running(&format!("{device}:{threads}"))).collect()
 }
 
 fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {

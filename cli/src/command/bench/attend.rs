@@ -5,7 +5,6 @@
 //! head's outputs are held against the reference in `f64`.
 
 use crate::failure::Failure;
-use crate::place::Place;
 use crate::table::{Table, bytes, time};
 use crate::{Io, Outcome, memory};
 use bitsmith_compiler::dtype::DType;
@@ -131,19 +130,7 @@ impl BenchAttend {
         for format in &formats {
             KvLayout::new(*format, self.page, self.kv_heads, self.head_dim, self.head_dim)?;
         }
-        let mut places: Vec<Arc<dyn Device>> = Vec::new();
-        if self.threads.is_empty() {
-            places.push(Place::running(&self.device)?);
-        }
-        for threads in &self.threads {
-            if !matches!(self.device.as_str(), "cpu" | "cpu+clif") {
-                return Err(Failure::invalid(format!(
-                    "--threads with device `{}`; accepted: cpu, cpu+clif",
-                    self.device
-                )));
-            }
-            places.push(Place::running(&format!("{}:{threads}", self.device))?);
-        }
+        let places = super::devices(&self.device, &self.threads)?;
         let mut summary = Summary {
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -255,7 +242,7 @@ impl BenchAttend {
             let budget = Duration::from_millis(self.budget_ms);
             let used = (layout.used_bytes() * self.kv_heads) as f64 / self.page as f64;
             let read = (used * tokens as f64) as usize;
-            let reads = queries == 1 && matches!(self.device.as_str(), "cpu" | "cpu+clif");
+            let reads = queries == 1 && super::takes_threads(&self.device);
             let reader = reads.then(|| roofs::Reader::new(layers * layer, read, device.info().threads));
             let mut reader = reader.transpose()?;
             let mut read = |times: usize| (0..times).for_each(|_| reader.iter_mut().for_each(roofs::Reader::pass));

@@ -178,7 +178,7 @@ impl Block<'_> {
                 weights: &self.decoder,
                 how: self.plan.integers.as_ref(),
                 vectors: 1,
-                scratch: &self.decoded,
+                scratch: self.decoded,
                 group: walk.segment,
                 piecewise: true,
             };

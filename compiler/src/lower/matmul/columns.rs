@@ -10,6 +10,7 @@
 mod floats;
 mod pairs;
 
+use super::tile::Scratch;
 use super::{Plan, epilogue, has_dot, integers_of};
 use crate::caps::{Caps, Feature};
 use crate::format::n16::N16;
@@ -17,7 +18,7 @@ use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
 use crate::lower::activation::Rows;
 use crate::lower::memory::{Params, Role};
 use crate::lower::unpack::Weights;
-use crate::lower::walk::{Pos, repeat};
+use crate::lower::walk::{Pos, Visit, Walk, repeat};
 use crate::op::Matmul;
 use crate::schedule::Schedule;
 
@@ -174,6 +175,56 @@ fn rows_at_once(schedule: &Schedule) -> usize {
 /// Vectors of results of all strips.
 fn vectors_of_results(plan: &Plan, schedule: &Schedule) -> usize {
     schedule.strips as usize * rows_at_once(schedule) * plan.vectors
+}
+
+/// Adds the products of `rows` activations and `vectors` vectors of weights to sums `[row][vector]`. What there are fewer of is
+/// read first and stays in registers; `multiply` takes what stays, what is read beside it, and the sum.
+fn outer_product(
+    b: &mut Builder,
+    (rows, vectors): (usize, usize),
+    activation: &dyn Fn(&mut Builder, usize) -> Value,
+    weight: &dyn Fn(&mut Builder, usize) -> Value,
+    multiply: &dyn Fn(&mut Builder, Value, Value, Value) -> Value,
+    sums: &mut [Value],
+) {
+    if rows > vectors {
+        let w: Vec<Value> = (0..vectors).map(|v| weight(b, v)).collect();
+        for row in 0..rows {
+            let x = activation(b, row);
+            for (v, &w) in w.iter().enumerate() {
+                let sum = &mut sums[row * vectors + v];
+                *sum = multiply(b, w, x, *sum);
+            }
+        }
+        return;
+    }
+    let x: Vec<Value> = (0..rows).map(|row| activation(b, row)).collect();
+    for v in 0..vectors {
+        let w = weight(b, v);
+        for (row, &x) in x.iter().enumerate() {
+            let sum = &mut sums[row * vectors + v];
+            *sum = multiply(b, x, w, *sum);
+        }
+    }
+}
+
+/// Decodes `len` columns from segment `first` on: `visitor` makes what decodes a segment into its lines of scratch.
+fn decode_segments<V: Visit>(
+    b: &mut Builder,
+    (layout, segment): (&N16, usize),
+    (first, len): (Pos, usize),
+    (scratch, bytes): (Scratch, usize),
+    visitor: impl Fn(Scratch) -> V,
+) {
+    let walk = Walk::new(layout, segment, 1).expect("blocks are cut in segments that a walk takes");
+    repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
+        let mut visit = visitor(Scratch { base: turn.times(b, bytes), ..scratch });
+        let at = first.add(b, turn);
+        let piece = walk.whole(b, at);
+        let state = visit.begin(b, piece.segment);
+        walk.piece(b, &mut visit, &piece, None, state);
+        Vec::new()
+    });
 }
 
 /// A tile of rows: its first one, and its place among those that are worked on.

@@ -174,7 +174,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         weights: &weights,
         how: plan.integers.as_ref(),
         vectors: plan.vectors,
-        scratch: &scratch,
+        scratch,
         group: groups.segment,
         piecewise: false,
     };
@@ -238,6 +238,7 @@ fn crowded(plan: &Plan, schedule: &Schedule, caps: &Caps) -> bool {
 }
 
 /// Decoded weights of the workgroup.
+#[derive(Clone, Copy)]
 pub(super) struct Scratch {
     pub memory: Memory,
     /// Bytes of a line.
@@ -267,7 +268,7 @@ pub(super) struct Decode<'a> {
     pub weights: &'a Weights<'a>,
     pub how: Option<&'a Integers>,
     pub vectors: usize,
-    pub scratch: &'a Scratch,
+    pub scratch: Scratch,
     /// Columns of a segment.
     pub group: usize,
     /// Whether lines count from the start of the piece, instead of from the start of the row.

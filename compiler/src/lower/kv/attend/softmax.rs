@@ -209,18 +209,13 @@ impl Kernel<'_> {
         if !part.codes.is_static() {
             return None;
         }
-        let rows = ROWS as u8;
         let difference = b.bin(BinOp::Sub, top, now);
         let largest = codes::power_of_two_here(b, difference);
-        let floor = b.f32(rows, LEAST);
-        let largest = larger(b, floor, largest);
-        let most = b.f32(rows, factors.packing.steps() as f32);
+        let (step, inverse) = step_of(b, factors, largest);
         let (scale, _) = self.scales(Side::V).given(b, part, self.head);
-        let scale = b.splat(scale, rows);
-        let step = b.bin(BinOp::Div, largest, most);
+        let scale = b.splat(scale, ROWS as u8);
         let step = b.mul(step, scale);
         self.write(b, steps, first, self.padded, step);
-        let inverse = b.bin(BinOp::Div, most, largest);
         Some(self.of_rows(b, inverse, count))
     }
 
@@ -291,14 +286,10 @@ impl Kernel<'_> {
         else {
             return None;
         };
-        let (lanes, rows) = (self.lanes, ROWS as u8);
+        let lanes = self.lanes;
         let top = together(b, tops, &larger);
-        let floor = b.f32(rows, LEAST);
-        let top = larger(b, floor, top);
-        let most = b.f32(rows, factors.packing.steps() as f32);
-        let step = b.bin(BinOp::Div, top, most);
+        let (step, inverse) = step_of(b, factors, top);
         self.write(b, steps, first, self.padded, step);
-        let inverse = b.bin(BinOp::Div, most, top);
         let inverses = self.of_rows(b, inverse, tops.len());
         let (zero, none) = (int(b, 0), b.f32(lanes, 0.0));
         let chunk = self.chunk();
@@ -331,4 +322,12 @@ impl Kernel<'_> {
             b.mul(sum, step)
         })
     }
+}
+
+/// The steps of which the largest weights of four rows are as many as there are, and their inverses.
+fn step_of(b: &mut Builder, factors: &Factors, largest: Value) -> (Value, Value) {
+    let floor = b.f32(ROWS as u8, LEAST);
+    let largest = larger(b, floor, largest);
+    let most = b.f32(ROWS as u8, factors.packing.steps() as f32);
+    (b.bin(BinOp::Div, largest, most), b.bin(BinOp::Div, most, largest))
 }

@@ -2,7 +2,7 @@
 
 use super::super::Plan;
 use super::super::tile::{Decode, Scratch};
-use super::{Blocks, RowTile, Work, rows_at_once, vectors_of_results};
+use super::{Blocks, RowTile, Work, decode_segments, outer_product, rows_at_once, vectors_of_results};
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -10,7 +10,7 @@ use crate::ir::{Builder, Scalar, Type, Value};
 use crate::lower::activation::Rows;
 use crate::lower::stage::{Content, Kept, Staged};
 use crate::lower::unpack::Weights;
-use crate::lower::walk::{Pos, Visit, Walk, repeat};
+use crate::lower::walk::{Pos, repeat};
 use crate::schedule::Schedule;
 
 /// Whether a tile fits: sums in registers, vectors of weights, one activation; decoding joins planes and holds scales and
@@ -71,23 +71,14 @@ impl Work for Floats<'_> {
 
     fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
         let Blocks { segment, .. } = self.blocks;
-        let walk = Walk::new(&self.plan.layout, segment, 1).expect("blocks are cut in segments that a walk takes");
-        let bytes = segment * self.scratch.line;
-        repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
-            let scratch = Scratch { base: turn.times(b, bytes), ..self.scratch };
-            let mut decode = Decode {
-                weights,
-                how: None,
-                vectors: self.plan.vectors,
-                scratch: &scratch,
-                group: segment,
-                piecewise: true,
-            };
-            let at = first.add(b, turn);
-            let piece = walk.whole(b, at);
-            let state = decode.begin(b, piece.segment);
-            walk.piece(b, &mut decode, &piece, None, state);
-            Vec::new()
+        let scratch = (self.scratch, segment * self.scratch.line);
+        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch| Decode {
+            weights,
+            how: None,
+            vectors: self.plan.vectors,
+            scratch,
+            group: segment,
+            piecewise: true,
         });
     }
 
@@ -104,24 +95,14 @@ impl Work for Floats<'_> {
         let ty = Type::vector(Scalar::F32, plan.lanes);
         let step = 4 * self.schedule.unroll as usize;
         let one = |b: &mut Builder, column: Pos, state: &mut [Value]| {
-            let mut add = |b: &mut Builder, row: usize, v: usize, w: Value, x: Value| {
-                let sum = &mut state[row * plan.vectors + v];
-                *sum = b.fma(w, x, *sum);
-            };
-            // What there are fewer of stays in registers.
-            if tile_m > plan.vectors {
-                let w: Vec<Value> = (0..plan.vectors).map(|v| self.scratch.load(b, ty, column, v)).collect();
-                for row in 0..tile_m {
-                    let x = staged.number(b, row, column);
-                    w.iter().enumerate().for_each(|(v, &w)| add(b, row, v, w, x));
-                }
-                return;
-            }
-            let x: Vec<Value> = (0..tile_m).map(|row| staged.number(b, row, column)).collect();
-            for v in 0..plan.vectors {
-                let w = self.scratch.load(b, ty, column, v);
-                x.iter().enumerate().for_each(|(row, &x)| add(b, row, v, w, x));
-            }
+            outer_product(
+                b,
+                (tile_m, plan.vectors),
+                &|b, row| staged.number(b, row, column),
+                &|b, v| self.scratch.load(b, ty, column, v),
+                &|b, kept, read, sum| b.fma(kept, read, sum),
+                state,
+            );
         };
         let start: Vec<Value> = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
         let mut state = repeat(b, len / step, step, start, |b, turn, mut state| {

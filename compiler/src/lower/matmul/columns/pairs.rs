@@ -12,7 +12,7 @@ use super::super::Plan;
 use super::super::Tile;
 use super::super::integer::{IntegerSums, Results};
 use super::super::tile::Scratch;
-use super::{Blocks, RowTile, Work, rows_at_once, vectors_of_results};
+use super::{Blocks, RowTile, Work, decode_segments, outer_product, rows_at_once, vectors_of_results};
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -21,7 +21,7 @@ use crate::lower::activation::Rows;
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::{Integers, Weights};
-use crate::lower::walk::{Pos, Step, Visit, Walk, repeat};
+use crate::lower::walk::{Pos, Step, Visit, repeat};
 use crate::schedule::Schedule;
 
 /// Whether a tile fits: sums in registers, a product, an activation, vectors of weights; the end of a segment takes scales, and
@@ -99,27 +99,14 @@ impl<'a> Pairs<'a> {
                     let words = b.splat(words, lanes);
                     b.bitcast(words, self.words())
                 };
-                // What there are fewer of stays in registers.
-                let rows = self.schedule.tile_m as usize;
-                if rows > vectors {
-                    let w: Vec<Value> = (0..vectors).map(|v| self.scratch.load(b, self.words(), line, v)).collect();
-                    for row in 0..rows {
-                        let x = load(b, row);
-                        for (v, &w) in w.iter().enumerate() {
-                            let sum = &mut sums[row * vectors + v];
-                            *sum = b.dot2(w, x, *sum);
-                        }
-                    }
-                    continue;
-                }
-                let x: Vec<Value> = (0..rows).map(|row| load(b, row)).collect();
-                for v in 0..vectors {
-                    let w = self.scratch.load(b, self.words(), line, v);
-                    for (row, &x) in x.iter().enumerate() {
-                        let sum = &mut sums[row * vectors + v];
-                        *sum = b.dot2(x, w, *sum);
-                    }
-                }
+                outer_product(
+                    b,
+                    (self.schedule.tile_m as usize, vectors),
+                    &load,
+                    &|b, v| self.scratch.load(b, self.words(), line, v),
+                    &|b, kept, read, sum| b.dot2(kept, read, sum),
+                    &mut sums,
+                );
             }
             sums
         })
@@ -196,15 +183,11 @@ impl Work for Pairs<'_> {
 
     fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
         let Blocks { segment, .. } = self.blocks;
-        let walk = Walk::new(&self.plan.layout, segment, 1).expect("blocks are cut in segments that a walk takes");
-        let bytes = segment / 2 * self.scratch.line;
-        repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
-            let scratch = Scratch { base: turn.times(b, bytes), ..self.scratch };
-            let mut widen = Widen { weights, pairs: self, scratch };
-            let at = first.add(b, turn);
-            let piece = walk.whole(b, at);
-            walk.piece(b, &mut widen, &piece, None, Vec::new());
-            Vec::new()
+        let scratch = (self.scratch, segment / 2 * self.scratch.line);
+        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch| Widen {
+            weights,
+            pairs: self,
+            scratch,
         });
     }
 

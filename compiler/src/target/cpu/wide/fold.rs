@@ -91,36 +91,9 @@ fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
 /// Drops instructions whose results nobody reads.
 pub(super) fn remove_unused(f: &mut Function) {
     let mut used = vec![0u32; f.classes.len()];
-    let each = |inst: &Op, visit: &mut dyn FnMut(super::machine::Reg)| match inst {
-        Op::Op { args, mask, .. } => {
-            for arg in args {
-                match arg {
-                    Arg::Use(reg, _) | Arg::Change(reg, ..) => visit(*reg),
-                    Arg::Mem(mem) => {
-                        if let super::machine::Base::Reg(base) = mem.base {
-                            visit(base);
-                        }
-                        if let Some((index, _)) = mem.index {
-                            visit(index);
-                        }
-                    }
-                    Arg::Def(..) | Arg::Imm(_) => {}
-                }
-            }
-            if let Some((mask, _)) = mask {
-                visit(*mask);
-            }
-        }
-        Op::Divide { dividend, divisor, .. } => {
-            visit(*dividend);
-            visit(*divisor);
-        }
-        Op::Jump(_, values) => values.iter().for_each(|&value| visit(value)),
-        Op::Zero(_) | Op::Entry(_) | Op::Branch(..) | Op::Return => {}
-    };
     for block in &f.blocks {
         for inst in &block.insts {
-            each(inst, &mut |reg| used[reg.0 as usize] += 1);
+            inst.each_use(&mut |reg| used[reg.0 as usize] += 1);
         }
     }
     for label in f.order.clone().into_iter().rev() {
@@ -131,12 +104,10 @@ pub(super) fn remove_unused(f: &mut Function) {
                 Op::Op { args, .. } => {
                     let mut defines = false;
                     let mut read = false;
-                    for arg in args {
-                        if let Arg::Def(reg, _) | Arg::Change(_, reg, _) = arg {
-                            defines = true;
-                            read |= used[reg.0 as usize] > 0;
-                        }
-                    }
+                    inst.each_definition(&mut |reg| {
+                        defines = true;
+                        read |= used[reg.0 as usize] > 0;
+                    });
                     let writes_memory = matches!(args.first(), Some(Arg::Mem(_)));
                     defines && !read && !writes_memory
                 }
@@ -144,7 +115,7 @@ pub(super) fn remove_unused(f: &mut Function) {
                 _ => false,
             };
             if unused {
-                each(&inst, &mut |reg| used[reg.0 as usize] -= 1);
+                inst.each_use(&mut |reg| used[reg.0 as usize] -= 1);
             } else {
                 kept.push(inst);
             }

@@ -136,6 +136,59 @@ pub(super) enum Inst {
     Return,
 }
 
+impl Inst {
+    /// Visits the registers that it reads, one that it reads twice twice.
+    pub fn each_use(&self, visit: &mut dyn FnMut(Reg)) {
+        match self {
+            Inst::Op { args, mask, .. } => {
+                for arg in args {
+                    match *arg {
+                        Arg::Use(reg, _) | Arg::Change(reg, ..) => visit(reg),
+                        Arg::Mem(Mem { base, index, .. }) => {
+                            if let Base::Reg(base) = base {
+                                visit(base);
+                            }
+                            if let Some((index, _)) = index {
+                                visit(index);
+                            }
+                        }
+                        Arg::Def(..) | Arg::Imm(_) => {}
+                    }
+                }
+                if let Some((mask, _)) = mask {
+                    visit(*mask);
+                }
+            }
+            Inst::Divide { dividend, divisor, .. } => {
+                visit(*dividend);
+                visit(*divisor);
+            }
+            Inst::Jump(_, values) => values.iter().for_each(|&value| visit(value)),
+            Inst::Zero(_) | Inst::Entry(_) | Inst::Branch(..) | Inst::Return => {}
+        }
+    }
+
+    /// Visits the registers that it writes.
+    pub fn each_definition(&self, visit: &mut dyn FnMut(Reg)) {
+        match self {
+            Inst::Op { args, .. } => {
+                for arg in args {
+                    if let Arg::Def(reg, _) | Arg::Change(_, reg, _) = *arg {
+                        visit(reg);
+                    }
+                }
+            }
+            Inst::Zero(reg) => visit(*reg),
+            Inst::Entry(regs) => regs.iter().for_each(|&reg| visit(reg)),
+            Inst::Divide { quotient, remainder, .. } => {
+                visit(*quotient);
+                visit(*remainder);
+            }
+            Inst::Jump(..) | Inst::Branch(..) | Inst::Return => {}
+        }
+    }
+}
+
 /// Instructions that end with a jump, a branch or a return.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Block {

@@ -109,55 +109,6 @@ fn takes_register(mnemonic: M) -> bool {
 /// A set of registers.
 type Set = Vec<bool>;
 
-fn each_use(inst: &Inst, visit: &mut dyn FnMut(Reg)) {
-    match inst {
-        Inst::Op { args, mask, .. } => {
-            for arg in args {
-                match *arg {
-                    Arg::Use(reg, _) | Arg::Change(reg, ..) => visit(reg),
-                    Arg::Mem(Mem { base, index, .. }) => {
-                        if let Base::Reg(base) = base {
-                            visit(base);
-                        }
-                        if let Some((index, _)) = index {
-                            visit(index);
-                        }
-                    }
-                    Arg::Def(..) | Arg::Imm(_) => {}
-                }
-            }
-            if let Some((mask, _)) = mask {
-                visit(*mask);
-            }
-        }
-        Inst::Divide { dividend, divisor, .. } => {
-            visit(*dividend);
-            visit(*divisor);
-        }
-        Inst::Jump(_, values) => values.iter().for_each(|&value| visit(value)),
-        Inst::Zero(_) | Inst::Entry(_) | Inst::Branch(..) | Inst::Return => {}
-    }
-}
-
-fn each_definition(inst: &Inst, visit: &mut dyn FnMut(Reg)) {
-    match inst {
-        Inst::Op { args, .. } => {
-            for arg in args {
-                if let Arg::Def(reg, _) | Arg::Change(_, reg, _) = *arg {
-                    visit(reg);
-                }
-            }
-        }
-        Inst::Zero(reg) => visit(*reg),
-        Inst::Entry(regs) => regs.iter().for_each(|&reg| visit(reg)),
-        Inst::Divide { quotient, remainder, .. } => {
-            visit(*quotient);
-            visit(*remainder);
-        }
-        Inst::Jump(..) | Inst::Branch(..) | Inst::Return => {}
-    }
-}
-
 /// The registers that are alive behind each block.
 fn alive_after(f: &Function) -> Vec<Set> {
     let count = f.classes.len();
@@ -179,8 +130,8 @@ fn alive_after(f: &Function) -> Vec<Set> {
             }
             after[number].clone_from(&alive);
             for inst in block.insts.iter().rev() {
-                each_definition(inst, &mut |reg| alive[reg.0 as usize] = false);
-                each_use(inst, &mut |reg| alive[reg.0 as usize] = true);
+                inst.each_definition(&mut |reg| alive[reg.0 as usize] = false);
+                inst.each_use(&mut |reg| alive[reg.0 as usize] = true);
             }
             block.params.iter().for_each(|param| alive[param.0 as usize] = false);
             if alive != before[number] {
@@ -205,7 +156,7 @@ fn pressure(f: &Function, number: usize, after: &Set) -> Vec<usize> {
     let mut needed = vec![0; insts.len()];
     for (place, inst) in insts.iter().enumerate().rev() {
         let mut behind = count;
-        each_definition(inst, &mut |reg| {
+        inst.each_definition(&mut |reg| {
             if vector(reg) {
                 match std::mem::replace(&mut alive[reg.0 as usize], false) {
                     true => count -= 1,
@@ -214,7 +165,7 @@ fn pressure(f: &Function, number: usize, after: &Set) -> Vec<usize> {
                 }
             }
         });
-        each_use(inst, &mut |reg| {
+        inst.each_use(&mut |reg| {
             if vector(reg) && !std::mem::replace(&mut alive[reg.0 as usize], true) {
                 count += 1;
             }
