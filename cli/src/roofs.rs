@@ -76,6 +76,22 @@ impl Roofs {
         }
     }
 
+    /// Reading from memory, GB/s.
+    pub fn read_gbs(&self) -> f64 {
+        match self {
+            Roofs::Cpu(roofs) => roofs.read_gbs,
+            Roofs::Gpu(roofs) => roofs.read_gbs,
+        }
+    }
+
+    /// What attention over many queries is bound by, GOP/s: multiply-adds of a CPU, f16 matrix instructions of a GPU.
+    pub fn attention_gops(&self) -> Option<f64> {
+        match self {
+            Roofs::Cpu(roofs) => roofs.best_fma().map(|(_, gops)| gops),
+            Roofs::Gpu(roofs) => Some(matrix(roofs, Activation::Float(DType::F16)).1),
+        }
+    }
+
     /// All of them in a line.
     pub fn describe(&self) -> String {
         match self {

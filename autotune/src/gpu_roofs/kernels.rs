@@ -297,9 +297,16 @@ fn warpgroup(shape: &'static MmaShape, turns: u32) -> Arithmetic {
     let per_lane = shape.acc_elements() * COLUMNS / shape.n;
     let zero = b.int(Type::vector(scalar(shape.acc), per_lane as u8), 0);
     let (start, end) = (b.int(Scalar::I32, 0), b.int(Scalar::I32, i64::from(turns)));
+    // Sums of 8-bit floats keep some 14 bits: over thousands of turns they would stand still, so each turn has its own.
+    let short = size == 1 && shape.acc == DType::F32;
     let sums = b.for_loop(start, end, 1, &[zero], |b, _, sums| {
         let panel = Panel { address: Address { memory: shared, index: None, offset: 0 }, leading, stride };
-        vec![b.warpgroup_mma(shape, COLUMNS, Factor::Fragments(fragments.clone()), panel, sums[0])]
+        let factor = Factor::Fragments(fragments.clone());
+        if !short {
+            return vec![b.warpgroup_mma(shape, COLUMNS, factor, panel, sums[0])];
+        }
+        let products = b.warpgroup_mma(shape, COLUMNS, factor, panel, zero);
+        vec![b.add(sums[0], products)]
     });
     let all = total(&mut b, &sums);
     let id = thread(&mut b);

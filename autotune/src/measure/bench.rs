@@ -20,6 +20,10 @@ const SAMPLE_SECONDS: f64 = 2e-3;
 /// Most launches of a sample.
 const MOST_LAUNCHES: usize = 10_000;
 
+/// Least columns of a part: a thread has several workgroups of each candidate, so that what a part favours is what the
+/// whole favours.
+const LEAST_COLUMNS: usize = 1024;
+
 /// The columns of Y that are measured: columns are independent of each other, so that of a large matmul a part will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
@@ -30,14 +34,14 @@ pub struct Slice {
 }
 
 /// The part of a matmul that takes about `seconds` at `gops` and `gbs`: all of it, or halves of it in multiples of 64, at
-/// least 256 columns.
+/// least 1024 columns.
 pub fn slice(key: &Key, bytes: f64, gbs: f64, gops: f64, seconds: f64, cycle: usize) -> Slice {
     let mut columns = key.n;
     let time = |columns: usize| {
         let operations = 2.0 * key.m as f64 * columns as f64 * key.k as f64;
         (operations / gops / 1e9).max(bytes * columns as f64 / key.n as f64 / gbs / 1e9)
     };
-    while time(columns) > seconds && columns / 2 >= 256 {
+    while time(columns) > seconds && columns / 2 >= LEAST_COLUMNS {
         columns = (columns / 2).next_multiple_of(64);
     }
     Slice { columns, cycle }

@@ -29,18 +29,20 @@ pub struct Programs {
     source: Source,
     made: Vec<(KvOp, KvSchedule, Program)>,
     scratch: HashMap<&'static str, Buffer>,
+    /// What lists in `scratch` hold: the layers of a step share them, and an upload waits for all launches.
+    held: HashMap<&'static str, Vec<u8>>,
 }
 
 impl Programs {
     /// Kernels of the compiler.
     pub fn new(device: Arc<dyn Device>) -> Programs {
-        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new() }
+        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
     }
 
     /// Kernels of a bundle.
     pub fn of_bundle(kernels: Arc<Kernels>) -> Programs {
         let device = Arc::clone(kernels.device());
-        Programs { device, source: Source::Bundle(kernels), made: Vec::new(), scratch: HashMap::new() }
+        Programs { device, source: Source::Bundle(kernels), made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
     }
 
     /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.
@@ -68,6 +70,7 @@ impl Programs {
         }
         let buffer = self.device.allocate(bytes.max(64).next_power_of_two())?;
         self.scratch.insert(name, buffer.clone());
+        self.held.remove(name);
         Ok(buffer)
     }
 
@@ -84,9 +87,14 @@ impl Programs {
     }
 
     fn filled(&mut self, name: &'static str, bytes: &[u8]) -> Result<Buffer> {
-        // Launches before this one are done with the list: an upload waits for them.
         let buffer = self.scratch(name, bytes.len())?;
+        if self.held.get(name).is_some_and(|held| held == bytes) {
+            return Ok(buffer);
+        }
+        // Launches before this one are done with the list: an upload waits for them.
+        self.held.remove(name);
         self.device.upload(&buffer, 0, bytes)?;
+        self.held.insert(name, bytes.to_vec());
         Ok(buffer)
     }
 

@@ -6,7 +6,8 @@
 
 use crate::failure::Failure;
 use crate::table::{Table, bytes, time};
-use crate::{Io, Outcome, memory};
+use crate::roofs::Roofs;
+use crate::{Io, Outcome, memory, roofs as device_roofs};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, AttendInputs, KvStatics, Pool, Sight};
@@ -26,6 +27,9 @@ pub struct BenchAttend {
     /// Tokens in the cache: 1k is 1024
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 8192], value_parser = tokens)]
     context: Vec<usize>,
+    /// Requests, each with a context of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    batch: u16,
     /// Query heads
     #[arg(long, default_value_t = 32)]
     heads: usize,
@@ -91,8 +95,9 @@ struct Summary {
     kv_heads: usize,
     head_dim: usize,
     page: usize,
+    batch: usize,
     device: DeviceInfo,
-    roofs: Vec<roofs::Roofs>,
+    roofs: Vec<Roofs>,
     measurements: Vec<Row>,
 }
 
@@ -109,8 +114,9 @@ struct Row {
     gigabytes_per_second: f64,
     /// Products and sums over time.
     gigaflops: f64,
-    /// Of the roof that the phase is bound by: reading, or products of `f32`.
-    share_of_roof: f64,
+    /// Of the roof that the phase is bound by: reading, or products. `None` where the device's are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_roof: Option<f64>,
     /// Of the speed at which as many threads merely read as many bytes, sample by sample in turn with this: medians of both.
     /// `None` where the phase is not bound by reading, or the device is no CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,24 +142,26 @@ impl BenchAttend {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             page: self.page,
+            batch: self.batch as usize,
             device: places[0].info(),
             roofs: Vec::new(),
             measurements: Vec::new(),
         };
         for device in &places {
-            let threads = device.info().threads;
-            let before = roofs::measure(threads, 256 << 20);
+            let footprint = 256 << 20;
+            let before = device_roofs::measure(&**device, footprint)?;
             let first = summary.measurements.len();
             for format in &formats {
                 for &context in &self.context {
                     summary.measurements.extend(self.measure(device, *format, context)?);
                 }
             }
-            let roofs = before.higher(&roofs::measure(threads, 256 << 20));
+            let after = device_roofs::measure(&**device, footprint)?;
+            let Some(roofs) = before.zip(after).map(|(before, after)| before.higher(&after)) else { continue };
             for row in &mut summary.measurements[first..] {
                 row.share_of_roof = match row.phase {
-                    "decode" => row.gigabytes_per_second / roofs.read_gbs,
-                    _ => row.gigaflops / roofs.best_fma().map_or(f64::NAN, |(_, gflops)| gflops),
+                    "decode" => Some(row.gigabytes_per_second / roofs.read_gbs()),
+                    _ => roofs.attention_gops().map(|gops| row.gigaflops / gops),
                 };
             }
             summary.roofs.push(roofs);
@@ -180,7 +188,8 @@ impl BenchAttend {
     fn measure(&self, device: &Arc<dyn Device>, format: KvFormat, context: usize) -> Result<Vec<Row>, Failure> {
         let shape = self.shape();
         let layout = KvLayout::new(format, self.page, self.kv_heads, self.head_dim, self.head_dim)?;
-        let pages = (context + self.chunk).div_ceil(self.page) + 1;
+        let batch = self.batch as usize;
+        let pages = batch * ((context + self.chunk).div_ceil(self.page) + 1);
         let layer = pages * layout.page_bytes();
         let cycle = (self.cycle_mb as usize) << 20;
         let layers = cycle.div_ceil(layer).clamp(1, 256);
@@ -189,7 +198,7 @@ impl BenchAttend {
             (layers * layer * 2) as f64,
             "take a shorter context or --cycle-mb",
         )?;
-        let mut cache = KvCache::new(Arc::clone(device), shape, &vec![format; layers], pages, 1)?;
+        let mut cache = KvCache::new(Arc::clone(device), shape, &vec![format; layers], pages, batch)?;
         let statics = vec![
             KvStatics { k: (3.0 / layout.k.codes.top(), -1.5), v: (3.0 / layout.v.codes.top(), -1.5) };
             self.kv_heads
@@ -204,21 +213,23 @@ impl BenchAttend {
             device.upload(&buffer, 0, &bytes)?;
             Ok(buffer)
         };
-        let piece = 512.max(self.chunk);
+        let piece = 512.max(batch * self.chunk);
         let (k, v) = (fill(piece * self.kv_heads * self.head_dim)?, fill(piece * self.kv_heads * self.head_dim)?);
-        let q = fill(self.chunk * self.heads * self.head_dim)?;
-        let y = device.allocate(self.chunk * self.heads * self.head_dim * 2)?;
-        let id = cache.open()?;
-        let append = |cache: &mut KvCache, count: usize| -> Result<(), Failure> {
-            cache.grow(&[(id, count)])?;
+        let q = fill(batch * self.chunk * self.heads * self.head_dim)?;
+        let y = device.allocate(batch * self.chunk * self.heads * self.head_dim * 2)?;
+        let ids = (0..batch).map(|_| cache.open()).collect::<Result<Vec<_>, _>>()?;
+        let append = |cache: &mut KvCache, step: &[(RequestId, usize)]| -> Result<(), Failure> {
+            cache.grow(step)?;
             (0..layers).try_for_each(|layer| cache.append(layer, k.view(), v.view()))?;
             Ok(())
         };
-        let mut left = context - 1;
-        while left > 0 {
-            let count = left.min(piece);
-            append(&mut cache, count)?;
-            left -= count;
+        for &id in &ids {
+            let mut left = context - 1;
+            while left > 0 {
+                let count = left.min(piece);
+                append(&mut cache, &[(id, count)])?;
+                left -= count;
+            }
         }
         let arithmetic = match self.sums {
             Sums::Best => None,
@@ -228,27 +239,27 @@ impl BenchAttend {
         let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };
         let mut rows = Vec::new();
         for (phase, queries) in [("decode", 1), ("prefill", self.chunk)] {
-            append(&mut cache, queries)?;
-            let tokens = cache.pages().tokens(id)?;
+            append(&mut cache, &ids.iter().map(|&id| (id, queries)).collect::<Vec<_>>())?;
+            let tokens = cache.pages().tokens(ids[0])?;
             let mut turn = 0;
             let mut failed = None;
             let mut run = |times: usize| {
                 for _ in 0..times {
                     turn = (turn + 1) % layers;
-                    let result = cache.attend(turn, q.view(), y.view(), &options).and_then(|()| device.synchronize());
-                    failed = failed.take().or(result.err());
+                    failed = failed.take().or(cache.attend(turn, q.view(), y.view(), &options).err());
                 }
+                failed = failed.take().or(device.synchronize().err());
             };
             let budget = Duration::from_millis(self.budget_ms);
             let used = (layout.used_bytes() * self.kv_heads) as f64 / self.page as f64;
-            let read = (used * tokens as f64) as usize;
+            let read = used * (batch * tokens) as f64;
             let reads = queries == 1 && super::takes_threads(&self.device);
-            let reader = reads.then(|| roofs::Reader::new(layers * layer, read, device.info().threads));
+            let reader = reads.then(|| roofs::Reader::new(layers * layer, read as usize, device.info().threads));
             let mut reader = reader.transpose()?;
-            let mut read = |times: usize| (0..times).for_each(|_| reader.iter_mut().for_each(roofs::Reader::pass));
+            let mut pass = |times: usize| (0..times).for_each(|_| reader.iter_mut().for_each(roofs::Reader::pass));
             let mut subjects: Vec<Subject<'_>> = vec![&mut run];
             if reads {
-                subjects.push(&mut read);
+                subjects.push(&mut pass);
             }
             let budget = budget * subjects.len() as u32;
             let times = interleave(&mut subjects, Duration::from_millis(20), budget);
@@ -256,7 +267,7 @@ impl BenchAttend {
             if let Some(error) = failed {
                 return Err(error.into());
             }
-            let pairs = (0..queries).map(|i| tokens - i).sum::<usize>() as f64;
+            let pairs = (batch * (0..queries).map(|i| tokens - i).sum::<usize>()) as f64;
             rows.push(Row {
                 kv: format.to_string(),
                 phase,
@@ -265,11 +276,11 @@ impl BenchAttend {
                 threads: device.info().threads,
                 bytes_per_token: used,
                 seconds,
-                gigabytes_per_second: used * tokens as f64 / seconds.median / 1e9,
+                gigabytes_per_second: read / seconds.median / 1e9,
                 gigaflops: 4.0 * pairs * (self.heads * self.head_dim) as f64 / seconds.median / 1e9,
-                share_of_roof: 0.0,
+                share_of_roof: None,
                 share_of_reading: reading.map(|reading| reading.median / seconds.median),
-                error_of_bound: self.check(&**device, &mut cache, (id, queries), (&q, &y), &options, &statics)?,
+                error_of_bound: self.check(&**device, &mut cache, (ids[0], queries), (&q, &y), &options, &statics)?,
             });
         }
         Ok(rows)
@@ -329,13 +340,14 @@ impl BenchAttend {
 fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     writeln!(
         io.out,
-        "attention of {} query heads over {} KV heads of {} channels, pages of {} tokens\n{} ({})",
-        summary.heads, summary.kv_heads, summary.head_dim, summary.page, summary.device.model, summary.device.target
+        "attention of {} requests, {} query heads over {} KV heads of {} channels, pages of {} tokens\n{} ({})",
+        summary.batch, summary.heads, summary.kv_heads, summary.head_dim, summary.page, summary.device.model, summary.device.target
     )?;
     for roofs in &summary.roofs {
-        writeln!(io.out, "{}", crate::roofs::Roofs::Cpu(*roofs).describe())?;
+        writeln!(io.out, "{}", roofs.describe())?;
     }
     for (phase, title) in [("decode", "Decode"), ("prefill", "Prefill")] {
+        let share = |share: Option<f64>| share.map_or("–".into(), |share| format!("{:.0} %", 100.0 * share));
         let mut table = Table::new(&[
             "kv",
             "context",
@@ -359,8 +371,8 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
                 time(row.seconds.median),
                 format!("{:.1}", row.gigabytes_per_second),
                 format!("{:.1}", row.gigaflops),
-                format!("{:.0} %", 100.0 * row.share_of_roof),
-                row.share_of_reading.map_or("–".into(), |share| format!("{:.0} %", 100.0 * share)),
+                share(row.share_of_roof),
+                share(row.share_of_reading),
                 crate::table::ratio(row.error_of_bound),
             ]);
         }
