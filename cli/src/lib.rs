@@ -9,6 +9,7 @@
 pub mod bundle;
 pub mod command;
 mod failure;
+mod forced;
 mod files;
 mod kv;
 mod launch;

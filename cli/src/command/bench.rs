@@ -3,6 +3,7 @@
 mod attend;
 
 use crate::failure::Failure;
+use crate::forced;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
 use crate::plan::{Phase, quantize_for};
@@ -15,6 +16,7 @@ use bitsmith_autotune::problem::Problem;
 use bitsmith_autotune::table::DeviceName;
 use bitsmith_compiler::format::Format;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
+use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{compile, lower};
 use bitsmith_runtime::DeviceInfo;
 use serde::Serialize;
@@ -66,6 +68,10 @@ pub struct Bench {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+    /// Measure this schedule instead of the one that is chosen: a family, then what is not 1, such as
+    /// `panel tile_m=64,tile_n=128,unroll=4,threads=256`; several times for several
+    #[arg(long, value_name = "FAMILY NAME=NUMBER,…")]
+    schedule: Vec<String>,
     #[command(flatten)]
     tuned: Tuned,
     #[command(flatten)]
@@ -127,12 +133,21 @@ impl Bench {
         let effort = Effort { budget: Duration::from_millis(self.budget_ms), cycle };
         let mut last = None;
         let tables = self.tuned.tables()?;
+        let forced = self.schedule.iter().map(|text| forced::schedule(text)).collect::<Result<Vec<_>, _>>()?;
+        let forced: Vec<Option<Schedule>> =
+            if forced.is_empty() { vec![None] } else { forced.into_iter().map(Some).collect() };
         for device in &devices {
             let footprint = cycle.max(256 << 20);
             let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
-            for &m in &self.m {
+            for (&m, &forced) in self.m.iter().flat_map(|m| forced.iter().map(move |forced| (m, forced))) {
                 let name = DeviceName::of(&device.info());
-                let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
+                let (schedule, source) = match forced {
+                    Some(schedule) => (schedule, "--schedule".to_string()),
+                    None => {
+                        let (schedule, source) = tables.choose(&op, device.caps(), Some(&name), m)?;
+                        (schedule, source.to_string())
+                    }
+                };
                 let line = format!("M={m}, {} threads: {source}", name.threads);
                 summary.chosen.push(line);
                 let made = compile(&op, &schedule, device.target())?;
