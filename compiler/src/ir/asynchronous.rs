@@ -57,7 +57,9 @@ pub enum Asynchronous {
     /// The threads of a subgroup meet; what they did to shared memory before it comes before what they do after it.
     SubgroupBarrier,
     /// Four subgroups, the first of them a multiple of four, multiply `[64, k]` by `[k, columns]` and add: subgroup `i` holds
-    /// rows `16 i` on of A and of the sums. It ends when the sums are there. See [`super::Inst::Mma`] for their arithmetic.
+    /// rows `16 i` on of A and of the sums. It ends when the sums are there, or, where it is `pending`, has only begun then: its
+    /// registers and its panels stay in use, and its sums go nowhere but to further such products, until an `MmaWait` has seen
+    /// it end. See [`super::Inst::Mma`] for their arithmetic.
     Mma {
         /// How A and the sums lie in the lanes: a fragment of A is that of this instruction, and the sums of its 8 columns
         /// follow each other.
@@ -68,9 +70,14 @@ pub enum Asynchronous {
         a: Factor,
         /// B: its rows here are the columns of the product.
         b: Panel,
-        /// The sums before; the result is alike.
+        /// The sums before; the result is alike. Those of a pending product are used by nobody else: the result takes their
+        /// registers.
         acc: Value,
+        /// Whether it goes on beside the threads.
+        pending: bool,
     },
+    /// Waits until no more than this many of the pending products that this thread's four subgroups began last are under way.
+    MmaWait(u8),
     /// Sets the registers that each thread of four subgroups may use: gives some back, or waits for more.
     Registers {
         /// 24 to 256, a multiple of 8.
@@ -108,21 +115,28 @@ impl Factor {
 }
 
 /// A matrix in shared memory whose rows have k contiguous in pieces of 16 bytes. Byte `j` of row `x` is at
-/// `leading * (j / 16) + stride * (x / 8) + 16 * (x % 8) + j % 16`.
+/// `leading * (j / 16) + stride * (x / 8) + 16 * (x % 8) + j % 16`; where it is swizzled, rows have 128 bytes, whose pieces
+/// change places within them: `stride * (x / 8) + 128 * (x % 8) + 16 * ((j / 16) ^ (x % 8)) + j % 16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Panel {
-    /// Where it starts, a multiple of 16.
+    /// Where it starts, a multiple of 16; of 1024 where it is swizzled.
     pub address: Address,
-    /// Bytes from one piece of a row to the next; a multiple of 16.
+    /// Bytes from one piece of a row to the next; a multiple of 16, and 16 where it is swizzled.
     pub leading: u32,
     /// Bytes from eight rows to the next eight; a multiple of 16.
     pub stride: u32,
+    /// Whether pieces change places.
+    pub swizzled: bool,
 }
 
 impl Panel {
     /// The byte of a piece of 16 bytes of a row, from the start.
     pub fn place(&self, row: u32, piece: u32) -> i64 {
-        self.leading as i64 * piece as i64 + self.stride as i64 * (row / 8) as i64 + 16 * (row % 8) as i64
+        let eights = self.stride as i64 * (row / 8) as i64;
+        if self.swizzled {
+            return eights + 128 * (row % 8) as i64 + 16 * (piece ^ row % 8) as i64;
+        }
+        self.leading as i64 * piece as i64 + eights + 16 * (row % 8) as i64
     }
 }
 
@@ -140,7 +154,7 @@ impl Asynchronous {
             | Asynchronous::BulkCopy { .. }
             | Asynchronous::Fence
             | Asynchronous::SubgroupBarrier => Feature::BulkCopy,
-            Asynchronous::Mma { .. } | Asynchronous::Registers { .. } => Feature::WarpgroupMma,
+            Asynchronous::Mma { .. } | Asynchronous::MmaWait(_) | Asynchronous::Registers { .. } => Feature::WarpgroupMma,
             Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies => Feature::GridDependency,
             Asynchronous::DeviceFence => Feature::DeviceFence,
         }
@@ -156,7 +170,9 @@ impl Asynchronous {
             Asynchronous::BulkCopy { .. } => "bulk_copy",
             Asynchronous::Fence => "fence_async",
             Asynchronous::SubgroupBarrier => "subgroup_barrier",
-            Asynchronous::Mma { .. } => "warpgroup_mma",
+            Asynchronous::Mma { pending: false, .. } => "warpgroup_mma",
+            Asynchronous::Mma { pending: true, .. } => "warpgroup_mma_pending",
+            Asynchronous::MmaWait(_) => "warpgroup_wait",
             Asynchronous::Registers { more: false, .. } => "registers_give",
             Asynchronous::Registers { more: true, .. } => "registers_take",
             Asynchronous::LaunchDependents => "launch_dependents",
@@ -190,6 +206,7 @@ impl Asynchronous {
             }
             Asynchronous::Fence
             | Asynchronous::SubgroupBarrier
+            | Asynchronous::MmaWait(_)
             | Asynchronous::Registers { .. }
             | Asynchronous::LaunchDependents
             | Asynchronous::AwaitDependencies

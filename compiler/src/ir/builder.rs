@@ -253,7 +253,20 @@ impl Builder {
 
     /// A matrix product of four subgroups, see [`Asynchronous::Mma`].
     pub fn warpgroup_mma(&mut self, shape: &'static MmaShape, columns: u32, a: Factor, b: Panel, acc: Value) -> Value {
-        let inst = Asynchronous::Mma { shape, columns, a, b, acc };
+        let inst = Asynchronous::Mma { shape, columns, a, b, acc, pending: false };
+        self.push(self.ty(acc), Inst::Asynchronous(Box::new(inst)))
+    }
+
+    /// The same, begun only: [`Asynchronous::MmaWait`] sees it end.
+    pub fn begin_warpgroup_mma(
+        &mut self,
+        shape: &'static MmaShape,
+        columns: u32,
+        a: Factor,
+        b: Panel,
+        acc: Value,
+    ) -> Value {
+        let inst = Asynchronous::Mma { shape, columns, a, b, acc, pending: true };
         self.push(self.ty(acc), Inst::Asynchronous(Box::new(inst)))
     }
 

@@ -267,7 +267,7 @@ impl Printer<'_> {
                 write!(self.out, " bytes {bytes}")?;
                 place(self, ", ", barrier)
             }
-            Asynchronous::Mma { shape, columns, a, b, acc } => {
+            Asynchronous::Mma { shape, columns, a, b, acc, .. } => {
                 write!(self.out, " {shape} columns {columns} a ")?;
                 match a {
                     Factor::Fragments(list) => {
@@ -285,6 +285,7 @@ impl Printer<'_> {
                 write!(self.out, ", {acc}")
             }
             Asynchronous::Registers { count, .. } => write!(self.out, " {count}"),
+            Asynchronous::MmaWait(left) => write!(self.out, " {left}"),
             Asynchronous::Fence
             | Asynchronous::SubgroupBarrier
             | Asynchronous::LaunchDependents
@@ -295,7 +296,8 @@ impl Printer<'_> {
 
     fn panel(&mut self, panel: &Panel) -> fmt::Result {
         self.address(&panel.address)?;
-        write!(self.out, " leading {} stride {}", panel.leading, panel.stride)
+        let swizzled = if panel.swizzled { " swizzled" } else { "" };
+        write!(self.out, " leading {} stride {}{swizzled}", panel.leading, panel.stride)
     }
 
     fn definition(&mut self, value: Value) -> fmt::Result {

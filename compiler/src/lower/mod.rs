@@ -62,7 +62,7 @@ pub const FAMILIES: &[Implementation] = &[
 ];
 
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
-pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::DENSE, matmul::MMA];
+pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::WIDE, matmul::DENSE, matmul::MMA];
 
 /// Whether a family is one of [`MATRIX_FAMILIES`].
 fn is_matrix_family(family: Family) -> bool {
@@ -80,7 +80,7 @@ pub fn packing(op: &Op, schedule: &Schedule, caps: &Caps) -> Packing {
 /// What a family's kernels may lose of sums beyond roundings of `f32`, relative to the sum of magnitudes.
 pub fn loss(op: &Op, family: Family) -> f64 {
     match op {
-        Op::Matmul(op) if family == Family::Dense => op.matrix_loss() + op.decoding_loss(),
+        Op::Matmul(op) if matches!(family, Family::Dense | Family::Wide) => op.matrix_loss() + op.decoding_loss(),
         Op::Matmul(op) if is_matrix_family(family) => op.matrix_loss(),
         _ => 0.0,
     }
@@ -195,7 +195,7 @@ pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Resul
 fn registers_of(schedule: &Schedule) -> Schedule {
     match schedule.family {
         Family::Ring => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
-        Family::Panel | Family::Dense => Schedule { unroll: 1, ..*schedule },
+        Family::Panel | Family::Wide | Family::Dense => Schedule { unroll: 1, ..*schedule },
         Family::Mma => Schedule { threads: 1, split: 1, ..*schedule },
         _ => *schedule,
     }
@@ -282,6 +282,7 @@ pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
             | Family::Block
             | Family::Mma
             | Family::Panel
+            | Family::Wide
             | Family::Dense
             | Family::Ring
             | Family::Cooperative,

@@ -51,8 +51,8 @@ pub fn points(op: &Op, caps: &Caps, m: usize) -> Result<Vec<Schedule>> {
     let mut points: Vec<Schedule> = Vec::new();
     for family in able {
         let mut list = (family.space)(&op, caps, m);
-        if list.is_empty() && family.family == Family::Dense {
-            // It is for many rows only.
+        if list.is_empty() && matches!(family.family, Family::Dense | Family::Wide) {
+            // They are for many rows only.
             continue;
         }
         let mut crossed = vec![Schedule::single(family.family, 1, 1, 1)];

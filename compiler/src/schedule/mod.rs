@@ -143,6 +143,8 @@ pub enum Family {
     Mma,
     /// Matmul of many rows by matrix instructions: rows of X go through stages of shared memory.
     Panel,
+    /// Matmul of many rows by pending products of four subgroups: weights become operands in the loop, scales and all.
+    Wide,
     /// Matmul of many rows by matrix instructions over weights that a kernel before it has decoded to 16-bit floats.
     Dense,
     /// Matmul of few rows by matrix instructions: weights go through rings of stages in shared memory.
@@ -157,13 +159,14 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 11] = [
+    pub const ALL: [Family; 12] = [
         Family::Stream,
         Family::Tile,
         Family::Spread,
         Family::Block,
         Family::Mma,
         Family::Panel,
+        Family::Wide,
         Family::Dense,
         Family::Ring,
         Family::Cooperative,
@@ -180,6 +183,7 @@ impl Family {
             Family::Block => "block",
             Family::Mma => "mma",
             Family::Panel => "panel",
+            Family::Wide => "wide",
             Family::Dense => "dense",
             Family::Ring => "ring",
             Family::Cooperative => "cooperative",

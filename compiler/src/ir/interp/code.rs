@@ -550,7 +550,7 @@ impl Flattener<'_> {
             },
             Asynchronous::SubgroupBarrier => Beside::Meet,
             Asynchronous::DeviceFence => Beside::Fence,
-            Asynchronous::Mma { shape, columns, a, b, acc } => {
+            Asynchronous::Mma { shape, columns, a, b, acc, .. } => {
                 let (fragments, a_panel) = match a {
                     Factor::Fragments(list) => (list.iter().map(|&value| self.slot(value)).collect(), None),
                     Factor::Panel(panel, _) => (Vec::new(), Some((self.place(&panel.address, 16), *panel))),
@@ -566,8 +566,9 @@ impl Flattener<'_> {
                     d,
                 })
             }
-            // One launch at a time runs here, registers do not run out, and writes are seen at once.
+            // One launch at a time runs here, registers do not run out, products end at once, and writes are seen at once.
             Asynchronous::Fence
+            | Asynchronous::MmaWait(_)
             | Asynchronous::Registers { .. }
             | Asynchronous::LaunchDependents
             | Asynchronous::AwaitDependencies => Beside::Nothing,

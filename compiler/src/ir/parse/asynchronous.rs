@@ -8,16 +8,17 @@
 //!      | "bulk_copy" address "," address "bytes" int "," address           to, from, barrier
 //!      | "fence_async" | "subgroup_barrier" | "launch_dependents" | "await_dependencies"
 //!      | "device_fence"
-//!      | "warpgroup_mma" shape "columns" int "a" ("[" values "]" | panel "steps" int) "b" panel "," value
+//!      | ("warpgroup_mma" | "warpgroup_mma_pending") shape "columns" int "a" ("[" values "]" | panel "steps" int) "b" panel "," value
+//!      | "warpgroup_wait" int
 //!      | ("registers_give" | "registers_take") int
-//! panel = address "leading" int "stride" int
+//! panel = address "leading" int "stride" int ["swizzled"]
 //! ```
 
 use super::{Parsed, Parser};
 use crate::ir::asynchronous::{Asynchronous, Factor, Panel};
 
 /// The words that start one.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 15] = [
     "barrier_init",
     "barrier_arrive",
     "barrier_expect",
@@ -26,6 +27,8 @@ pub(super) const NAMES: [&str; 13] = [
     "fence_async",
     "subgroup_barrier",
     "warpgroup_mma",
+    "warpgroup_mma_pending",
+    "warpgroup_wait",
     "registers_give",
     "registers_take",
     "launch_dependents",
@@ -59,7 +62,7 @@ impl Parser<'_> {
                 Asynchronous::BulkCopy { to, from, bytes, barrier: self.address()? }
             }
             "subgroup_barrier" => Asynchronous::SubgroupBarrier,
-            "warpgroup_mma" => {
+            "warpgroup_mma" | "warpgroup_mma_pending" => {
                 let shape = self.shape()?;
                 self.word("columns")?;
                 let columns = self.int()?;
@@ -73,8 +76,10 @@ impl Parser<'_> {
                 };
                 self.word("b")?;
                 let b = self.panel()?;
-                Asynchronous::Mma { shape, columns, a, b, acc: self.comma_value()? }
+                let pending = name == "warpgroup_mma_pending";
+                Asynchronous::Mma { shape, columns, a, b, acc: self.comma_value()?, pending }
             }
+            "warpgroup_wait" => Asynchronous::MmaWait(self.int()?),
             "registers_give" => Asynchronous::Registers { count: self.int()?, more: false },
             "registers_take" => Asynchronous::Registers { count: self.int()?, more: true },
             "launch_dependents" => Asynchronous::LaunchDependents,
@@ -89,6 +94,11 @@ impl Parser<'_> {
         self.word("leading")?;
         let leading = self.int()?;
         self.word("stride")?;
-        Ok(Panel { address, leading, stride: self.int()? })
+        let stride = self.int()?;
+        let swizzled = self.next.token == super::Token::Word("swizzled");
+        if swizzled {
+            self.word("swizzled")?;
+        }
+        Ok(Panel { address, leading, stride, swizzled })
     }
 }

@@ -5,7 +5,7 @@ use super::memory::Use;
 use crate::caps::Feature;
 use crate::ir::asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
 use crate::ir::kernel::Address;
-use crate::ir::types::{Memory, Scalar, Type};
+use crate::ir::types::{Memory, Scalar, Type, Value};
 use crate::ir::uniform::Uniform;
 
 /// Most bytes that a phase of a barrier object can count.
@@ -52,7 +52,7 @@ impl Check<'_> {
                 self.needs(Feature::Subgroups, "a meeting of the subgroup");
                 self.reached_by(Uniform::Subgroup);
             }
-            Asynchronous::Mma { shape, columns, a, b, acc } => {
+            Asynchronous::Mma { shape, columns, a, b, acc, pending } => {
                 if !self.caps.matrix.contains(shape) || (shape.m, shape.n, shape.lanes) != (16, 8, 32) {
                     self.fault(format!("{} has no product of four subgroups in parts of {shape}", self.caps.name));
                 }
@@ -81,7 +81,16 @@ impl Check<'_> {
                 if let Some(scalar) = Scalar::of(shape.acc) {
                     let sums = Type::vector(scalar, (columns / 2) as u8);
                     self.expect(*acc, sums, "the sums");
+                    if *pending && self.constants[acc.0 as usize].is_none() && self.uses(*acc) > 1 {
+                        self.fault("the sums of a pending product are used elsewhere too; it takes their registers");
+                    }
                     self.result_is(ty, sums);
+                }
+            }
+            Asynchronous::MmaWait(left) => {
+                self.reached_by(Uniform::Subgroup);
+                if *left > 7 {
+                    self.fault(format!("waits for all but {left} products; accepted: 0 to 7"));
                 }
             }
             Asynchronous::Registers { count, .. } => {
@@ -92,6 +101,15 @@ impl Check<'_> {
             }
             Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies | Asynchronous::DeviceFence => {}
         }
+    }
+
+    /// How often a value is read.
+    fn uses(&self, value: Value) -> usize {
+        let mut count = 0;
+        self.kernel.body.each(&mut |statement| {
+            count += statement.inst.operands().into_iter().filter(|&operand| operand == value).count();
+        });
+        count
     }
 
     fn barrier_object(&mut self, address: &Address) {
@@ -115,6 +133,10 @@ impl Check<'_> {
     fn panel(&mut self, panel: &Panel, rows: u32, steps: u32) {
         if !matches!(panel.address.memory, Memory::Shared(_)) {
             self.fault("a panel lies in a shared array, not in a buffer");
+        }
+        if panel.swizzled && (panel.leading != 16 || panel.stride != 1024 || steps > 4) {
+            self.fault("a swizzled panel has leading 16, stride 1024 and at most 4 steps");
+            return;
         }
         for (name, bytes) in [("leading", panel.leading), ("stride", panel.stride)] {
             if !bytes.is_multiple_of(16) || bytes >= 1 << 18 {

@@ -12,7 +12,7 @@
 //! Always holds: the first kernel writes every byte of the decoded weights, also those of rows past N, so that what they
 //! held before does not matter. A weight past the range of f16 becomes infinite and shows in Y as that.
 
-mod decode;
+pub(super) mod decode;
 
 use super::cut::cut;
 use super::{as_matmul, panel};

@@ -17,6 +17,7 @@ mod spread;
 mod staged;
 mod stream;
 mod tile;
+mod wide;
 
 pub(super) use block::{BLOCK, block_rows};
 pub(super) use cooperative::COOPERATIVE;
@@ -27,6 +28,7 @@ pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
 pub(super) use tile::TILE;
+pub(super) use wide::WIDE;
 
 use super::Preparation;
 use super::activation::Rows;

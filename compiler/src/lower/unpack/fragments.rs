@@ -43,6 +43,7 @@ pub(in crate::lower) struct Fragments<'a> {
 }
 
 /// What rows need at the end of a group.
+#[derive(Clone)]
 pub(in crate::lower) struct Group {
     /// For the rows whose sums a lane holds: `f32` vectors, see [`Fragments::of_sums`].
     pub scales: Vec<Value>,
@@ -52,6 +53,32 @@ pub(in crate::lower) struct Group {
     pub offsets: Option<Vec<Value>>,
     /// Integer zero points of the rows of A that a lane holds, g and g + 8 of each block, `i32`.
     held_zeros: Option<Vec<[Value; 2]>>,
+}
+
+impl Group {
+    /// All its values, in an order that [`Group::with`] knows.
+    pub fn values(&self) -> Vec<Value> {
+        let lists = [Some(&self.scales), self.zeros.as_ref(), self.offsets.as_ref()];
+        let held = self.held_zeros.iter().flatten().flatten();
+        lists.into_iter().flatten().flatten().chain(held).copied().collect()
+    }
+
+    /// The same group for those who know its scales otherwise.
+    pub fn without_scales(self) -> Group {
+        Group { scales: Vec::new(), ..self }
+    }
+
+    /// The same group with other values.
+    pub fn with(&self, values: &[Value]) -> Group {
+        let mut rest = values.iter().copied();
+        let mut list = |like: &Vec<Value>| like.iter().zip(&mut rest).map(|(_, value)| value).collect::<Vec<_>>();
+        let scales = list(&self.scales);
+        let zeros = self.zeros.as_ref().map(&mut list);
+        let offsets = self.offsets.as_ref().map(&mut list);
+        let flat = self.held_zeros.as_ref().map(|held| list(&held.iter().flatten().copied().collect()));
+        let held_zeros = flat.map(|flat| flat.chunks(2).map(|pair| [pair[0], pair[1]]).collect());
+        Group { scales, zeros, offsets, held_zeros }
+    }
 }
 
 /// Columns of a strip: whole tiles of every plane.
@@ -230,6 +257,15 @@ impl<'a> Fragments<'a> {
             }
         }
         found
+    }
+
+    /// Scales of rows g and g + 8 of a block as they are stored, `f16x2`, where they are `f16` without a second level.
+    pub fn stored_scales(&self, b: &mut Builder, group: Pos, block: usize) -> Option<Value> {
+        if self.layout.order != LaneOrder::Gt || self.layout.scales.dtype != DType::F16 || self.layout.outer.is_some() {
+            return None;
+        }
+        let place = self.place(b, &self.layout.scales, group, self.summed, self.lanes.block_rows() * block);
+        Some(b.load(Type::vector(Scalar::F16, 2), at(self.memory, place.index, place.fixed), 4))
     }
 
     /// The numbers that a lane needs of a group for its sums, as runs that lie side by side: row in the first block, count.

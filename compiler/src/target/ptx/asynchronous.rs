@@ -48,11 +48,15 @@ impl Emitter<'_> {
             Asynchronous::LaunchDependents => self.text.line(format_args!("griddepcontrol.launch_dependents")),
             Asynchronous::AwaitDependencies => self.text.line(format_args!("griddepcontrol.wait")),
             Asynchronous::DeviceFence => self.text.line(format_args!("fence.acq_rel.gpu")),
-            Asynchronous::Mma { shape, columns, a, b, acc } => {
+            Asynchronous::MmaWait(left) => self.text.line(format_args!("wgmma.wait_group.sync.aligned {left}")),
+            Asynchronous::Mma { shape, columns, a, b, acc, pending } => {
                 let before = self.words(*acc);
                 let fresh = before.iter().all(|word| *word == Word::I(0));
-                let sums: Vec<Word> = before.iter().map(|_| self.text.new_word()).collect();
-                if !fresh {
+                // Sums of a pending product may be under way: no instruction but further products touches their registers.
+                let stay = *pending && before.iter().all(|word| matches!(word, Word::R(_)));
+                let sums: Vec<Word> =
+                    if stay { before.clone() } else { before.iter().map(|_| self.text.new_word()).collect() };
+                if !fresh && !stay {
                     sums.iter().zip(&before).for_each(|(&to, &from)| self.text.copy(to, from));
                 }
                 let fragments: Vec<String> = match a {
@@ -87,7 +91,9 @@ impl Emitter<'_> {
                     ));
                 }
                 self.text.line(format_args!("wgmma.commit_group.sync.aligned"));
-                self.text.line(format_args!("wgmma.wait_group.sync.aligned 0"));
+                if !pending {
+                    self.text.line(format_args!("wgmma.wait_group.sync.aligned 0"));
+                }
                 return sums;
             }
         }
@@ -95,12 +101,13 @@ impl Emitter<'_> {
     }
 
     /// A matrix descriptor for each step of k, which is two pieces of a row: start, leading and stride in units of 16
-    /// bytes from bits 0, 16 and 32 on, no swizzle.
+    /// bytes from bits 0, 16 and 32 on; bit 62 says that rows are swizzled.
     fn descriptors(&mut self, panel: &Panel, steps: u32) -> Vec<String> {
         let start = self.shared_address(&panel.address);
         let units = self.text.b32("shr.u32", &[&start, &4]);
         let units = self.text.b64("cvt.u64.u32", &[&units]);
-        let offsets = ((panel.leading as u64 >> 4) << 16) | ((panel.stride as u64 >> 4) << 32);
+        let swizzle = u64::from(panel.swizzled) << 62;
+        let offsets = ((panel.leading as u64 >> 4) << 16) | ((panel.stride as u64 >> 4) << 32) | swizzle;
         let first = self.text.b64("or.b64", &[&units, &Word::L(offsets)]);
         let mut list = vec![first.to_string()];
         for step in 1..steps {

@@ -11,9 +11,9 @@ use crate::ir::{Access, BinOp, Builder, Builtin, CastOp, Scalar, Type, Value};
 use crate::lower::Preparation;
 use crate::lower::matmul::cut::{cut, lanes_of};
 use crate::lower::matmul::panel;
-use crate::lower::matmul::products::{Part, Products, words_of};
+use crate::lower::matmul::products::{Products, words_of};
 use crate::lower::memory::{Role, Signature, scalar_of, times};
-use crate::lower::unpack::fragments::Fragments;
+use crate::lower::unpack::fragments::{Fragments, Group};
 use crate::lower::walk::{Pos, repeat};
 use crate::op::{Matmul, Op};
 
@@ -53,7 +53,8 @@ pub(super) fn build(matmul: &Matmul, caps: &Caps) -> Result<Preparation> {
         let steps = block.times(b, cut.block / shape.k as usize);
         for part in products.parts(b, block, &words) {
             for (step, &a) in part.a[0].iter().enumerate() {
-                let numbers = scaled(b, &part, a, scalar_of(out.dtype));
+                let numbers = scaled(b, &part.group, a, scalar_of(out.dtype));
+                let numbers = b.bitcast(numbers, Type::vector(Scalar::I32, 4));
                 ready.store(b, steps.plus(part.first_step + step), numbers);
             }
         }
@@ -63,18 +64,17 @@ pub(super) fn build(matmul: &Matmul, caps: &Caps) -> Result<Preparation> {
     Ok(Preparation { kernel: made.finish(), takes: vec![Role::Weights, Role::Decoded], grid })
 }
 
-/// A fragment of codes, scaled and rounded, as four words: rows g and g + 8 in turn, two numbers of each.
-fn scaled(b: &mut Builder, part: &Part, codes: Value, out: Scalar) -> Value {
+/// A fragment of codes, scaled and rounded: rows g and g + 8 in turn, two numbers of each.
+pub(in crate::lower::matmul) fn scaled(b: &mut Builder, group: &Group, codes: Value, out: Scalar) -> Value {
     let both = [0, 0, 1, 1, 0, 0, 1, 1];
-    let scales = b.swizzle(part.group.scales[0], part.group.scales[0], &both);
+    let scales = b.swizzle(group.scales[0], group.scales[0], &both);
     let wide = b.cast(CastOp::Float, codes, Scalar::F32);
-    let numbers = match &part.group.offsets {
+    let numbers = match &group.offsets {
         Some(offsets) => {
             let offsets = b.swizzle(offsets[0], offsets[0], &both);
             b.fma(wide, scales, offsets)
         }
         None => b.bin(BinOp::Mul, wide, scales),
     };
-    let numbers = b.cast(CastOp::Float, numbers, out);
-    b.bitcast(numbers, Type::vector(Scalar::I32, 4))
+    b.cast(CastOp::Float, numbers, out)
 }

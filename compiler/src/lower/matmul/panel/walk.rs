@@ -43,7 +43,7 @@ impl Engine {
         match self {
             Engine::Warpgroup => {
                 let address = at(stages.shared, Some(stage), start);
-                let panel = Panel { address, leading: piece as u32, stride: 128 };
+                let panel = Panel { address, leading: piece as u32, stride: 128, swizzled: false };
                 let ones = ones.map(|ones| vec![ones; a[0].len()]);
                 let multiply = |(a, &sum): (&Vec<Value>, &Value)| {
                     b.warpgroup_mma(shape, stages.rows as u32, Factor::Fragments(a.clone()), panel, sum)
