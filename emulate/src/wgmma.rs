@@ -55,6 +55,8 @@ pub(crate) struct Flight {
     group: u32,
     /// Its number among the warp's `wgmma`, from 1.
     number: u32,
+    /// When it was issued.
+    stamp: u64,
     computed: bool,
     /// Its reads were looked at once more when it finished.
     checked: bool,
@@ -137,8 +139,8 @@ impl Machine<'_> {
         }
         warp.wgmma_issued += 1;
         let number = warp.wgmma_issued;
-        let mut flight =
-            Flight { pc, a, b, accumulate, group: warp.wgmma_commits, number, computed: false, checked: false };
+        let (group, stamp) = (warp.wgmma_commits, self.warp_instructions);
+        let mut flight = Flight { pc, a, b, accumulate, group, number, stamp, computed: false, checked: false };
         self.operands(warp, op, &flight, source)?;
         if self.schedule.effects == Effects::Early {
             self.multiply(warp, op, &flight)?;
@@ -199,6 +201,13 @@ impl Machine<'_> {
         while let Some(at) = warp.flights.iter().position(done) {
             let flight = warp.flights.remove(at);
             let Op::Wgmma(op) = &program.insts[flight.pc as usize].op else { continue };
+            let used = op.d_registers.iter().chain(op.a_registers.iter().filter(|_| op.a_registers.len() > 1));
+            if used.into_iter().any(|&register| warp.stamps[register as usize] > flight.stamp) {
+                return Err(Fault::new(
+                    FaultKind::Misuse,
+                    "a register of a `wgmma` was written before a `wgmma.wait_group` had seen it end",
+                ));
+            }
             for register in &op.d_registers {
                 let later = warp.flights.iter().any(
                     |f| matches!(&program.insts[f.pc as usize].op, Op::Wgmma(o) if o.d_registers.contains(register)),

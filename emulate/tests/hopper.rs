@@ -304,6 +304,11 @@ fn wgmma_without_its_fences_and_waits_is_found() {
     let text = built.text.replace("    wgmma.fence.sync.aligned;\n", "");
     let fault = common::fails(&text, &built.launch, FaultKind::Misuse);
     assert!(fault.message.contains("wgmma.fence"), "{fault}");
+    // Its registers belong to it until the wait.
+    let case = CASES.iter().find(|case| case.registers).expect("one has A in registers");
+    let taken = build(case, &format!("    wgmma.commit_group.sync.aligned;\n    mov.b32 %a0, 0;\n{COMMIT}"));
+    let fault = common::fails(&taken.text, &taken.launch, FaultKind::Misuse);
+    assert!(fault.message.contains("wait_group"), "{fault}");
     let text = built.text.replace("    fence.proxy.async.shared::cta;\n", "");
     let fault = common::fails(&text, &built.launch, FaultKind::Race);
     assert!(fault.message.contains("fence.proxy.async"), "{fault}");

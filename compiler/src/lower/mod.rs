@@ -208,9 +208,10 @@ pub fn matrix_families(op: &Op, caps: &Caps, m: usize) -> Vec<&'static Implement
     let once = matmul::decoding_once_pays(op, caps, m);
     able.sort_by_key(|f| match f.family {
         Family::Dense if once => 0,
-        family if family == first => 1,
-        Family::Dense => 3,
-        _ => 2,
+        Family::Wide if m > FEW_ROWS => 1,
+        family if family == first => 2,
+        Family::Dense => 4,
+        _ => 3,
     });
     able
 }
@@ -231,7 +232,7 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             family.family.name()
         )));
     }
-    if schedule.workgroups != 1 && schedule.family != Family::Ring {
+    if schedule.workgroups != 1 && !matches!(schedule.family, Family::Ring | Family::Wide) {
         return Err(Error::invalid(format!(
             "workgroups is {}; accepted in family {}: 1",
             schedule.workgroups,
@@ -272,7 +273,7 @@ pub fn describe(op: &Op, schedule: &Schedule) -> Vec<String> {
 /// Workgroups of a launch for `m` rows.
 pub fn grid(op: &Op, schedule: &Schedule, m: usize) -> [u32; 3] {
     match (op, schedule.family) {
-        (Op::Matmul(_), Family::Ring) if schedule.workgroups > 1 => {
+        (Op::Matmul(_), Family::Ring | Family::Wide) if schedule.workgroups > 1 => {
             [m.div_ceil(schedule.tile_m as usize) as u32, schedule.workgroups, 1]
         }
         (

@@ -157,6 +157,7 @@ fn schedule_faults(schedule: &Schedule, lanes: usize) -> Vec<String> {
 pub(super) fn workspace(op: &Matmul, schedule: &Schedule) -> Option<Signature> {
     match schedule.family {
         Family::Dense => Some(dense::decoded(op)),
+        Family::Wide => wide::workspace(op, schedule),
         _ => ring::workspace(schedule),
     }
 }

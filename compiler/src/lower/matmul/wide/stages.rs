@@ -11,6 +11,7 @@ use crate::lower::unpack::fragments::Fragments;
 use crate::lower::walk::Pos;
 use crate::op::Matmul;
 use crate::schedule::Schedule;
+use std::ops::Range;
 
 /// The stages in shared memory.
 pub(super) struct Stages {
@@ -168,22 +169,20 @@ impl Copier {
         }
     }
 
-    /// This lane's words of a block in the stage that starts at this byte, `[tile][strip][chunk]`.
-    pub fn words(&self, b: &mut Builder, stages: &Stages, stage: Value) -> Vec<Vec<Vec<Value>>> {
+    /// This lane's words of strips of a tile in the stage that starts at this byte, `[strip][chunk]`.
+    pub fn words(
+        &self,
+        b: &mut Builder,
+        stages: &Stages,
+        stage: Value,
+        (tile, strips): (usize, Range<usize>),
+    ) -> Vec<Vec<Value>> {
         let own = b.add(stage, self.own);
-        let mut list = Vec::new();
-        for tile in 0..stages.tiles {
-            let mut strips = Vec::new();
-            for strip in 0..stages.strips {
-                let mut chunk = |chunk: usize| {
-                    let place = stages.place(tile, strip, chunk);
-                    b.load(Type::vector(Scalar::I32, 4), at(stages.shared, Some(own), place), 16)
-                };
-                strips.push((0..stages.chunks.len()).map(&mut chunk).collect());
-            }
-            list.push(strips);
-        }
-        list
+        let mut word = |strip: usize, chunk: usize| {
+            let place = stages.place(tile, strip, chunk);
+            b.load(Type::vector(Scalar::I32, 4), at(stages.shared, Some(own), place), 16)
+        };
+        strips.map(|strip| (0..stages.chunks.len()).map(|chunk| word(strip, chunk)).collect()).collect()
     }
 }
 

@@ -40,49 +40,40 @@ impl Scaling {
 }
 
 impl Walk<'_> {
-    /// The sums over all of K, a vector for each tile.
-    pub fn run(&self, b: &mut Builder) -> Vec<Value> {
+    /// The sums over the blocks of this workgroup, `count` from block `first` (`i64`) on: a vector for each tile.
+    pub fn run(&self, b: &mut Builder, (first, count): (Option<Value>, usize)) -> Vec<Value> {
         let stages = self.stages;
         let ahead = stages.count - 2;
+        let from = Pos { index: first, fixed: 0 };
         for stage in 0..ahead {
-            if stage < stages.blocks {
+            if stage < count {
                 let place = Pos32 { index: None, fixed: stage * stages.bytes() };
-                self.copier.start(b, stages, self.fragments, Pos::fixed(stage), place);
+                self.copier.start(b, stages, self.fragments, from.plus(stage), place);
             }
             b.async_commit();
         }
-        let lanes = (stages.rows / 2) as u8;
-        let nothing = match self.shape.acc {
-            DType::I32 => b.int(Type::vector(Scalar::I32, lanes), 0),
-            _ => b.f32(lanes, 0.0),
-        };
+        let nothing = self.nothing(b);
         let read = b.int(Scalar::I32, 0);
         let write = b.int(Scalar::I32, (ahead * stages.bytes()) as i64);
-        let scaling = self.scaling(b, Pos::fixed(0));
-        let like: Vec<Scaling> = scaling.clone();
+        let like = self.scaling(b, from);
         let changes = self.fragments[0].layout.groups > 1;
-        let carried = if changes { scaling.iter().flat_map(Scaling::values).collect() } else { Vec::new() };
-        let sums = vec![nothing; self.fragments.len()];
-        let state: Vec<Value> = [read, write].into_iter().chain(sums).chain(carried).collect();
+        let carried = if changes { like.iter().flat_map(Scaling::values).collect() } else { Vec::new() };
         let tiles = self.fragments.len();
-        let state = repeat(b, stages.blocks, 1, state, |b, block, state| {
+        let sums = vec![nothing; tiles];
+        let state: Vec<Value> = [read, write].into_iter().chain(sums).chain(carried).collect();
+        let state = repeat(b, count, 1, state, |b, turn, state| {
             let (read, write) = (state[0], state[1]);
             let mut sums = state[2..2 + tiles].to_vec();
-            self.fetch(b, block, write);
+            self.fetch(b, turn, (from, count), write);
             let scaling = if changes { given(&like, &state[2 + tiles..]) } else { like.clone() };
-            let words = self.copier.words(b, stages, read);
             let next = changes.then(|| {
-                let next = self.after(b, block);
+                let next = from.add(b, turn);
+                let next = self.after(b, next);
                 self.scaling(b, next)
             });
             for unit in 0..stages.units {
-                for tile in 0..tiles {
-                    // The product before may go on; the one before that has read the registers that are written now.
-                    b.asynchronous(Asynchronous::MmaWait(1));
-                    let a = self.decoded(b, (tile, unit), &words[tile], &scaling);
-                    let panel = stages.panel(read, unit);
-                    let (shape, rows) = (self.shape, stages.rows as u32);
-                    sums[tile] = b.begin_warpgroup_mma(shape, rows, Factor::Fragments(a), panel, sums[tile]);
+                for (tile, sum) in sums.iter_mut().enumerate() {
+                    *sum = self.multiply(b, (tile, unit), read, &scaling, *sum);
                 }
             }
             let next = next.iter().flatten().flat_map(Scaling::values);
@@ -92,22 +83,69 @@ impl Walk<'_> {
         state[2..2 + tiles].to_vec()
     }
 
-    /// Waits for the stage of a block, and starts the copies of a later one.
-    fn fetch(&self, b: &mut Builder, block: Pos, write: Value) {
+    /// Sums of nothing.
+    fn nothing(&self, b: &mut Builder) -> Value {
+        let lanes = (self.stages.rows / 2) as u8;
+        match self.shape.acc {
+            DType::I32 => b.int(Type::vector(Scalar::I32, lanes), 0),
+            _ => b.f32(lanes, 0.0),
+        }
+    }
+
+    /// The sums of a tile after a unit, which may be under way.
+    fn multiply(
+        &self,
+        b: &mut Builder,
+        (tile, unit): (usize, usize),
+        stage: Value,
+        scaling: &[Scaling],
+        sums: Value,
+    ) -> Value {
+        let (strip, wide) = (self.fragments[tile].columns(), columns(self.shape));
+        let strips = unit * wide / strip..((unit + 1) * wide).div_ceil(strip);
+        let words = |b: &mut Builder| self.copier.words(b, self.stages, stage, (tile, strips.clone()));
+        let (shape, rows) = (self.shape, self.stages.rows as u32);
+        let panel = self.stages.panel(stage, unit);
+        if shape.acc == DType::F32 && shape.b.bits() == 8 {
+            // Matrix units sum 8-bit floats with fewer bits than `f32` has. The other four subgroups multiply meanwhile.
+            let words = words(b);
+            let a = self.decoded(b, (tile, unit), &words, scaling);
+            let nothing = self.nothing(b);
+            let sum = b.begin_warpgroup_mma(shape, rows, Factor::Fragments(a), panel, nothing);
+            b.asynchronous(Asynchronous::MmaWait(0));
+            return b.add(sums, sum);
+        }
+        // The product before may go on; the one before that has read the registers that are written now. Bytes are operands
+        // as they are read, other words are decoded to registers of their own and may be read before the wait.
+        let early = if shape.a.bits() > 8 { Some(words(b)) } else { None };
+        b.asynchronous(Asynchronous::MmaWait(1));
+        let words = match early {
+            Some(words) => words,
+            None => words(b),
+        };
+        let a = self.decoded(b, (tile, unit), &words, scaling);
+        b.begin_warpgroup_mma(shape, rows, Factor::Fragments(a), panel, sums)
+    }
+
+    /// Waits for the stage of a turn of so many from a block on, and starts the copies of a later one.
+    fn fetch(&self, b: &mut Builder, turn: Pos, (from, count): (Pos, usize), write: Value) {
         let stages = self.stages;
         let ahead = stages.count - 2;
         b.async_wait(ahead as u8 - 1);
         b.asynchronous(Asynchronous::Fence);
         b.barrier();
         // Behind the barrier all products have ended but those of the block before.
-        let later = block.plus(ahead);
+        let later = turn.plus(ahead);
         let place = Pos32 { index: Some(write), fixed: 0 };
-        let start = |b: &mut Builder| self.copier.start(b, stages, self.fragments, later, place);
+        let start = |b: &mut Builder| {
+            let block = from.add(b, later);
+            self.copier.start(b, stages, self.fragments, block, place);
+        };
         match later.index {
-            None if later.fixed >= stages.blocks => {}
+            None if later.fixed >= count => {}
             None => start(b),
             Some(index) => {
-                let end = b.int(Scalar::I64, stages.blocks as i64 - later.fixed as i64);
+                let end = b.int(Scalar::I64, count as i64 - later.fixed as i64);
                 let more = b.cmp(CmpOp::LtS, index, end);
                 b.if_then(more, start);
             }
@@ -142,11 +180,6 @@ impl Walk<'_> {
             for part in 0..self.parts() {
                 let column = block.times(b, self.stages.block).plus(part * layout.group);
                 let group = if layout.groups == 1 { Pos::fixed(0) } else { column.divide(b, layout.group) };
-                if self.shape.acc == DType::I32 {
-                    // Scaled behind the loop.
-                    list.push(Scaling { stored: None, group: fragments.group(b, Pos::fixed(0)) });
-                    continue;
-                }
                 let found = fragments.group(b, group);
                 let plain = self.shape.a == DType::F16 && found.offsets.is_none();
                 let stored = if plain { fragments.stored_scales(b, group, 0) } else { None };
@@ -157,7 +190,7 @@ impl Walk<'_> {
         list
     }
 
-    /// Operand A of a unit: a fragment for each step.
+    /// Operand A of a unit, from the words of its strips: a fragment for each step.
     fn decoded(
         &self,
         b: &mut Builder,
@@ -175,8 +208,8 @@ impl Walk<'_> {
             let scaling = &scaling[tile * parts + part];
             let biases = fragments.biases(b, element, &scaling.group, 0);
             let (from, to) = (first.max(part * length), end.min((part + 1) * length));
-            for (number, words) in words.iter().enumerate().take(to.div_ceil(strip)).skip(from / strip) {
-                let decoded = fragments.steps(b, words, element, &biases);
+            for number in from / strip..to.div_ceil(strip) {
+                let decoded = fragments.steps(b, &words[number - first / strip], element, &biases);
                 for (step, registers) in decoded.iter().enumerate() {
                     if (from..to).contains(&(number * strip + step * k)) {
                         let codes = fragment(b, registers, element, self.shape.a_elements());
@@ -190,7 +223,8 @@ impl Walk<'_> {
 
     /// A fragment of codes as the product takes it.
     fn operand(&self, b: &mut Builder, scaling: &Scaling, codes: Value) -> Value {
-        if self.shape.acc == DType::I32 {
+        if self.shape.b.bits() == 8 {
+            // Scaled behind the loop.
             return codes;
         }
         match scaling.stored {
