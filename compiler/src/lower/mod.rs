@@ -180,6 +180,8 @@ pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Resul
         };
         match demand.fit(schedule.threads, caps) {
             Fit::Sure => return Ok(Some(schedule)),
+            // Pending products stand where they are, and so does what is made for them: no assembler moves it ahead.
+            Fit::Doubtful(live) if schedule.family == Family::Wide && live <= WIDE_WORDS => return Ok(Some(schedule)),
             Fit::Doubtful(live) if best.is_none_or(|(least, _)| live < least) => best = Some((live, schedule)),
             Fit::Doubtful(_) | Fit::No => {}
         }
@@ -190,12 +192,16 @@ pub fn offered(family: &Implementation, op: &Op, caps: &Caps, m: usize) -> Resul
     Ok(best.map(|(_, schedule)| schedule))
 }
 
+/// Most live words, as counted here, of a kernel of family `wide` that `ptxas` was seen to keep in 255 registers: sums that go on
+/// to be stored are counted twice.
+const WIDE_WORDS: u32 = 305;
+
 /// What of a schedule decides how many registers a thread wants. Subgroups that share a sum want as many as one alone, and
 /// stages lie in shared memory; threads of `panel` say how many rows of W a subgroup has.
 fn registers_of(schedule: &Schedule) -> Schedule {
     match schedule.family {
         Family::Ring => Schedule { unroll: 1, threads: 1, split: 1, ..*schedule },
-        Family::Panel | Family::Wide | Family::Dense => Schedule { unroll: 1, ..*schedule },
+        Family::Panel | Family::Wide | Family::Dense => Schedule { unroll: 1, workgroups: 1, ..*schedule },
         Family::Mma => Schedule { threads: 1, split: 1, ..*schedule },
         _ => *schedule,
     }

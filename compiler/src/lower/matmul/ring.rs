@@ -154,8 +154,10 @@ fn sharing(matmul: &Matmul, cut: &Cut, caps: &Caps, list: &[Schedule], m: usize)
             shared.push(schedule.with_workgroups(workgroups as u32));
         }
     }
-    shared.sort_by_key(|schedule| std::cmp::Reverse(schedule.tile_n));
-    let first = idle && favourite.tile_m == 8 && m <= 8 && bytes >= places * WORTH_SHARING;
+    // With more rows of X each subgroup reads more of them: fewer subgroups with longer rings (measured on an H100).
+    let many = |schedule: &Schedule| schedule.tile_m > 8 && schedule.split > 4;
+    shared.sort_by_key(|schedule| (std::cmp::Reverse(schedule.tile_n), many(schedule)));
+    let first = idle && favourite.tile_m <= 16 && m <= favourite.tile_m as usize && bytes >= places * WORTH_SHARING;
     (shared, first)
 }
 
