@@ -6,6 +6,7 @@ copies of so many bytes are wanted; a peer makes them by cloning, since values d
 
 import ctypes
 import os
+import shutil
 
 class Skip(Exception):
     """A peer that is not here, or does not serve a request."""
@@ -265,7 +266,12 @@ def gemlite(torch, request, copies):
 def humming(torch, request, copies):
     from importlib.metadata import version
 
-    from humming.layer import HummingLayer
+    # Its kernels are compiled here; NVRTC needs headers that PyTorch's wheels lack, nvcc brings its own.
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        os.environ.setdefault("HUMMING_COMPILER", "nvcc")
+        os.environ.setdefault("CUDA_HOME", os.path.dirname(os.path.dirname(os.path.realpath(nvcc))))
+    from humming.layer import HummingLayer, HummingLayerMethod
 
     n, k, m = request["n"], request["k"], request["m"]
     bits = int(request["kind"][1])
@@ -278,6 +284,9 @@ def humming(torch, request, copies):
     weights = schema.dequant_tensors(tensors).float()
     layer.load_from_tensors(tensors)
     layer.transform()
+    # The choice that it would make itself; given at once, the kernels of other numbers of rows are not compiled.
+    choices = HummingLayerMethod.get_default_tuning_configs(layer)
+    choice = next(choice for least, most, choice in choices if least < m <= most)
     x = activations(torch, m, k, torch.float16)
     packed = layer.weight.data
     total = packed.numel() * packed.element_size() + 2 * n * k // 128
@@ -285,7 +294,7 @@ def humming(torch, request, copies):
 
     def run(copy):
         layer.weight.data = many[copy]
-        return layer(x)
+        return layer(x, tuning_config=choice)
 
     return f"humming {version('humming-kernels')}", run, len(many), lambda: x.float() @ weights.reshape(n, k).t(), total
 
