@@ -241,7 +241,11 @@ def machete(torch, request, copies):
 def gemlite(torch, request, copies):
     import gemlite
     from gemlite.core import DType, GemLiteLinear
+    from gemlite.triton_kernels.config import AUTOTUNE
 
+    # From 64 rows on it tries two dozen tiles, a minute and more of compiling; its two default ones are taken instead.
+    if AUTOTUNE.GEMM != "default":
+        gemlite.set_autotune({"GEMM": "default"})
     n, k, m = request["n"], request["k"], request["m"]
     bits = {"w2a16": 2, "w4a16": 4, "w8a16": 8}.get(request["kind"])
     need(bits, "has 2, 4 and 8 bits only")
@@ -259,7 +263,7 @@ def gemlite(torch, request, copies):
         return made
 
     many = [layer() for _ in range(copies(total))]
-    who = f"gemlite {getattr(gemlite, '__version__', '?')}"
+    who = f"gemlite {gemlite.__version__}{' default-tiles' if m >= 64 else ''}"
     return who, lambda copy: many[copy](x), len(many), lambda: x.float() @ weights.t(), total
 
 
