@@ -86,7 +86,14 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             if quarters && tile_m == 1 && tile_n == 2 * lanes {
                 cost *= 0.5;
             }
-            let unrolls: &[u32] = if quarters { &[8, 4, 2, 1] } else { &[4, 2, 1] };
+            // With a dot instruction of 64 bytes a row reads faster than memory delivers, and one run through the weights is
+            // what a prefetcher follows best: on Zen 5 1.04 (4 bits), 1.11 (ternary) and 1.23 times (3 bits) as fast as four.
+            let one_run = integers.is_some() && super::has_dot(caps) && caps.vector_bytes >= 64;
+            let one_run = one_run && tile_m == 1 && tile_n == lanes;
+            if one_run {
+                cost *= 0.5;
+            }
+            let unrolls: &[u32] = if quarters || one_run { &[8, 4, 2, 1] } else { &[4, 2, 1] };
             for (rank, &unroll) in unrolls.iter().enumerate() {
                 let schedule = Schedule::single(Family::Stream, tile_m, tile_n, unroll);
                 let in_scratch = match (&layout, &integers) {
