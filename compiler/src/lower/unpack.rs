@@ -28,6 +28,8 @@ pub(super) struct Weights<'a> {
     /// The last block, where the strip may reach past it: what lies there is never stored, but must be readable.
     last_block: Option<usize>,
     features: Features,
+    /// How far ahead of the words that are read others are asked for, in bytes.
+    ahead: Option<usize>,
 }
 
 /// How codes enter an integer dot product: `code = (factor · byte - offset) · scale`.
@@ -70,7 +72,13 @@ impl<'a> Weights<'a> {
             inside: !tile.is_multiple_of(ROWS),
             last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),
             features: caps.features,
+            ahead: None,
         }
+    }
+
+    /// The same, asking for words so many bytes ahead of those that are read.
+    pub fn asking_ahead(self, bytes: usize) -> Weights<'a> {
+        Weights { ahead: Some(bytes), ..self }
     }
 
     /// The start of vector `v` in a section whose rows are `size` bytes wide: an index and a constant.
@@ -100,7 +108,12 @@ impl<'a> Weights<'a> {
         places
             .into_iter()
             .map(|(word, bit)| {
-                let address = at(self.memory, start.index, start.fixed + self.layout.codes + word);
+                let place = start.fixed + self.layout.codes + word;
+                // Quads that share a word share the hint.
+                if let Some(ahead) = self.ahead.filter(|_| bit == 0) {
+                    b.prefetch(at(self.memory, start.index, place + ahead));
+                }
+                let address = at(self.memory, start.index, place);
                 (b.load(Type::vector(Scalar::I32, self.lanes), address, 4 * self.lanes as u32), bit)
             })
             .collect()

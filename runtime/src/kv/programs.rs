@@ -42,7 +42,13 @@ impl Programs {
     /// Kernels of a bundle.
     pub fn of_bundle(kernels: Arc<Kernels>) -> Programs {
         let device = Arc::clone(kernels.device());
-        Programs { device, source: Source::Bundle(kernels), made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
+        Programs {
+            device,
+            source: Source::Bundle(kernels),
+            made: Vec::new(),
+            scratch: HashMap::new(),
+            held: HashMap::new(),
+        }
     }
 
     /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.

@@ -5,8 +5,8 @@
 //! head's outputs are held against the reference in `f64`.
 
 use crate::failure::Failure;
-use crate::table::{Table, bytes, time};
 use crate::roofs::Roofs;
+use crate::table::{Table, bytes, time};
 use crate::{Io, Outcome, memory, roofs as device_roofs};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
@@ -341,7 +341,13 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     writeln!(
         io.out,
         "attention of {} requests, {} query heads over {} KV heads of {} channels, pages of {} tokens\n{} ({})",
-        summary.batch, summary.heads, summary.kv_heads, summary.head_dim, summary.page, summary.device.model, summary.device.target
+        summary.batch,
+        summary.heads,
+        summary.kv_heads,
+        summary.head_dim,
+        summary.page,
+        summary.device.model,
+        summary.device.target
     )?;
     for roofs in &summary.roofs {
         writeln!(io.out, "{}", roofs.describe())?;
