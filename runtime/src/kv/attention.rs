@@ -65,7 +65,7 @@ impl KvCache {
             row += count;
         }
         let pools = 1 + usize::from(part.window.is_some());
-        let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.items(self.shape.kv_heads)));
+        let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.items(&op)));
         let plan = plan_attend(&batch, pools, page, queries, options.sight, splits)?;
         let rows_per_slot = self.shape.kv_heads * op.rows();
         let o = self.programs.scratch("o", plan.slots.max(1) * rows_per_slot * self.shape.v_dim * 4)?;

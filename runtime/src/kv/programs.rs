@@ -4,7 +4,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::{Attend, KvOp};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
@@ -60,9 +60,12 @@ impl Programs {
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
-    /// Work items that keep the device busy, each of them one for every KV head.
-    pub fn items(&self, kv_heads: usize) -> usize {
+    /// Work items that keep the device busy with an attention, each of them one for every KV head.
+    pub fn items(&self, op: &Attend) -> usize {
+        let kv_heads = op.layout.heads;
         match self.device.caps().gpu {
+            // Workgroups that have long ranges, and wait for nothing else: some for each of those that a unit holds.
+            Some(gpu) if op.arithmetic == Arithmetic::Matrix => (gpu.units as usize * 6).div_ceil(kv_heads.max(1)),
             Some(gpu) => gpu.units as usize * 4,
             // An item has a start and an end that a thread pays for: no more than even out what threads take.
             None => (self.device.info().threads.max(1) * 8).div_ceil(kv_heads.max(1)),

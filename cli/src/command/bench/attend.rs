@@ -77,6 +77,8 @@ enum Sums {
     Float,
     /// Codes of integers stay integers; queries and weights are rounded to steps
     Integer,
+    /// Matrix instructions, where the device has them
+    Matrix,
 }
 
 /// Tokens as clap takes them: `8192`, `8k`, up to 2^24.
@@ -235,6 +237,7 @@ impl BenchAttend {
             Sums::Best => None,
             Sums::Float => Some(Arithmetic::Float),
             Sums::Integer => Some(Arithmetic::Integer),
+            Sums::Matrix => Some(Arithmetic::Matrix),
         };
         let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };
         let mut rows = Vec::new();

@@ -16,7 +16,7 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ir::{Access, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Type, Value};
-use crate::op::kv::KvOp;
+use crate::op::kv::{Attend, KvOp};
 use crate::schedule::KvSchedule;
 
 /// One buffer of an operation on a cache.
@@ -97,6 +97,12 @@ pub fn choose(op: &KvOp, caps: &Caps) -> KvSchedule {
             KvSchedule { threads: if many { 64.min(caps.max_workgroup) } else { 1 }, ..KvSchedule::default() }
         }
     }
+}
+
+/// Whether a device sums up an attention by matrix instructions ([`Arithmetic::Matrix`](crate::op::kv::Arithmetic)), however
+/// the operation itself says that products are summed up.
+pub fn takes_matrix(op: &Attend, caps: &Caps) -> bool {
+    attend::matrix::refuses(op, caps).is_none()
 }
 
 /// Turns an operation and a schedule into a kernel for devices of these caps.

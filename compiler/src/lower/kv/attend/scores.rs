@@ -323,7 +323,7 @@ impl Kernel<'_> {
 }
 
 /// `cap · tanh(s / cap)`, by `(1 - t) / (1 + t)` with `t = 2^(-2 |s / cap| log2 e)`.
-fn soft_cap(b: &mut Builder, s: Value, cap: f32) -> Value {
+pub(super) fn soft_cap(b: &mut Builder, s: Value, cap: f32) -> Value {
     let lanes = b.ty(s).lanes;
     let size = b.un(UnOp::Abs, s);
     let factor = b.f32(lanes, -2.0 * std::f32::consts::LOG2_E / cap);
