@@ -30,7 +30,7 @@ pub struct Programs {
     made: Vec<(KvOp, KvSchedule, Program)>,
     scratch: HashMap<&'static str, Buffer>,
     /// What lists in `scratch` hold: the layers of a step share them, and an upload waits for all launches.
-    held: HashMap<&'static str, Vec<u8>>,
+    held: HashMap<&'static str, Vec<i32>>,
 }
 
 impl Programs {
@@ -85,26 +85,22 @@ impl Programs {
 
     /// A work list in device memory.
     pub fn list(&mut self, name: &'static str, fields: &[i32]) -> Result<Buffer> {
-        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
-        self.filled(name, &bytes)
-    }
-
-    /// Numbers in device memory.
-    pub fn floats(&mut self, name: &'static str, numbers: &[f32]) -> Result<Buffer> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.filled(name, &bytes)
-    }
-
-    fn filled(&mut self, name: &'static str, bytes: &[u8]) -> Result<Buffer> {
-        let buffer = self.scratch(name, bytes.len())?;
-        if self.held.get(name).is_some_and(|held| held == bytes) {
+        let buffer = self.scratch(name, 4 * fields.len())?;
+        if self.held.get(name).is_some_and(|held| held == fields) {
             return Ok(buffer);
         }
         // Launches before this one are done with the list: an upload waits for them.
         self.held.remove(name);
-        self.device.upload(&buffer, 0, bytes)?;
-        self.held.insert(name, bytes.to_vec());
+        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
+        self.device.upload(&buffer, 0, &bytes)?;
+        self.held.insert(name, fields.to_vec());
         Ok(buffer)
+    }
+
+    /// Numbers in device memory.
+    pub fn floats(&mut self, name: &'static str, numbers: &[f32]) -> Result<Buffer> {
+        let fields: Vec<i32> = numbers.iter().map(|x| x.to_bits() as i32).collect();
+        self.list(name, &fields)
     }
 
     /// Launches an operation over so many work records.

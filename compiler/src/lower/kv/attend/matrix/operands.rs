@@ -9,8 +9,8 @@
 
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
-use crate::format::kv::{KvCode, KvCodes};
 use crate::format::Code;
+use crate::format::kv::{KvCode, KvCodes};
 use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, Value};
 use crate::lower::memory::scalar_of;
 use crate::lower::unpack::fragments::direct::Direct;
@@ -96,7 +96,8 @@ impl Operands {
             KvCode::Int8 => {
                 // A byte with its top bit flipped is the number and 128.
                 let signed = !self.codes.asymmetric;
-                let bytes = if half && signed { b.bin_imm(BinOp::Xor, word, 0x8080_8080_u32 as i32 as i64) } else { word };
+                let bytes =
+                    if half && signed { b.bin_imm(BinOp::Xor, word, 0x8080_8080_u32 as i32 as i64) } else { word };
                 if half {
                     let offset = if signed { 1024.0 + 128.0 } else { 1024.0 };
                     let ty = Type::vector(Scalar::I8, 4);
@@ -123,7 +124,12 @@ impl Operands {
             KvCode::Int4 => {
                 let bias = f64::from(self.codes.bias());
                 let fields: [(i64, u16, u16, f64); 4] = if half {
-                    [(0, 0x0f, 0x6400, 1024.0), (8, 0x0f, 0x6400, 1024.0), (0, 0xf0, 0x5400, 64.0), (8, 0xf0, 0x5400, 64.0)]
+                    [
+                        (0, 0x0f, 0x6400, 1024.0),
+                        (8, 0x0f, 0x6400, 1024.0),
+                        (0, 0xf0, 0x5400, 64.0),
+                        (8, 0xf0, 0x5400, 64.0),
+                    ]
                 } else {
                     [0, 8, 4, 12].map(|shift| (shift, 0x0f, 0x4300, 128.0))
                 };
