@@ -183,6 +183,8 @@ impl Kernel<'_> {
             return self.in_steps(b, rows, totals);
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
+        // What is the same for all tokens pays where it serves more than one block of them.
+        let once = kind.is_static() && self.arrays.q_factors.is_some() && lanes as usize * vectors > TOKENS;
         let mut out = vec![Vec::new(); sums.len()];
         #[allow(clippy::needless_range_loop)] // The vector's number decides addresses as well.
         for v in 0..vectors {
@@ -195,7 +197,7 @@ impl Kernel<'_> {
                 }
             };
             let scale = self.times_constant(b, scale, post);
-            if kind.is_static() && self.arrays.q_factors.is_some() {
+            if once {
                 // The same for all tokens, and so is a row's step times it.
                 for (r, row) in rows.clone().enumerate() {
                     let step = self.step(b, row, 0);
@@ -228,7 +230,7 @@ impl Kernel<'_> {
                 out[r].push(b.fma(sums[r][v], scale, start));
             }
         }
-        if kind.is_static() { out } else { self.in_steps(b, rows, out) }
+        if once { out } else { self.in_steps(b, rows, out) }
     }
 
     /// Scores from multiples of the queries' steps.
