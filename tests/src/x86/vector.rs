@@ -347,6 +347,27 @@ impl Machine {
                 }
                 self.write_vector(i, &out, bytes, 8)?;
             }
+            M::Vpermw | M::Vpermd => {
+                let width = suffix(name);
+                let (index, a) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+                let mut out = [0; 64];
+                for at in 0..bytes / width {
+                    let from = lane(&index, width, at) as usize % (bytes / width);
+                    put(&mut out, width, at, lane(&a, width, from));
+                }
+                self.write_vector(i, &out, bytes, width)?;
+            }
+            M::Vpermt2w | M::Vpermt2d => {
+                let width = suffix(name);
+                let (a, b) = (self.vector(i, 0, bytes)?, self.vector(i, 2, bytes)?);
+                let (index, per) = (self.vector(i, 1, bytes)?, bytes / width);
+                let mut out = [0; 64];
+                for at in 0..per {
+                    let from = lane(&index, width, at) as usize % (2 * per);
+                    put(&mut out, width, at, lane(if from < per { &a } else { &b }, width, from % per));
+                }
+                self.write_vector(i, &out, bytes, width)?;
+            }
             M::Vinsertps => {
                 let control = i.immediate8();
                 let source = self.vector(i, 2, 16)?;

@@ -299,6 +299,9 @@ impl Lower<'_> {
 
     /// Lanes picked from two vectors; a scalar is one here as well.
     pub fn pick_vectors(&mut self, ty: Type, vectors: [&Repr; 2], lanes: &[u8]) -> Repr {
+        if let Some(reg) = self.permuted(ty, vectors, lanes) {
+            return reg;
+        }
         let width = ty.scalar.bytes() as usize;
         let total = width * lanes.len();
         let mut made: Vec<(usize, usize, Reg)> = Vec::new();
