@@ -127,10 +127,18 @@ fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
     let lanes = (caps.vector_bytes / 4).min(16);
     let (tile_m, vectors) = (schedule.tile_m, (schedule.tile_n / lanes).max(1));
     let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
-    let work = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64) + 5.0 / m as f64;
+    let products = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
+    let work = if multiplies_pairs(op, schedule, caps) { products / 2.0 } else { products } + 5.0 / m as f64;
     let converts = matches!(op, Op::Matmul(Matmul { activation: Activation::Float(_), .. }));
     let work = if converts { work + 6.0 / f64::from(schedule.tile_n * schedule.strips.max(1)) } else { work };
     Estimate { registers: tile_m * vectors + vectors.min(2) + 1, work: work / lanes as f64 }
+}
+
+/// Whether an instruction multiplies two columns of floats.
+fn multiplies_pairs(op: &Op, schedule: &Schedule, caps: &Caps) -> bool {
+    let Ok(op) = as_matmul(op) else { return false };
+    let blocks = N16::of(&op.weight, op.k).ok().and_then(|layout| columns::blocks(op, &layout, schedule.tile_n, caps));
+    blocks.is_some_and(|blocks| blocks.are_dots())
 }
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
