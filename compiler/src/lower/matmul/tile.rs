@@ -69,11 +69,15 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
         _ => [4, 2, 1],
     };
     let mut list = Vec::new();
-    for tile_n in [4, 8, 16, 32].into_iter().filter(|n| n % lanes == 0) {
+    for tile_n in [4, 8, 16, 32, 64].into_iter().filter(|n| n % lanes == 0) {
         let vectors = tile_n / lanes;
         let layout = layout.as_ref().ok();
         let blocks = layout.and_then(|layout| Some((layout, columns::blocks(op, layout, tile_n, caps)?)));
         let strips = if blocks.is_some() { columns::strips(op, tile_n) } else { 1 };
+        // Registers of 64 bytes take wider tiles where an instruction multiplies two columns, which is twice as many words in a line.
+        if tile_n > 32 && !blocks.is_some_and(|(_, blocks)| blocks.are_dots()) {
+            continue;
+        }
         let scratch = op.k.next_multiple_of(32) as u64 * tile_n as u64 * 4;
         if scratch > caps.max_shared_bytes as u64 {
             continue;

@@ -23,6 +23,7 @@ use crate::lower::memory::at;
 use crate::lower::quantize::across;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::Weights;
+use crate::lower::unpack::pairs::Lookup;
 use crate::lower::walk::{Pos, Step, Visit, repeat};
 use crate::op::{Activation, Matmul};
 use crate::schedule::Schedule;
@@ -63,10 +64,11 @@ pub(super) fn wants_sums(layout: &N16) -> bool {
     matches!(layout.format.zero, Zero::Offset { .. } | Zero::Float(_))
 }
 
-/// Whether a tile fits: sums in registers, an activation, vectors of weights; the end of a segment takes scales and offsets.
+/// Whether a tile fits: sums in registers, activations or vectors of weights, whichever are fewer, and one of the others; the
+/// end of a segment takes scales and offsets, and a result.
 pub(super) fn fits(tile_m: u32, vectors: u32, layout: &N16, caps: &Caps) -> bool {
     let ends = vectors * (1 + u32::from(wants_sums(layout)));
-    tile_m * vectors + ends.min(tile_m.max(vectors)) + 3 <= caps.vector_registers
+    tile_m * vectors + ends.max(tile_m.min(vectors)) + 2 <= caps.vector_registers
 }
 
 /// Sums of dot products.
@@ -291,6 +293,7 @@ impl Work for Dots<'_> {
             weights,
             dots: self,
             scratch,
+            lookup: Lookup::of(&self.plan.layout),
         });
     }
 
@@ -321,6 +324,7 @@ struct Narrow<'a> {
     weights: &'a Weights<'a>,
     dots: &'a Dots<'a>,
     scratch: Scratch,
+    lookup: Option<Lookup>,
 }
 
 impl Visit for Narrow<'_> {
@@ -339,6 +343,11 @@ impl Visit for Narrow<'_> {
             let line = step.local.plus(i).times(b, 2);
             for v in 0..self.dots.plan.vectors {
                 let words = self.weights.words(b, step.unit, step.first + i, v);
+                if let Some(lookup) = &self.lookup {
+                    let pairs = lookup.pairs(b, self.weights, &words);
+                    pairs.into_iter().enumerate().for_each(|(part, pair)| self.scratch.store(b, pair, line.plus(part), v));
+                    continue;
+                }
                 for part in 0..2 {
                     let [low, high] = [part, part + 2].map(|byte| {
                         let mut code = self.weights.floats(b, &words, byte);
