@@ -30,8 +30,10 @@ const ROWS: usize = 192;
 
 /// Strips of W that share converted activations. They are a fifth of the time of one strip, so that eight leave little; but
 /// there should be 64 workgroups, for as many threads.
-pub(super) fn strips(op: &Matmul, tile_n: u32) -> u32 {
-    (op.n as u32 / (64 * tile_n)).clamp(1, MOST_STRIPS)
+/// Dot products of bf16 have wider tiles, of which half as many must do.
+pub(super) fn strips(op: &Matmul, tile_n: u32, blocks: &Blocks) -> u32 {
+    let workgroups = if blocks.are_dots() { 32 } else { 64 };
+    (op.n as u32 / (workgroups * tile_n)).clamp(1, MOST_STRIPS)
 }
 
 /// Most strips, whose results lie in scratch side by side.

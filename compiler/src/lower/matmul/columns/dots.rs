@@ -116,7 +116,7 @@ impl<'a> Dots<'a> {
         Type::vector(Scalar::Bf16, 2 * self.plan.lanes)
     }
 
-    /// The words of two quads' worth of columns per lane of 64 bits, as many as a vector holds, from a column of X on.
+    /// As many columns of X from one on as a vector holds.
     fn load(&self, b: &mut Builder, rows: &Rows, row: usize, from: Pos) -> Value {
         let lanes = self.plan.lanes;
         if matches!(self.plan.op.activation, Activation::Float(DType::Bf16)) {
@@ -135,14 +135,9 @@ impl<'a> Dots<'a> {
 
     /// Quads of words with their second and third one exchanged.
     fn exchanged(&self, b: &mut Builder, words: Value) -> Value {
-        let quads = b.bitcast(words, Type::vector(Scalar::I64, self.plan.lanes / 2));
-        let outer = b.bin_imm(BinOp::And, quads, 0xffff_0000_0000_ffff_u64 as i64);
-        let second = b.bin_imm(BinOp::And, quads, 0xffff_0000);
-        let second = b.bin_imm(BinOp::Shl, second, 16);
-        let third = b.bin_imm(BinOp::ShrU, quads, 16);
-        let third = b.bin_imm(BinOp::And, third, 0xffff_0000);
-        let inner = b.bin(BinOp::Or, second, third);
-        b.bin(BinOp::Or, outer, inner)
+        let places: Vec<u8> = (0..2 * self.plan.lanes).map(|i| i / 4 * 4 + [0, 2, 1, 3][usize::from(i % 4)]).collect();
+        let words = b.bitcast(words, Type::vector(Scalar::I16, 2 * self.plan.lanes));
+        b.swizzle(words, words, &places)
     }
 
     /// Where the sum of a segment's activations of a row lies.
