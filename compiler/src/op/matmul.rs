@@ -159,7 +159,13 @@ impl Matmul {
 
     /// Any schedule makes at most K additions, and fewer than 16 further roundings, on the way of a product to its sum:
     /// scale of two levels, zero, activation scale, conversions.
-    fn finish(&self, inputs: &MatmulInputs<'_>, (m, n): (usize, usize), (sum, total): (f64, f64), lost: f64) -> Expected {
+    fn finish(
+        &self,
+        inputs: &MatmulInputs<'_>,
+        (m, n): (usize, usize),
+        (sum, total): (f64, f64),
+        lost: f64,
+    ) -> Expected {
         let mut value = sum;
         let mut bound = (gamma(self.k + 16) + inputs.loss) * total + lost;
         if self.epilogue.bias {

@@ -199,7 +199,9 @@ impl Choice {
                 };
                 expand.then(|| arithmetic::dot4(b, signs, a, factor, acc))
             }
-            Inst::Dot2 { a, b: factor, acc } if self.dot2 && ty.scalar == Scalar::I32 => Some(arithmetic::dot2(b, a, factor, acc)),
+            Inst::Dot2 { a, b: factor, acc } if self.dot2 && ty.scalar == Scalar::I32 => {
+                Some(arithmetic::dot2(b, a, factor, acc))
+            }
             Inst::PermuteBytes { table, index } if self.permute_bytes => Some(arithmetic::permute(b, table, index)),
             Inst::Un(UnOp::Exp2, a) if self.exp2 => Some(arithmetic::exp2(b, a)),
             Inst::Un(UnOp::Popcount, a) if self.popcount => Some(arithmetic::popcount(b, a)),

@@ -181,10 +181,22 @@ impl<'a> Dots<'a> {
     }
 
     /// Scales the sums of a segment into results.
-    fn finish(&self, b: &mut Builder, (rows, tile): (&Rows, RowTile), (segment, column): (Pos, Pos), at_: Pos, sums: &[Value]) {
+    fn finish(
+        &self,
+        b: &mut Builder,
+        (rows, tile): (&Rows, RowTile),
+        (segment, column): (Pos, Pos),
+        at_: Pos,
+        sums: &[Value],
+    ) {
         let (vectors, lanes) = (self.plan.vectors, self.plan.lanes);
         let floats = Type::vector(Scalar::F32, lanes);
-        let result = |b: &mut Builder, row: usize, v: usize, scale: Value, scale_x: Option<Value>, offset: Option<(Value, Value)>| {
+        let result = |b: &mut Builder,
+                      row: usize,
+                      v: usize,
+                      scale: Value,
+                      scale_x: Option<Value>,
+                      offset: Option<(Value, Value)>| {
             let i = row * vectors + v;
             let before = self.results.load(b, at_, i);
             let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
@@ -340,7 +352,10 @@ impl Visit for Narrow<'_> {
                 let words = self.weights.words(b, step.unit, step.first + i, v);
                 if let Some(lookup) = &self.lookup {
                     let pairs = lookup.pairs(b, self.weights, &words);
-                    pairs.into_iter().enumerate().for_each(|(part, pair)| self.scratch.store(b, pair, line.plus(part), v));
+                    pairs
+                        .into_iter()
+                        .enumerate()
+                        .for_each(|(part, pair)| self.scratch.store(b, pair, line.plus(part), v));
                     continue;
                 }
                 for part in 0..2 {
