@@ -520,6 +520,8 @@ impl Maker {
         });
         let sum = self.value(b, sums.with_scalar(Scalar::F32));
         let sum = if tiny {
+            // Its bits are looked at.
+            let sum = self.clean(b, sum);
             let bits = b.bitcast(sum, sums);
             let bits = b.bin_imm(BinOp::And, bits, 0x82ff_ffff_u32 as i32 as i64);
             b.bitcast(bits, sums.with_scalar(Scalar::F32))
