@@ -5,6 +5,7 @@
 
 pub(super) mod fields;
 pub(super) mod fragments;
+pub(super) mod pairs;
 
 use super::memory::{at, split, times};
 use super::walk::Pos;
@@ -119,16 +120,22 @@ impl<'a> Weights<'a> {
             .collect()
     }
 
-    /// Codes of a quad as bytes of an integer dot product.
-    pub fn bytes(&self, b: &mut Builder, how: &Integers, words: &[(Value, u8)]) -> Value {
+    /// Codes of a quad as they are stored, in bytes.
+    fn codes(&self, b: &mut Builder, words: &[(Value, u8)]) -> Value {
         let ty = Type::vector(Scalar::I8, 4 * self.lanes);
-        let mut bytes = match *words {
+        match *words {
             [(word, bit)] => b.unpack(word, bit, self.layout.planes[0], false, ty),
             _ => {
                 let joined = self.join(b, words, 0x0101_0101);
                 b.bitcast(joined, ty)
             }
-        };
+        }
+    }
+
+    /// Codes of a quad as bytes of an integer dot product.
+    pub fn bytes(&self, b: &mut Builder, how: &Integers, words: &[(Value, u8)]) -> Value {
+        let mut bytes = self.codes(b, words);
+        let ty = b.ty(bytes);
         if let Some(table) = how.table {
             let table: Vec<u64> = table.iter().map(|&v| v as u8 as u64).collect();
             let table = b.lanes(Scalar::I8, &table);

@@ -26,7 +26,7 @@ pub(super) use panel::PANEL_FAMILY;
 pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
 pub(super) use stream::STREAM;
-pub(super) use tile::TILE;
+pub(super) use tile::{TILE, few_rows_pay_tiles};
 
 use super::Preparation;
 use super::activation::Rows;
