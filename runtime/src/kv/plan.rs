@@ -136,9 +136,7 @@ pub fn attend(
             let length = match splits {
                 Splits::Fixed(_) => length,
                 // Pieces of one range are alike: a short one at the end would take a start and an end of its own.
-                Splits::Balanced(_) => {
-                    (end - start).div_ceil((end - start).div_ceil(length)).next_multiple_of(page)
-                }
+                Splits::Balanced(_) => (end - start).div_ceil((end - start).div_ceil(length)).next_multiple_of(page),
             };
             for from in (start..end).step_by(length) {
                 let record = [
