@@ -21,11 +21,11 @@ use self::operands::Operands;
 use self::places::Bases;
 use super::LOWEST;
 use super::{Params, has_offsets};
-use crate::caps::{Caps, MmaShape, place};
+use crate::caps::{Caps, Feature, MmaShape, place};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::kv::{KvCodes, KvPer, Side};
-use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar, Value};
+use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar, Value};
 use crate::lower::memory::{at, times};
 use crate::op::kv::{Attend, ITEM};
 use crate::schedule::KvSchedule;
@@ -113,6 +113,11 @@ pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedul
     }
     let (Some(of_keys), Some(weights)) = (instruction(op.input, caps), op.weight_type()) else { return Ok(()) };
     let Some(of_values) = instruction(weights, caps) else { return Ok(()) };
+    if caps.features.has(Feature::GridDependency) {
+        // Queries, keys and values come from launches before; the merge has to wait for this one anyway.
+        b.asynchronous(Asynchronous::AwaitDependencies);
+        b.asynchronous(Asynchronous::LaunchDependents);
+    }
     Matrix::new(b, op, params, (threads / caps.subgroup) as usize, [of_keys, of_values], caps).emit(b);
     Ok(())
 }
