@@ -8,7 +8,7 @@ use super::super::memory::{at, scalar_of, split, times};
 use super::codes;
 use super::{Params, field, int, local};
 use crate::caps::{Caps, Feature};
-use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, Value};
+use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, Value};
 use crate::op::kv::{Merge, ROW};
 use crate::schedule::KvSchedule;
 
@@ -18,6 +18,10 @@ const AT_ONCE: usize = 8;
 pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule, caps: &Caps) {
     let many = caps.features.has(Feature::Workgroups);
     let lanes: u8 = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
+    if caps.features.has(Feature::GridDependency) {
+        b.asynchronous(Asynchronous::AwaitDependencies);
+        b.asynchronous(Asynchronous::LaunchDependents);
+    }
     let row = b.builtin(Builtin::WorkgroupId(0));
     let row = b.cast(CastOp::ExtendS, row, Scalar::I64);
     let head = b.builtin(Builtin::WorkgroupId(1));

@@ -31,16 +31,13 @@ use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Memory, Scalar, Type, Value};
-use crate::op::kv::{Arithmetic, Attend, ITEM};
+use crate::op::kv::{Attend, ITEM};
 use crate::schedule::KvSchedule;
 
 /// Scores start from here: below every score, and finite, so that differences are numbers.
 const LOWEST: f32 = -1e30;
 
 pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
-    if op.arithmetic == Arithmetic::Matrix {
-        return matrix::choose(op, caps);
-    }
     if !caps.features.has(Feature::Workgroups) {
         let rows = op.rows().min(4) as u32;
         // Sums of all rows and vectors, two vectors of codes and one number stay in registers.
@@ -56,9 +53,6 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
 }
 
 pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
-    if op.arithmetic == Arithmetic::Matrix {
-        return matrix::build(b, op, params, schedule, caps);
-    }
     let many = caps.features.has(Feature::Workgroups);
     let lanes = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
     let fits = [16, 32, 64, 128, 256].contains(&schedule.tile)

@@ -100,6 +100,8 @@ impl Matrix<'_> {
                 .collect();
             let mut sum = all[1..].iter().fold(all[0], |sum, &other| b.add(sum, other));
             if let Some((scale, _)) = given {
+                let unit = b.f32(1, self.values.unit());
+                let scale = b.mul(scale, unit);
                 let scale = b.splat(scale, 4);
                 sum = b.mul(sum, scale);
             }

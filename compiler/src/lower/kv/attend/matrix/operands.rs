@@ -18,6 +18,9 @@ use crate::lower::unpack::fragments::direct::Direct;
 /// Neighbouring rows of which a lane holds the units: those of two tiles.
 pub(super) const ROWS: usize = 4;
 
+/// Nibbles as f16 are this much smaller.
+const NIBBLES: f32 = 512.0;
+
 /// How the codes of one side become operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
@@ -82,10 +85,18 @@ impl Operands {
         self.less(b, x, y)
     }
 
+    /// What the numbers of operands are multiplied by to be those of codes.
+    pub fn unit(&self) -> f32 {
+        if self.codes.code == KvCode::Int4 && self.element == DType::F16 { NIBBLES } else { 1.0 }
+    }
+
     /// `(word >> shift & mask) | magic`.
     fn field(&self, b: &mut Builder, word: Value, shift: i64, mask: u16, magic: u16) -> Value {
         let moved = if shift == 0 { word } else { b.bin_imm(BinOp::ShrU, word, shift) };
         let field = b.bin_imm(BinOp::And, moved, twice(mask));
+        if magic == 0 {
+            return field;
+        }
         b.bin_imm(BinOp::Or, field, twice(magic))
     }
 
@@ -123,6 +134,7 @@ impl Operands {
             }
             KvCode::Int4 => {
                 let bias = f64::from(self.codes.bias());
+<<<<<<< HEAD
                 let fields: [(i64, u16, u16, f64); 4] = if half {
                     [
                         (0, 0x0f, 0x6400, 1024.0),
@@ -137,6 +149,26 @@ impl Operands {
                     .map(|(shift, mask, magic, power)| {
                         let pair = self.field(b, word, shift, mask, magic);
                         self.less_constant(b, pair, power + bias)
+=======
+                if half {
+                    // A nibble alone is a subnormal number: one multiply-add makes it a normal one and takes its bias off.
+                    let ty = self.pair_type();
+                    let taken = b.int(ty, DType::F16.encode(-bias / f64::from(NIBBLES)) as i64);
+                    return [(0, 0x0f, 15), (8, 0x0f, 15), (0, 0xf0, 11), (8, 0xf0, 11)]
+                        .map(|(shift, mask, up)| {
+                            let pair = self.field(b, word, shift, mask, 0);
+                            let pair = b.bitcast(pair, ty);
+                            let power = b.int(ty, DType::F16.encode(f64::from(1 << up)) as i64);
+                            let pair = b.fma(pair, power, taken);
+                            b.bitcast(pair, Scalar::I32)
+                        })
+                        .to_vec();
+                }
+                [0, 8, 4, 12]
+                    .map(|shift| {
+                        let pair = self.field(b, word, shift, 0x0f, 0x4300);
+                        self.less_constant(b, pair, 128.0 + bias)
+>>>>>>> y-att
                     })
                     .to_vec()
             }

@@ -66,6 +66,8 @@ impl Matrix<'_> {
         if part.codes.is_static() && !part.codes.code.is_plain() {
             let (given, offset) = self.scales(Side::K).given(b, part, self.head);
             factor = b.mul(given, scale);
+            let unit = b.f32(1, self.keys.unit());
+            factor = b.mul(factor, unit);
             added = sums.map(|sums| {
                 let offset = b.mul(offset, scale);
                 sums.map(|sum| b.mul(sum, offset))
