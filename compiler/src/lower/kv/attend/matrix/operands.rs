@@ -134,22 +134,6 @@ impl Operands {
             }
             KvCode::Int4 => {
                 let bias = f64::from(self.codes.bias());
-<<<<<<< HEAD
-                let fields: [(i64, u16, u16, f64); 4] = if half {
-                    [
-                        (0, 0x0f, 0x6400, 1024.0),
-                        (8, 0x0f, 0x6400, 1024.0),
-                        (0, 0xf0, 0x5400, 64.0),
-                        (8, 0xf0, 0x5400, 64.0),
-                    ]
-                } else {
-                    [0, 8, 4, 12].map(|shift| (shift, 0x0f, 0x4300, 128.0))
-                };
-                fields
-                    .map(|(shift, mask, magic, power)| {
-                        let pair = self.field(b, word, shift, mask, magic);
-                        self.less_constant(b, pair, power + bias)
-=======
                 if half {
                     // A nibble alone is a subnormal number: one multiply-add makes it a normal one and takes its bias off.
                     let ty = self.pair_type();
@@ -168,7 +152,6 @@ impl Operands {
                     .map(|shift| {
                         let pair = self.field(b, word, shift, 0x0f, 0x4300);
                         self.less_constant(b, pair, 128.0 + bias)
->>>>>>> y-att
                     })
                     .to_vec()
             }
