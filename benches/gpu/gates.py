@@ -3,7 +3,8 @@
 Reads rows of ours and of peers as dictionaries; makes lines with a verdict each: pass, FAIL or unmeasured. Nothing here
 measures, so that all of it is tested without a GPU.
 
-A row of ours: kind, n, k, m, seconds, bytes, gops, check_passed. A row of a peer: who, kind, n, k, m, seconds.
+A row of ours: kind, n, k, m, seconds, bytes, gops, check_passed. A row of a peer: who, kind, n, k, m, seconds. Of attention: kv
+instead of kind, n, k, m and gops.
 """
 
 # What the kinds of rows are, as `bitsmith bench` takes them.
@@ -30,6 +31,10 @@ PLAN = [
     ("fp8", (8192, 8192), [1, 4096, 8192]),
     ("int8", (8192, 8192), [1, 4096, 8192]),
 ]
+
+# Decode attention: the shape, and the share of read bandwidth that each format of the cache must reach.
+ATTEND = {"batch": 32, "context": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128, "page": 64}
+ATTEND_SHARES = {"f16": 0.80, "fp8e4m3-head": 0.75, "int8-head": 0.75, "int4-head": 0.65}
 
 # Peers that compute what our weight-only kernels do.
 MARLIN_CLASS = ("marlin", "machete", "tinygemm", "gemlite", "humming")
@@ -186,7 +191,36 @@ def hardware(suite):
     return line(gate, "selftest", measured, wanted, passed, why)
 
 
-def judge(ours, peers, roofs, suite):
+def attention(ours, roofs):
+    for kv, share in ATTEND_SHARES.items():
+        gate, wanted = "decode attention, of read bandwidth", f">= {share:.0%}"
+        subject = f"{kv}, {ATTEND['batch']} x {ATTEND['context']} tokens"
+        row, read = find(ours, kv=kv), roofs.get("read_gbs")
+        if row is None or not read:
+            yield missing(gate, subject, wanted, "our kernel" if row is None else "read bandwidth")
+            continue
+        reached = row["bytes"] / row["seconds"] / 1e9 / read
+        why = f"{row['seconds'] * 1e6:.1f} us, roof {read:.0f} GB/s"
+        yield line(gate, subject, f"{reached:.1%}", wanted, reached >= share and sound(row), why)
+
+
+def attention_peers(ours, peers):
+    """f16 always, other formats of the cache where a peer serves them."""
+    for kv in ATTEND_SHARES:
+        gate, wanted = f"attend {kv}, speed over SDPA and FlashInfer", ">= 1.00"
+        subject = f"{ATTEND['batch']} x {ATTEND['context']} tokens"
+        row = find(ours, kv=kv)
+        found = sorted((peer for peer in peers if peer["kv"] == kv), key=lambda peer: peer["seconds"])
+        if row is None or not found:
+            if kv == "f16" or found:
+                yield missing(gate, subject, wanted, "our kernel" if row is None else "neither of them")
+            continue
+        ratio = found[0]["seconds"] / row["seconds"]
+        why = f"ours {row['seconds'] * 1e6:.1f} us, {found[0]['who']} {found[0]['seconds'] * 1e6:.1f} us"
+        yield line(gate, subject, f"{ratio:.3f}", wanted, ratio >= 1 and sound(row), why)
+
+
+def judge(ours, peers, roofs, suite, attend=(), attend_peers=()):
     """Every line of the table, in its order."""
     return [
         hardware(suite),
@@ -196,6 +230,8 @@ def judge(ours, peers, roofs, suite):
         *prefill(ours, peers, roofs),
         *eight_bits(ours, peers),
         *marlin(ours, peers),
+        *attention(attend, roofs),
+        *attention_peers(attend, attend_peers),
     ]
 
 

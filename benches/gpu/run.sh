@@ -18,7 +18,7 @@ if [ "${1:-}" = --pack ]; then
     folder="$(mktemp -d)"
     trap 'rm -rf "$folder"' EXIT
     mkdir "$folder/bitsmith-gpu"
-    cp "$here"/{run.sh,bench.py,gates.py,peers.py} "$folder/bitsmith-gpu/"
+    cp "$here"/{run.sh,bench.py,gates.py,peers.py,peers_matmul.py,peers_attend.py,marlin_entry.cu} "$folder/bitsmith-gpu/"
     install -m 755 "$binary" "$folder/bitsmith-gpu/bitsmith"
     strip --strip-debug "$folder/bitsmith-gpu/bitsmith" 2>/dev/null || true
     tar -C "$folder" -czf "$archive.part" bitsmith-gpu

@@ -26,7 +26,8 @@ pub(crate) fn schedule(text: &str) -> Result<Schedule, Failure> {
         if given.contains(&knob) {
             return Err(refuse(format!("{} stands twice", knob.name())));
         }
-        let value = value.trim().parse().map_err(|_| refuse(format!("{} is `{value}`; accepted: numbers", knob.name())))?;
+        let value =
+            value.trim().parse().map_err(|_| refuse(format!("{} is `{value}`; accepted: numbers", knob.name())))?;
         given.push(knob);
         schedule = knob.set(schedule, value);
     }

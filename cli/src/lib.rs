@@ -9,8 +9,8 @@
 pub mod bundle;
 pub mod command;
 mod failure;
-mod forced;
 mod files;
+mod forced;
 mod kv;
 mod launch;
 mod measure;

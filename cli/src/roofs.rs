@@ -57,6 +57,7 @@ impl Roofs {
                 (Op::Matmul(op), true) => {
                     let (name, gops) = match op.activation {
                         Activation::Int8(_) => roofs.best_dot(op.weight.code.bits()).unwrap_or(("dot", 0.0)),
+                        Activation::Float(DType::Bf16) => roofs.best_bf16().unwrap_or(("fma", 0.0)),
                         Activation::Float(_) | Activation::Fp8(..) => roofs.best_fma().unwrap_or(("fma", 0.0)),
                     };
                     Limit::Arithmetic(name, gops)

@@ -9,7 +9,7 @@ use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvCode, KvCodes, KvFormat, KvLayout, KvPer};
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Access, Kernel, verify};
-use bitsmith_compiler::lower::kv::{choose, signature};
+use bitsmith_compiler::lower::kv::{choose, signature, takes_matrix};
 use bitsmith_compiler::op::kv::{
     Arithmetic, Attend, AttendInputs, ITEM, KvAppend, KvDequant, KvOp, KvRequantize, KvStatics, Merge, PAIR, Pool, ROW,
     Rope, SPAN, Sight,
@@ -113,7 +113,7 @@ pub fn case(seed: u64, most_rows: usize) -> KvCase {
         sinks: rng.u8(..4) == 0,
         sight,
         splits: if rng.bool() { Splits::Fixed(rng.usize(1..200)) } else { Splits::Balanced(rng.usize(1..6)) },
-        arithmetic: if rng.bool() { Arithmetic::Integer } else { Arithmetic::Float },
+        arithmetic: [Arithmetic::Float, Arithmetic::Integer, Arithmetic::Matrix][rng.usize(..3)],
     }
 }
 
@@ -442,7 +442,10 @@ impl<'c> Play<'c> {
             if work == 0 {
                 continue;
             }
-            let op = KvOp::Attend(Attend { layout: *pool_layout, ..op });
+            let op = Attend { layout: *pool_layout, ..op };
+            // A pool that matrix instructions do not take, or a device that lacks them.
+            let plain = op.arithmetic == Arithmetic::Matrix && !takes_matrix(&op, self.caps);
+            let op = KvOp::Attend(if plain { Attend { arithmetic: Arithmetic::Float, ..op } } else { op });
             let mut args = vec![ArgValue::filled(raw(case.dtype, &q)), ArgValue::filled(bytes.to_vec())];
             args.extend([ints(&plan.tables[i]), ints(&plan.items[i])]);
             args.extend(self.statics_arg(pool_layout));

@@ -27,6 +27,8 @@ pub struct Options {
     pub small_float_arithmetic: bool,
     /// Extended instructions: `unpack`, `dot4`, `permute_bytes`.
     pub extended: bool,
+    /// `dot2` of bf16, which few devices have.
+    pub dot2_bf16: bool,
     /// About how many instructions.
     pub size: u32,
 }
@@ -40,6 +42,7 @@ impl Options {
         subgroup: 1,
         small_float_arithmetic: false,
         extended: true,
+        dot2_bf16: false,
         size: 60,
     };
 
@@ -501,6 +504,33 @@ impl Maker {
         }
     }
 
+    /// Bits of any words; half of the time exponents for which products and sums are about the smallest numbers.
+    fn dot2_bf16(&mut self, b: &mut Builder, words: Type, sums: Type) -> Value {
+        let (x, y) = (self.value(b, words), self.value(b, words));
+        let tiny = self.rng.bool();
+        let factors = [x, y].map(|words| {
+            let words = if tiny {
+                let kept = b.bin_imm(BinOp::And, words, 0x83ff);
+                b.bin_imm(BinOp::Or, kept, 0x1c00)
+            } else {
+                words
+            };
+            let ty = b.ty(words).with_scalar(Scalar::Bf16);
+            b.bitcast(words, ty)
+        });
+        let sum = self.value(b, sums.with_scalar(Scalar::F32));
+        let sum = if tiny {
+            // Its bits are looked at.
+            let sum = self.clean(b, sum);
+            let bits = b.bitcast(sum, sums);
+            let bits = b.bin_imm(BinOp::And, bits, 0x82ff_ffff_u32 as i32 as i64);
+            b.bitcast(bits, sums.with_scalar(Scalar::F32))
+        } else {
+            sum
+        };
+        b.dot2(factors[0], factors[1], sum)
+    }
+
     fn extended(&mut self, b: &mut Builder) -> Value {
         match self.rng.u32(0..4) {
             0 | 1 => {
@@ -520,6 +550,9 @@ impl Maker {
                 if self.rng.u8(..4) == 0 && self.fits(words) {
                     let (x, y, acc) = (self.value(b, words), self.value(b, words), self.value(b, acc));
                     return b.dot2(x, y, acc);
+                }
+                if self.options.dot2_bf16 && self.rng.u8(..2) == 0 && self.fits(words) {
+                    return self.dot2_bf16(b, words, acc);
                 }
                 let bytes = Type::vector(Scalar::I8, 4 * acc.lanes);
                 if !self.fits(bytes) {

@@ -85,7 +85,7 @@ fn reference_interpreter_and_cpu_agree() {
 /// with a part of a block, of a tile of rows or of a strip.
 type InBlocks = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
 
-const IN_BLOCKS: [InBlocks; 12] = [
+const IN_BLOCKS: [InBlocks; 17] = [
     // Words in pairs: one segment over several blocks, groups, offsets, zero points, more rows than wait at once.
     ("int8-channel", "int8-token", 40, 1536, 7, (5, 16, 2)),
     ("int8-channel", "int8-token", 56, 768, 9, (2, 32, 1)),
@@ -100,6 +100,12 @@ const IN_BLOCKS: [InBlocks; 12] = [
     ("q6_k", "f32", 24, 512, 5, (3, 16, 8)),
     ("q4_k", "f16", 17, 768, 4, (2, 16, 1)),
     ("int2-g64", "f16", 16, 320, 195, (6, 16, 1)),
+    // Dot products of bf16, where there are any: offsets, byte tables and numbers, 8-bit floats, more rows than wait at once.
+    ("q4_k", "bf16", 72, 768, 7, (3, 32, 2)),
+    ("int8-channel", "bf16", 40, 1536, 9, (4, 16, 2)),
+    ("mxfp4", "bf16", 48, 1088, 5, (2, 16, 3)),
+    ("fp8e4m3-channel", "fp8-g128", 33, 1152, 6, (5, 16, 1)),
+    ("int4-g32", "bf16", 64, 576, 197, (6, 16, 1)),
 ];
 
 #[test]
@@ -118,9 +124,11 @@ fn tiles_in_blocks_of_columns_agree() {
             let schedule = Schedule::single(Family::Tile, tile_m, tile_n, 4).with_strips(strips);
             match agree(&device, &Case { seed: seed as u64, op, m, schedule }) {
                 Ok(_) => ran += 1,
-                // A level with an instruction for bytes takes these in no blocks, and says so.
+                // A level with an instruction for bytes takes these in no blocks, and says so; nor do vectors of 64 bytes where
+                // columns are not whole vectors of activations.
                 Err(why) if strips > 1 && why.contains("accepted here: 1 to 1") => {
-                    assert!(device.caps().name.contains("vnni"), "{why}");
+                    let partial = device.caps().vector_bytes == 64 && !k.is_multiple_of(64);
+                    assert!(device.caps().name.contains("vnni") || partial, "{why}");
                 }
                 // Vectors of 64 bytes fill wider tiles.
                 Err(why) if why.contains("tile_n is") => assert_eq!(device.caps().vector_bytes, 64, "{why}"),

@@ -1,10 +1,11 @@
 //! Kernels of the KV cache for NVIDIA GPUs: every head shape and format assembles, without local memory.
 
+use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::compile_kv;
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
 use bitsmith_compiler::ir::Kernel;
-use bitsmith_compiler::lower::kv::choose;
+use bitsmith_compiler::lower::kv::{choose, takes_matrix};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::ptx::PtxTarget;
@@ -23,7 +24,12 @@ const SHAPES: [(usize, usize, usize, usize); 8] = [
 ];
 
 /// Operations on a cache of a shape and format; `turn` varies what formats do not say.
-fn operations(name: &str, (heads, kv_heads, k_dim, v_dim): (usize, usize, usize, usize), turn: usize) -> Vec<KvOp> {
+fn operations(
+    name: &str,
+    (heads, kv_heads, k_dim, v_dim): (usize, usize, usize, usize),
+    turn: usize,
+    caps: &Caps,
+) -> Vec<KvOp> {
     let page = [16, 64, 128][turn % 3];
     let format: KvFormat = name.parse().unwrap();
     let Ok(layout) = KvLayout::new(
@@ -58,6 +64,9 @@ fn operations(name: &str, (heads, kv_heads, k_dim, v_dim): (usize, usize, usize,
         KvOp::Merge(merge),
         KvOp::Dequant(KvDequant { layout, out: DType::F16 }),
     ];
+    if takes_matrix(&attend, caps) {
+        list.push(KvOp::Attend(Attend { arithmetic: Arithmetic::Matrix, ..attend }));
+    }
     if format.window > 0 {
         list.push(KvOp::Requantize(KvRequantize { from: plain, to: layout }));
     }
@@ -70,7 +79,7 @@ fn every_head_shape_assembles_without_spills() {
     let half = |parity: usize| {
         let mut wrong = Vec::new();
         let mut count = 0;
-        // The general family is the same for all of them; what differs is what they can convert.
+        // The families are the same for all of them; what differs is what they can convert.
         for (t, name) in ["a100", "h200"].into_iter().enumerate() {
             let target = PtxTarget::named(name).unwrap();
             let (mut modules, mut kernels, mut what): (Vec<String>, Vec<Kernel>, Vec<String>) = Default::default();
@@ -80,7 +89,7 @@ fn every_head_shape_assembles_without_spills() {
                     if (f + s) % 2 != t || (f / 2 + s) % 2 != parity {
                         continue;
                     }
-                    for op in operations(format, shape, f + s) {
+                    for op in operations(format, shape, f + s, target.caps()) {
                         let schedule = choose(&op, target.caps());
                         let made = compile_kv(&op, &schedule, &target).unwrap_or_else(|e| panic!("{op:?}: {e}"));
                         let text = std::str::from_utf8(made.artifact.payload.bytes()).unwrap();

@@ -1,5 +1,6 @@
 //! Seeded random kernels through every stage: print, parse, verify, legalize, interpreter, CPU. The bytes are the same.
 
+use bitsmith_compiler::caps::Feature;
 use bitsmith_compiler::ir::interp::ArgValue;
 use bitsmith_compiler::ir::parse;
 use bitsmith_compiler::target::Target;
@@ -48,6 +49,7 @@ fn check(options: Options) {
 }
 
 fn check_on(target: CpuTarget, options: Options, seeds: u64) {
+    let options = Options { dot2_bf16: target.caps().features.has(Feature::Dot2Bf16), ..options };
     let device = CpuDevice::with_target(target, 1).unwrap();
     let first: u64 = std::env::var("BITSMITH_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     for seed in first..first + seeds {

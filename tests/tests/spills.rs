@@ -13,7 +13,7 @@ use bitsmith_compiler::target::cpu::CpuTarget;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const LEVELS: [&str; 4] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v4+vnni"];
+const LEVELS: [&str; 5] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v4+vnni", "x86-64-v4+vnni+bf16"];
 const ACTIVATIONS: [&str; 6] = ["f32", "f16", "bf16", "int8-token", "int8-g32", "int8-g128"];
 /// Rows: each number of decode, one of prefill.
 const ROWS: [usize; 6] = [1, 2, 3, 4, 8, 128];

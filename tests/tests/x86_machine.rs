@@ -3,7 +3,7 @@
 
 use bitsmith_autotune::problem::Problem;
 use bitsmith_compiler::artifact::Artifact;
-use bitsmith_compiler::caps::Caps;
+use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Kernel, Verified, verify};
 use bitsmith_compiler::lower;
@@ -14,7 +14,7 @@ use bitsmith_tests::random::{Case, Options, kernel};
 use bitsmith_tests::x86::Machine;
 use bitsmith_tests::{cases, kv, run as interpreter};
 
-const LEVELS: [&str; 4] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v4+vnni"];
+const LEVELS: [&str; 5] = ["x86-64-v3", "x86-64-v3+vnni", "x86-64-v4", "x86-64-v4+vnni", "x86-64-v4+vnni+bf16"];
 
 /// Cases per level and suite; `BITSMITH_MACHINE_CASES` changes it.
 fn count() -> u64 {
@@ -81,7 +81,8 @@ fn random_kernels_at_every_wide_level() {
     for level in LEVELS {
         let target = CpuTarget::named(level).unwrap();
         for vector_bytes in [16, 64] {
-            let options = Options { vector_bytes, ..Options::CPU };
+            let dot2_bf16 = target.caps().features.has(Feature::Dot2Bf16);
+            let options = Options { vector_bytes, dot2_bf16, ..Options::CPU };
             for seed in first()..first() + count() {
                 if let Err(why) = random_case(&target, &kernel(seed, options)) {
                     panic!("seed {seed}, vectors of {vector_bytes} bytes, {level}: {why}");

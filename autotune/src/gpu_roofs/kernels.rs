@@ -300,7 +300,8 @@ fn warpgroup(shape: &'static MmaShape, turns: u32) -> Arithmetic {
     // Sums of 8-bit floats keep some 14 bits: over thousands of turns they would stand still, so each turn has its own.
     let short = size == 1 && shape.acc == DType::F32;
     let sums = b.for_loop(start, end, 1, &[zero], |b, _, sums| {
-        let panel = Panel { address: Address { memory: shared, index: None, offset: 0 }, leading, stride, swizzled: false };
+        let panel =
+            Panel { address: Address { memory: shared, index: None, offset: 0 }, leading, stride, swizzled: false };
         let factor = Factor::Fragments(fragments.clone());
         if !short {
             return vec![b.warpgroup_mma(shape, COLUMNS, factor, panel, sums[0])];

@@ -22,6 +22,14 @@ const V2: &[Feature] = &[Feature::PermuteBytes];
 const V3: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2];
 const V3_VNNI: &[Feature] =
     &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2, Feature::Dot4UnsignedSigned];
+const V4_BF16: &[Feature] = &[
+    Feature::PermuteBytes,
+    Feature::Fma,
+    Feature::F16Convert,
+    Feature::Dot2,
+    Feature::Dot2Bf16,
+    Feature::Dot4UnsignedSigned,
+];
 /// Cranelift has neither a conversion of binary16 nor products of words in pairs.
 const CLIF: &[Feature] = &[Feature::PermuteBytes, Feature::Fma];
 const CLIF_VNNI: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::Dot4UnsignedSigned];
@@ -35,6 +43,7 @@ pub const CPU_LEVELS: &[Caps] = &[
     level("x86-64-v3+vnni", V3_VNNI, 32, 16),
     level("x86-64-v4", V3, 64, 32),
     level("x86-64-v4+vnni", V3_VNNI, 64, 32),
+    level("x86-64-v4+vnni+bf16", V4_BF16, 64, 32),
     level("x86-64-v3+clif", CLIF, 16, 16),
     level("x86-64-v3+vnni+clif", CLIF_VNNI, 16, 16),
     level("x86-64-v4+clif", CLIF, 16, 16),

@@ -41,6 +41,8 @@ pub enum Feature {
     Dot4SignedSigned,
     /// `dot2` in one instruction or two.
     Dot2,
+    /// `dot2` of bf16 in one instruction.
+    Dot2Bf16,
     /// Arithmetic on `f32` takes and gives subnormal numbers. A device without it may take zeros in their place.
     Subnormals,
     /// Byte table look-up in one instruction.
@@ -71,7 +73,7 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 22] = [
+    pub const ALL: [Feature; 23] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -81,6 +83,7 @@ impl Feature {
         Feature::Dot4UnsignedSigned,
         Feature::Dot4SignedSigned,
         Feature::Dot2,
+        Feature::Dot2Bf16,
         Feature::Subnormals,
         Feature::PermuteBytes,
         Feature::F16Convert,
@@ -108,6 +111,7 @@ impl Feature {
             Feature::Dot4UnsignedSigned => "dot4-unsigned-signed",
             Feature::Dot4SignedSigned => "dot4-signed-signed",
             Feature::Dot2 => "dot2",
+            Feature::Dot2Bf16 => "dot2-bf16",
             Feature::Subnormals => "subnormals",
             Feature::PermuteBytes => "permute-bytes",
             Feature::F16Convert => "f16-convert",

@@ -154,7 +154,9 @@ impl Asynchronous {
             | Asynchronous::BulkCopy { .. }
             | Asynchronous::Fence
             | Asynchronous::SubgroupBarrier => Feature::BulkCopy,
-            Asynchronous::Mma { .. } | Asynchronous::MmaWait(_) | Asynchronous::Registers { .. } => Feature::WarpgroupMma,
+            Asynchronous::Mma { .. } | Asynchronous::MmaWait(_) | Asynchronous::Registers { .. } => {
+                Feature::WarpgroupMma
+            }
             Asynchronous::LaunchDependents | Asynchronous::AwaitDependencies => Feature::GridDependency,
             Asynchronous::DeviceFence => Feature::DeviceFence,
         }

@@ -133,6 +133,12 @@ impl Rows {
         self.widen(b, numbers)
     }
 
+    /// `count` neighbouring columns as they are.
+    pub fn elements(&self, b: &mut Builder, row: usize, column: Pos, count: u8) -> Value {
+        let start = self.element_at(b, row, column);
+        b.load(Type::vector(self.element, count), at(self.x, start.index, start.fixed), self.element.bytes())
+    }
+
     fn widen(&self, b: &mut Builder, value: Value) -> Value {
         match self.element {
             Scalar::F32 => value,

@@ -62,7 +62,8 @@ pub const FAMILIES: &[Implementation] = &[
 ];
 
 /// Families that ask for a packing of their own: whoever takes one asks [`packing`] how to pack.
-pub const MATRIX_FAMILIES: &[Implementation] = &[matmul::RING, matmul::PANEL_FAMILY, matmul::WIDE, matmul::DENSE, matmul::MMA];
+pub const MATRIX_FAMILIES: &[Implementation] =
+    &[matmul::RING, matmul::PANEL_FAMILY, matmul::WIDE, matmul::DENSE, matmul::MMA];
 
 /// Whether a family is one of [`MATRIX_FAMILIES`].
 fn is_matrix_family(family: Family) -> bool {
@@ -148,8 +149,9 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
     let (mut first, others): (Vec<&Implementation>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
+        let many = m > 8 || matmul::few_rows_pay_tiles(op, caps, m);
         let wanted: &[Family] =
-            if m > 8 { &[Family::Tile, Family::Cooperative, Family::Block] } else { &[Family::Stream, Family::Spread] };
+            if many { &[Family::Tile, Family::Cooperative, Family::Block] } else { &[Family::Stream, Family::Spread] };
         wanted.contains(&f.family)
     });
     first.extend(others);

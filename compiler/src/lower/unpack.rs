@@ -5,6 +5,7 @@
 
 pub(super) mod fields;
 pub(super) mod fragments;
+pub(super) mod pairs;
 
 use super::memory::{at, split, times};
 use super::walk::Pos;
@@ -28,6 +29,8 @@ pub(super) struct Weights<'a> {
     /// The last block, where the strip may reach past it: what lies there is never stored, but must be readable.
     last_block: Option<usize>,
     features: Features,
+    /// How far ahead of the words that are read others are asked for, in bytes.
+    ahead: Option<usize>,
 }
 
 /// How codes enter an integer dot product: `code = (factor · byte - offset) · scale`.
@@ -70,7 +73,13 @@ impl<'a> Weights<'a> {
             inside: !tile.is_multiple_of(ROWS),
             last_block: (tile > ROWS && !(blocks * ROWS).is_multiple_of(tile)).then(|| blocks - 1),
             features: caps.features,
+            ahead: None,
         }
+    }
+
+    /// The same, asking for words so many bytes ahead of those that are read.
+    pub fn asking_ahead(self, bytes: usize) -> Weights<'a> {
+        Weights { ahead: Some(bytes), ..self }
     }
 
     /// The start of vector `v` in a section whose rows are `size` bytes wide: an index and a constant.
@@ -100,22 +109,33 @@ impl<'a> Weights<'a> {
         places
             .into_iter()
             .map(|(word, bit)| {
-                let address = at(self.memory, start.index, start.fixed + self.layout.codes + word);
+                let place = start.fixed + self.layout.codes + word;
+                // Quads that share a word share the hint.
+                if let Some(ahead) = self.ahead.filter(|_| bit == 0) {
+                    b.prefetch(at(self.memory, start.index, place + ahead));
+                }
+                let address = at(self.memory, start.index, place);
                 (b.load(Type::vector(Scalar::I32, self.lanes), address, 4 * self.lanes as u32), bit)
             })
             .collect()
     }
 
-    /// Codes of a quad as bytes of an integer dot product.
-    pub fn bytes(&self, b: &mut Builder, how: &Integers, words: &[(Value, u8)]) -> Value {
+    /// Codes of a quad as they are stored, in bytes.
+    fn codes(&self, b: &mut Builder, words: &[(Value, u8)]) -> Value {
         let ty = Type::vector(Scalar::I8, 4 * self.lanes);
-        let mut bytes = match *words {
+        match *words {
             [(word, bit)] => b.unpack(word, bit, self.layout.planes[0], false, ty),
             _ => {
                 let joined = self.join(b, words, 0x0101_0101);
                 b.bitcast(joined, ty)
             }
-        };
+        }
+    }
+
+    /// Codes of a quad as bytes of an integer dot product.
+    pub fn bytes(&self, b: &mut Builder, how: &Integers, words: &[(Value, u8)]) -> Value {
+        let mut bytes = self.codes(b, words);
+        let ty = b.ty(bytes);
         if let Some(table) = how.table {
             let table: Vec<u64> = table.iter().map(|&v| v as u8 as u64).collect();
             let table = b.lanes(Scalar::I8, &table);

@@ -93,20 +93,25 @@ impl Matmul {
     pub fn reference(&self, inputs: &MatmulInputs<'_>, rows: &[usize], columns: &[usize]) -> Vec<Expected> {
         let k = self.k;
         let (mut values, mut sizes) = (vec![0.0; columns.len() * k], vec![0.0; columns.len() * k]);
+        let (mut flushed, flush) = (vec![0.0; columns.len() * k], self.flush());
         for (i, &n) in columns.iter().enumerate() {
             for c in 0..k {
                 values[i * k + c] = inputs.weights.value(n, c);
                 sizes[i * k + c] = magnitude(inputs.weights, n, c);
+                let scale = inputs.weights.scale(inputs.weights.granule(n, c), n, c);
+                flushed[i * k + c] = flush * (sizes[i * k + c] + scale.abs());
             }
         }
         let mut expected = Vec::with_capacity(rows.len() * columns.len());
         for &m in rows {
-            let x: Vec<f64> = (0..k).map(|c| inputs.x[m * k + c] * self.activation_scale(inputs, m, c)).collect();
+            let scales: Vec<f64> = (0..k).map(|c| self.activation_scale(inputs, m, c)).collect();
+            let x: Vec<f64> = scales.iter().enumerate().map(|(c, scale)| inputs.x[m * k + c] * scale).collect();
             for (i, &n) in columns.iter().enumerate() {
                 let (w, size) = (&values[i * k..][..k], &sizes[i * k..][..k]);
                 let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
                 let total: f64 = x.iter().zip(size).map(|(x, s)| x.abs() * s).sum();
-                expected.push(self.finish(inputs, m, n, sum, total));
+                let lost: f64 = scales.iter().zip(&flushed[i * k..][..k]).map(|(scale, lost)| scale.abs() * lost).sum();
+                expected.push(self.finish(inputs, (m, n), (sum, total), lost));
             }
         }
         expected
@@ -132,6 +137,15 @@ impl Matmul {
         }
     }
 
+    /// What dot products of bf16 may lose of a product, relative to the code of its weight and one more: they take subnormal
+    /// activations for zeros, and so they do with each of two sums, that of products and that of activations.
+    fn flush(&self) -> f64 {
+        match self.activation {
+            Activation::Float(DType::Bf16) | Activation::Int8(_) | Activation::Fp8(..) => 2f64.powi(-125),
+            Activation::Float(_) => 0.0,
+        }
+    }
+
     fn activation_scale(&self, inputs: &MatmulInputs<'_>, m: usize, column: usize) -> f64 {
         match self.activation {
             Activation::Float(_) => 1.0,
@@ -145,9 +159,15 @@ impl Matmul {
 
     /// Any schedule makes at most K additions, and fewer than 16 further roundings, on the way of a product to its sum:
     /// scale of two levels, zero, activation scale, conversions.
-    fn finish(&self, inputs: &MatmulInputs<'_>, m: usize, n: usize, sum: f64, total: f64) -> Expected {
+    fn finish(
+        &self,
+        inputs: &MatmulInputs<'_>,
+        (m, n): (usize, usize),
+        (sum, total): (f64, f64),
+        lost: f64,
+    ) -> Expected {
         let mut value = sum;
-        let mut bound = (gamma(self.k + 16) + inputs.loss) * total;
+        let mut bound = (gamma(self.k + 16) + inputs.loss) * total + lost;
         if self.epilogue.bias {
             value += inputs.bias[n] as f64;
             bound += gamma(2) * (value.abs() + bound);

@@ -11,7 +11,7 @@ pub struct KvSchedule {
     pub tile: u32,
     /// Query rows whose sums are held in registers together.
     pub rows: u32,
-    /// Vectors of tokens, or of channels, that share a query's or a weight's number.
+    /// Vectors of tokens, or of channels, that share a query's or a weight's number: as many of them as fit a page or a head.
     pub vectors: u32,
 }
 

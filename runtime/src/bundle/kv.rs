@@ -79,6 +79,9 @@ pub struct KvSpec {
     /// Whether codes of integers are summed up as integers.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub integer: bool,
+    /// Whether products are summed up by matrix instructions.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub matrix: bool,
     /// Whether a learned sink is in the denominator.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sinks: bool,
@@ -117,6 +120,7 @@ impl KvSpec {
                 softcap: op.softcap,
                 alibi: op.alibi,
                 integer: op.arithmetic == Arithmetic::Integer,
+                matrix: op.arithmetic == Arithmetic::Matrix,
                 window: match op.sight {
                     Sight::All => None,
                     Sight::Window { window, first } => Some([window, first]),
@@ -166,7 +170,14 @@ impl KvEntry {
                 softcap: spec.softcap,
                 alibi: spec.alibi,
                 sight: spec.window.map_or(Sight::All, |[window, first]| Sight::Window { window, first }),
-                arithmetic: if spec.integer { Arithmetic::Integer } else { Arithmetic::Float },
+                arithmetic: match (spec.integer, spec.matrix) {
+                    (false, false) => Arithmetic::Float,
+                    (true, false) => Arithmetic::Integer,
+                    (false, true) => Arithmetic::Matrix,
+                    (true, true) => {
+                        return Err(Error::invalid(format!("kernel {}: both `integer` and `matrix`", self.entry)));
+                    }
+                },
             }),
             "attend_merge" => KvOp::Merge(Merge {
                 heads: heads()?,
@@ -214,6 +225,7 @@ impl std::fmt::Display for KvSpec {
         parts.extend(self.alibi.then(|| "bias by distance".to_string()));
         parts.extend(self.window.map(|[window, first]| format!("window {window} after the first {first}")));
         parts.extend(self.integer.then(|| "integer sums".to_string()));
+        parts.extend(self.matrix.then(|| "matrix sums".to_string()));
         parts.extend(self.sinks.then(|| "sinks".to_string()));
         let pairs = if self.interleaved { " in neighbours" } else { "" };
         parts.extend(self.rotary.map(|rotary| format!("{rotary} rotary channels{pairs}")));
@@ -248,6 +260,7 @@ mod tests {
             KvOp::Attend(attend),
             KvOp::Attend(Attend { softcap: None, alibi: false, sight: Sight::All, ..attend }),
             KvOp::Attend(Attend { arithmetic: Arithmetic::Float, ..attend }),
+            KvOp::Attend(Attend { arithmetic: Arithmetic::Matrix, ..attend }),
             KvOp::Merge(merge),
             KvOp::Dequant(KvDequant { layout: windowed, out: DType::F16 }),
             KvOp::Requantize(KvRequantize { from: plain, to: windowed }),

@@ -3,7 +3,7 @@
 //! Reads artifacts whose payload is PTX, which the driver assembles for the device that is here, or a cubin. Always holds:
 //! without a driver or a device there is an error that names what is missing; nothing falls back.
 //!
-//! No NVIDIA GPU was at hand when this was written: it has been run only as far as a machine without one goes.
+//! It has run on an H100 (driver 580, CUDA 13): the hardware suite, graphs, the tuner.
 
 mod choose;
 mod context;

@@ -117,6 +117,10 @@ pub struct KvCache {
     programs: Programs,
     /// The requests of the present step and their new tokens.
     step: Vec<(RequestId, usize)>,
+    /// Counts what makes a plan of attention stale.
+    changes: u64,
+    /// The plan made last: layers of a step share it.
+    planned: Option<attention::Planned>,
     most_requests: usize,
     open: usize,
 }
@@ -182,6 +186,8 @@ impl KvCache {
             rope: None,
             programs,
             step: Vec::new(),
+            changes: 0,
+            planned: None,
             most_requests: requests,
             open: 0,
         })
@@ -270,6 +276,7 @@ impl KvCache {
     /// Ends a request and frees its pages.
     pub fn close(&mut self, id: RequestId) -> Result<()> {
         self.pages.close(id)?;
+        self.changes += 1;
         self.open -= 1;
         self.step.retain(|&(other, _)| other != id);
         Ok(())
@@ -288,6 +295,7 @@ impl KvCache {
             )));
         }
         self.pages.truncate(id, tokens)?;
+        self.changes += 1;
         self.step.retain(|&(other, _)| other != id);
         Ok(())
     }
@@ -304,6 +312,7 @@ impl KvCache {
             }
         }
         self.pages.grow(step)?;
+        self.changes += 1;
         self.step = step.to_vec();
         Ok(())
     }
@@ -362,6 +371,8 @@ impl KvCache {
     /// Rows go through the ring of f16 pages; a page whose place is needed is quantized first.
     fn append_windowed(&mut self, layer: usize, k: View<'_>, v: View<'_>, steps: &[(RequestId, usize)]) -> Result<()> {
         let page = self.shape.page;
+        // Pages leave the window.
+        self.changes += 1;
         let mut done = vec![0; steps.len()];
         let mut first_rows = Vec::new();
         let mut row = 0;

@@ -5,14 +5,20 @@ use super::programs::most_rows;
 use bitsmith_compiler::Result;
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
+use bitsmith_compiler::lower::kv::takes_matrix;
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 
-/// How an attention sums up products: as it is asked to, where it has integers at all; unasked in integers on a processor
-/// with vectors of 32 bytes or more, where that is faster and 16 bits lose nothing that shows.
+/// How an attention sums up products: as it is asked to, where it has integers at all, or the device has matrix instructions
+/// for it. Unasked by those, else in integers on a processor with vectors of 32 bytes or more, where that is faster and 16
+/// bits lose nothing that shows.
 pub fn arithmetic(attend: &Attend, asked: Option<Arithmetic>, caps: &Caps) -> Arithmetic {
     let wide = !caps.features.has(Feature::Workgroups) && caps.vector_bytes >= 32;
-    let asked = asked.unwrap_or(if wide { Arithmetic::Integer } else { Arithmetic::Float });
-    if attend.has_integers() { asked } else { Arithmetic::Float }
+    match asked {
+        None | Some(Arithmetic::Matrix) if takes_matrix(attend, caps) => Arithmetic::Matrix,
+        Some(Arithmetic::Integer) if attend.has_integers() => Arithmetic::Integer,
+        None if wide && attend.has_integers() => Arithmetic::Integer,
+        _ => Arithmetic::Float,
+    }
 }
 
 /// Append (rotated where `rope` says so), attention for one new token and for many, merge, gather, and what a window takes,

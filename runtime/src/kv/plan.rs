@@ -133,6 +133,11 @@ pub fn attend(
                 let entry = index.checked_sub(segment.first_page).and_then(|i| segment.table.get(i));
                 entry.copied().flatten().ok_or_else(|| unmapped(index))?;
             }
+            let length = match splits {
+                Splits::Fixed(_) => length,
+                // Pieces of one range are alike: a short one at the end would take a start and an end of its own.
+                Splits::Balanced(_) => (end - start).div_ceil((end - start).div_ceil(length)).next_multiple_of(page),
+            };
             for from in (start..end).step_by(length) {
                 let record = [
                     (queries.row + first) as i64,

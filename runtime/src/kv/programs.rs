@@ -4,7 +4,7 @@ use crate::bundle::Kernels;
 use crate::{Buffer, Device, Launch, LaunchArg, Program};
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::kv::{choose, grid};
-use bitsmith_compiler::op::kv::{Attend, KvOp};
+use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp};
 use bitsmith_compiler::schedule::KvSchedule;
 use bitsmith_compiler::{Result, compile_kv};
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ pub struct Programs {
     made: Vec<(KvOp, KvSchedule, Program)>,
     scratch: HashMap<&'static str, Buffer>,
     /// What lists in `scratch` hold: the layers of a step share them, and an upload waits for all launches.
-    held: HashMap<&'static str, Vec<u8>>,
+    held: HashMap<&'static str, Vec<i32>>,
 }
 
 impl Programs {
@@ -42,7 +42,13 @@ impl Programs {
     /// Kernels of a bundle.
     pub fn of_bundle(kernels: Arc<Kernels>) -> Programs {
         let device = Arc::clone(kernels.device());
-        Programs { device, source: Source::Bundle(kernels), made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
+        Programs {
+            device,
+            source: Source::Bundle(kernels),
+            made: Vec::new(),
+            scratch: HashMap::new(),
+            held: HashMap::new(),
+        }
     }
 
     /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.
@@ -54,9 +60,12 @@ impl Programs {
         there.iter().copied().find(|&queries| queries >= most).or(there.last().copied()).unwrap_or(most)
     }
 
-    /// Work items that keep the device busy, each of them one for every KV head.
-    pub fn items(&self, kv_heads: usize) -> usize {
+    /// Work items that keep the device busy with an attention, each of them one for every KV head.
+    pub fn items(&self, op: &Attend) -> usize {
+        let kv_heads = op.layout.heads;
         match self.device.caps().gpu {
+            // Workgroups that have long ranges, and wait for nothing else: some for each of those that a unit holds.
+            Some(gpu) if op.arithmetic == Arithmetic::Matrix => (gpu.units as usize * 6).div_ceil(kv_heads.max(1)),
             Some(gpu) => gpu.units as usize * 4,
             // An item has a start and an end that a thread pays for: no more than even out what threads take.
             None => (self.device.info().threads.max(1) * 8).div_ceil(kv_heads.max(1)),
@@ -76,26 +85,22 @@ impl Programs {
 
     /// A work list in device memory.
     pub fn list(&mut self, name: &'static str, fields: &[i32]) -> Result<Buffer> {
-        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
-        self.filled(name, &bytes)
-    }
-
-    /// Numbers in device memory.
-    pub fn floats(&mut self, name: &'static str, numbers: &[f32]) -> Result<Buffer> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.filled(name, &bytes)
-    }
-
-    fn filled(&mut self, name: &'static str, bytes: &[u8]) -> Result<Buffer> {
-        let buffer = self.scratch(name, bytes.len())?;
-        if self.held.get(name).is_some_and(|held| held == bytes) {
+        let buffer = self.scratch(name, 4 * fields.len())?;
+        if self.held.get(name).is_some_and(|held| held == fields) {
             return Ok(buffer);
         }
         // Launches before this one are done with the list: an upload waits for them.
         self.held.remove(name);
-        self.device.upload(&buffer, 0, bytes)?;
-        self.held.insert(name, bytes.to_vec());
+        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
+        self.device.upload(&buffer, 0, &bytes)?;
+        self.held.insert(name, fields.to_vec());
         Ok(buffer)
+    }
+
+    /// Numbers in device memory.
+    pub fn floats(&mut self, name: &'static str, numbers: &[f32]) -> Result<Buffer> {
+        let fields: Vec<i32> = numbers.iter().map(|x| x.to_bits() as i32).collect();
+        self.list(name, &fields)
     }
 
     /// Launches an operation over so many work records.

@@ -74,6 +74,11 @@ impl Roofs {
         self.highest(|name| name.starts_with("fma"))
     }
 
+    /// The higher of multiply-adds and dot products of bf16, with its name.
+    pub fn best_bf16(&self) -> Option<(&'static str, f64)> {
+        self.highest(|name| name.starts_with("fma") || name.starts_with("bf16"))
+    }
+
     fn highest(&self, which: impl Fn(&str) -> bool) -> Option<(&'static str, f64)> {
         self.arithmetic().filter(|(name, _)| which(name)).max_by(|a, b| a.1.total_cmp(&b.1))
     }

@@ -27,6 +27,24 @@ fn bits(number: f32) -> u64 {
     u64::from(number.to_bits())
 }
 
+/// Zero in place of a subnormal number.
+fn normal(number: f32) -> f32 {
+    if number.is_subnormal() { 0.0f32.copysign(number) } else { number }
+}
+
+/// A multiply-add whose results are zeros where they are tiny after rounding, as if exponents had no end: near the smallest
+/// numbers it is done with all of them 2^96 times as large.
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    let sum = a.mul_add(b, c);
+    if sum.is_nan() || sum.abs() > f32::MIN_POSITIVE {
+        return sum;
+    }
+    // What is too large for it does not come to a number so small, but to nothing.
+    let up = 2f32.powi(48);
+    let large = (a * up).mul_add(b * up, c * up * up);
+    if large.is_finite() && large.abs() < f32::MIN_POSITIVE * up * up { 0.0f32.copysign(sum) } else { normal(sum) }
+}
+
 /// Width of the lanes that a name ends in: `b`, `w`, `d`, `q`.
 fn suffix(name: &str) -> usize {
     match name.as_bytes().last() {
@@ -347,6 +365,27 @@ impl Machine {
                 }
                 self.write_vector(i, &out, bytes, 8)?;
             }
+            M::Vpermw | M::Vpermd => {
+                let width = suffix(name);
+                let (index, a) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
+                let mut out = [0; 64];
+                for at in 0..bytes / width {
+                    let from = lane(&index, width, at) as usize % (bytes / width);
+                    put(&mut out, width, at, lane(&a, width, from));
+                }
+                self.write_vector(i, &out, bytes, width)?;
+            }
+            M::Vpermt2w | M::Vpermt2d => {
+                let width = suffix(name);
+                let (a, b) = (self.vector(i, 0, bytes)?, self.vector(i, 2, bytes)?);
+                let (index, per) = (self.vector(i, 1, bytes)?, bytes / width);
+                let mut out = [0; 64];
+                for at in 0..per {
+                    let from = lane(&index, width, at) as usize % (2 * per);
+                    put(&mut out, width, at, lane(if from < per { &a } else { &b }, width, from % per));
+                }
+                self.write_vector(i, &out, bytes, width)?;
+            }
             M::Vinsertps => {
                 let control = i.immediate8();
                 let source = self.vector(i, 2, 16)?;
@@ -420,6 +459,20 @@ impl Machine {
                     let word = |source: usize, at: usize| i64::from(lane(&sources[source], 2, at) as i16);
                     let sum = [2 * index, 2 * index + 1].map(|at| word(1, at) * word(2, at)).iter().sum::<i64>();
                     put(&mut out, 4, index, lane(&sources[0], 4, index).wrapping_add(sum as u64));
+                }
+                self.write_vector(i, &out, bytes, 4)?;
+            }
+            M::Vdpbf16ps => {
+                let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
+                let mut out = [0; 64];
+                for index in 0..bytes / 4 {
+                    let factor = |source: usize, at: usize| normal(float(lane(&sources[source], 2, at) << 16));
+                    let mut sum = normal(float(lane(&sources[0], 4, index)));
+                    // The odd words first.
+                    for at in [2 * index + 1, 2 * index] {
+                        sum = multiply_add(factor(1, at), factor(2, at), sum);
+                    }
+                    put(&mut out, 4, index, bits(sum));
                 }
                 self.write_vector(i, &out, bytes, 4)?;
             }

@@ -5,8 +5,8 @@
 //! head's outputs are held against the reference in `f64`.
 
 use crate::failure::Failure;
-use crate::table::{Table, bytes, time};
 use crate::roofs::Roofs;
+use crate::table::{Table, bytes, time};
 use crate::{Io, Outcome, memory, roofs as device_roofs};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout, KvPer};
@@ -77,6 +77,8 @@ enum Sums {
     Float,
     /// Codes of integers stay integers; queries and weights are rounded to steps
     Integer,
+    /// Matrix instructions, where the device has them
+    Matrix,
 }
 
 /// Tokens as clap takes them: `8192`, `8k`, up to 2^24.
@@ -235,6 +237,7 @@ impl BenchAttend {
             Sums::Best => None,
             Sums::Float => Some(Arithmetic::Float),
             Sums::Integer => Some(Arithmetic::Integer),
+            Sums::Matrix => Some(Arithmetic::Matrix),
         };
         let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };
         let mut rows = Vec::new();
@@ -341,7 +344,13 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
     writeln!(
         io.out,
         "attention of {} requests, {} query heads over {} KV heads of {} channels, pages of {} tokens\n{} ({})",
-        summary.batch, summary.heads, summary.kv_heads, summary.head_dim, summary.page, summary.device.model, summary.device.target
+        summary.batch,
+        summary.heads,
+        summary.kv_heads,
+        summary.head_dim,
+        summary.page,
+        summary.device.model,
+        summary.device.target
     )?;
     for roofs in &summary.roofs {
         writeln!(io.out, "{}", roofs.describe())?;

@@ -116,6 +116,7 @@ pub enum Op {
         lanes: u8,
     },
     Dot2 {
+        float: bool,
         d: Slot,
         a: Slot,
         b: Slot,
@@ -327,7 +328,9 @@ pub fn pure_op(
         Inst::Dot4 { signs, a_bits, a, b, acc } => {
             Op::Dot4 { signs: *signs, a_bits: *a_bits, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
         }
-        Inst::Dot2 { a, b, acc } => Op::Dot2 { d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes },
+        Inst::Dot2 { a, b, acc } => {
+            Op::Dot2 { float: scalar == Scalar::F32, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
+        }
         Inst::PermuteBytes { table, index } => Op::Permute { d, a: slot(*table), b: slot(*index), bytes: lanes },
         Inst::Const(_)
         | Inst::Arg(_)

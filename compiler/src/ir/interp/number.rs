@@ -35,6 +35,26 @@ pub fn maximum(a: f32, b: f32) -> f32 {
     }
 }
 
+/// The number, or a zero of its sign in place of a subnormal one.
+#[inline(always)]
+pub fn without_subnormals(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+}
+
+/// A multiply-add of numbers without subnormals, whose factors have at most 12 bits each, that gives zeros in place of results
+/// that are below the smallest normal number once rounded to 24 bits of whatever exponent.
+pub fn flushing_fma(a: f32, b: f32, c: f32) -> f32 {
+    let sum = without_subnormals(a.mul_add(b, c));
+    if sum.abs() != f32::MIN_POSITIVE {
+        return sum;
+    }
+    // Subnormals have fewer bits, so that more rounds up to the smallest normal number: three quarters of the last step below
+    // it. The product is exact here, and the sum too, or too close to the number for its rounding to matter.
+    let exact = (f64::from(a) * f64::from(b) + f64::from(c)).abs();
+    let limit = f64::from(f32::MIN_POSITIVE) * (1.0 - 1.0 / f64::from(1 << 25));
+    if exact < limit { 0.0f32.copysign(sum) } else { sum }
+}
+
 /// A float operation of two operands; other operations give 0.
 #[inline(always)]
 pub fn float_bin(op: BinOp, a: f32, b: f32) -> f32 {

@@ -40,7 +40,8 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         Op::Dot4 { signs, a_bits, d, a, b, c, lanes } => {
             return dot4(signs, a_bits, At { d, a, b, n: 0, lanes }, c, regs);
         }
-        Op::Dot2 { d, a, b, c, lanes } => dot2(At { d, a, b, n: 0, lanes }, c, regs),
+        Op::Dot2 { float: false, d, a, b, c, lanes } => dot2(At { d, a, b, n: 0, lanes }, c, regs),
+        Op::Dot2 { float: true, d, a, b, c, lanes } => dot2_bf16(At { d, a, b, n: 0, lanes }, c, regs),
         Op::Permute { d, a, b, bytes } => return permute(d, a, b, bytes, regs),
         Op::Builtin { .. }
         | Op::Load { .. }
@@ -437,6 +438,20 @@ fn dot2(at: At, c: Slot, regs: &mut [u8]) {
         let mut sum = i32::from_le_bytes(bytes(regs, c as usize + 4 * lane));
         for j in 0..2 {
             sum = sum.wrapping_add(word(regs, at.a, j).wrapping_mul(word(regs, at.b, j)));
+        }
+        put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
+    }
+}
+
+fn dot2_bf16(at: At, c: Slot, regs: &mut [u8]) {
+    for lane in 0..at.lanes as usize {
+        let word = |regs: &[u8], slot: Slot, j: usize| {
+            let word = u16::from_le_bytes(bytes(regs, slot as usize + 4 * lane + 2 * j));
+            number::without_subnormals(f32::from_bits(u32::from(word) << 16))
+        };
+        let mut sum = number::without_subnormals(f32::from_le_bytes(bytes(regs, c as usize + 4 * lane)));
+        for j in [1, 0] {
+            sum = number::flushing_fma(word(regs, at.a, j), word(regs, at.b, j), sum);
         }
         put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
     }

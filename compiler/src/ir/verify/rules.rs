@@ -129,6 +129,10 @@ impl<'k> Check<'k> {
             }
             Inst::Unpack { a, shift, bits, .. } => self.unpack(*a, *shift, *bits, ty),
             Inst::Dot4 { signs, a_bits, a, b, acc } => self.dot4(*signs, *a_bits, [*a, *b, *acc], ty),
+            Inst::Dot2 { a, b, acc } if self.kernel.ty(*a).scalar == Scalar::Bf16 => {
+                self.needs(Feature::Dot2Bf16, "dot2 of bf16");
+                self.dot(Scalar::Bf16, [*a, *b, *acc], ty);
+            }
             Inst::Dot2 { a, b, acc } => self.dot(Scalar::I16, [*a, *b, *acc], ty),
             Inst::PermuteBytes { table, index } => {
                 self.expect(*table, Type::vector(Scalar::I8, 16), "the table");
@@ -318,8 +322,9 @@ impl<'k> Check<'k> {
     fn dot(&mut self, part: Scalar, [a, b, acc]: [Value; 3], ty: Option<Type>) {
         let (a_type, b_type) = (self.operand(a), self.operand(b));
         let Some(found) = self.operand(acc) else { return };
-        if found.scalar != Scalar::I32 || found.lanes > 16 {
-            return self.fault(format!("the accumulator {acc} is {found}; it is i32 with at most 16 lanes"));
+        let sum = if part == Scalar::Bf16 { Scalar::F32 } else { Scalar::I32 };
+        if found.scalar != sum || found.lanes > 16 {
+            return self.fault(format!("the accumulator {acc} is {found}; it is {sum} with at most 16 lanes"));
         }
         self.result_is(ty, found);
         let factors = Type::vector(part, (32 / part.bits()) as u8 * found.lanes);

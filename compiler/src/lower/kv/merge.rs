@@ -1,19 +1,27 @@
 //! Family of `attend_merge`: a workgroup makes the output of one query row and head from its slots.
 //!
 //! Each thread walks over the slots for its own channels: first for the largest score, then for the sums. A row without
-//! slots, or whose slots saw no token, is 0.
+//! slots, or whose slots saw no token, is 0. A GPU asks for several slots at once; those past the last repeat it, and weigh
+//! nothing.
 
 use super::super::memory::{at, scalar_of, split, times};
 use super::codes;
 use super::{Params, field, int, local};
 use crate::caps::{Caps, Feature};
-use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, Value};
+use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, Value};
 use crate::op::kv::{Merge, ROW};
 use crate::schedule::KvSchedule;
+
+/// Slots that a thread of a GPU asks for at once.
+const AT_ONCE: usize = 8;
 
 pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule, caps: &Caps) {
     let many = caps.features.has(Feature::Workgroups);
     let lanes: u8 = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
+    if caps.features.has(Feature::GridDependency) {
+        b.asynchronous(Asynchronous::AwaitDependencies);
+        b.asynchronous(Asynchronous::LaunchDependents);
+    }
     let row = b.builtin(Builtin::WorkgroupId(0));
     let row = b.cast(CastOp::ExtendS, row, Scalar::I64);
     let head = b.builtin(Builtin::WorkgroupId(1));
@@ -48,9 +56,19 @@ pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule
         b.mul(sink, unit)
     });
     let first = sink.map_or(lowest, |sink| b.bin(BinOp::Max, lowest, sink));
-    let top = b.for_loop(zero, f[1], 1, &[first], |b, slot, top| {
-        let m = stat(b, slot, 0);
-        vec![b.bin(BinOp::Max, top[0], m)]
+    let at_once = if many { AT_ONCE } else { 1 };
+    let last = b.bin_imm(BinOp::Add, f[1], -1);
+    // The slots of a turn.
+    let slots = |b: &mut Builder, slot: Value| -> Vec<Value> {
+        let one = |b: &mut Builder, i: usize| {
+            let slot = super::plus(b, slot, i);
+            super::least(b, slot, last)
+        };
+        if many { (0..at_once).map(|i| one(b, i)).collect() } else { vec![slot] }
+    };
+    let top = b.for_loop(zero, f[1], at_once as i64, &[first], |b, slot, top| {
+        let all: Vec<Value> = slots(b, slot).into_iter().map(|slot| stat(b, slot, 0)).collect();
+        vec![all.into_iter().fold(top[0], |top, m| b.bin(BinOp::Max, top, m))]
     })[0];
     let none = b.f32(1, 0.0);
     let extra = match sink {
@@ -71,24 +89,35 @@ pub fn build(b: &mut Builder, op: &Merge, params: &Params, schedule: &KvSchedule
         let nothing = b.f32(lanes, 0.0);
         let mut state = vec![nothing; vectors];
         state.push(extra);
-        let sums = b.for_loop(zero, f[1], 1, &state, |b, slot, sums| {
-            let m = stat(b, slot, 0);
-            let l = stat(b, slot, 1);
-            let x = b.bin(BinOp::Sub, m, top);
-            let weight = codes::power_of_two(b, x);
-            let line = line(b, slot);
-            let place = times(b, line, op.dim);
-            let place = b.add(place, channel);
-            let place = times(b, place, 4);
-            let wide = b.splat(weight, lanes);
-            let mut next: Vec<Value> = (0..vectors)
-                .map(|v| {
-                    let further = v * lanes as usize * 4;
-                    let value = b.load(Type::vector(Scalar::F32, lanes), at(o, Some(place), further), 4);
-                    b.fma(value, wide, sums[v])
+        let sums = b.for_loop(zero, f[1], at_once as i64, &state, |b, slot, sums| {
+            let mut next = sums.to_vec();
+            let all = slots(b, slot);
+            let stats: Vec<[Value; 2]> = all.iter().map(|&slot| [0, 1].map(|which| stat(b, slot, which))).collect();
+            let values: Vec<Vec<Value>> = all
+                .iter()
+                .map(|&slot| {
+                    let line = line(b, slot);
+                    let place = times(b, line, op.dim);
+                    let place = b.add(place, channel);
+                    let place = times(b, place, 4);
+                    let ty = Type::vector(Scalar::F32, lanes);
+                    (0..vectors).map(|v| b.load(ty, at(o, Some(place), v * lanes as usize * 4), 4)).collect()
                 })
                 .collect();
-            next.push(b.fma(l, weight, sums[vectors]));
+            for (i, (&[m, l], values)) in stats.iter().zip(values).enumerate() {
+                let x = b.bin(BinOp::Sub, m, top);
+                let mut weight = codes::power_of_two(b, x);
+                if i > 0 {
+                    let slot = super::plus(b, slot, i);
+                    let there = b.cmp(CmpOp::LtS, slot, f[1]);
+                    weight = b.select(there, weight, none);
+                }
+                let wide = b.splat(weight, lanes);
+                for (v, value) in values.into_iter().enumerate() {
+                    next[v] = b.fma(value, wide, next[v]);
+                }
+                next[vectors] = b.fma(l, weight, next[vectors]);
+            }
             next
         });
         let below = b.splat(sums[vectors], lanes);

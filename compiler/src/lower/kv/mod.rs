@@ -16,7 +16,7 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ir::{Access, BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Memory, Scalar, Type, Value};
-use crate::op::kv::KvOp;
+use crate::op::kv::{Arithmetic, Attend, KvOp};
 use crate::schedule::KvSchedule;
 
 /// One buffer of an operation on a cache.
@@ -92,11 +92,18 @@ pub fn signature(op: &KvOp) -> Vec<KvBuffer> {
 pub fn choose(op: &KvOp, caps: &Caps) -> KvSchedule {
     let many = caps.features.has(Feature::Workgroups);
     match op {
+        KvOp::Attend(op) if op.arithmetic == Arithmetic::Matrix => attend::matrix::choose(op, caps),
         KvOp::Attend(op) => attend::choose(op, caps),
         KvOp::Merge(_) | KvOp::Append(_) | KvOp::Dequant(_) | KvOp::Requantize(_) => {
             KvSchedule { threads: if many { 64.min(caps.max_workgroup) } else { 1 }, ..KvSchedule::default() }
         }
     }
+}
+
+/// Whether a device sums up an attention by matrix instructions ([`Arithmetic::Matrix`]), however
+/// the operation itself says that products are summed up.
+pub fn takes_matrix(op: &Attend, caps: &Caps) -> bool {
+    attend::matrix::refuses(op, caps).is_none()
 }
 
 /// Turns an operation and a schedule into a kernel for devices of these caps.
@@ -115,6 +122,9 @@ pub fn lower(op: &KvOp, schedule: &KvSchedule, caps: &Caps) -> Result<Kernel> {
     b.workgroup(schedule.threads, 1, 1);
     match &op {
         KvOp::Append(op) => append::build(&mut b, op, &params, schedule),
+        KvOp::Attend(op) if op.arithmetic == Arithmetic::Matrix => {
+            attend::matrix::build(&mut b, op, &params, schedule, caps)?;
+        }
         KvOp::Attend(op) => attend::build(&mut b, op, &params, schedule, caps)?,
         KvOp::Merge(op) => merge::build(&mut b, op, &params, schedule, caps),
         KvOp::Dequant(op) => gather::dequant(&mut b, op, &params, schedule),

@@ -7,6 +7,7 @@
 //!                              └► at the end: epilogue
 //! ```
 
+mod dots;
 mod floats;
 mod pairs;
 
@@ -29,8 +30,10 @@ const ROWS: usize = 192;
 
 /// Strips of W that share converted activations. They are a fifth of the time of one strip, so that eight leave little; but
 /// there should be 64 workgroups, for as many threads.
-pub(super) fn strips(op: &Matmul, tile_n: u32) -> u32 {
-    (op.n as u32 / (64 * tile_n)).clamp(1, MOST_STRIPS)
+/// Dot products of bf16 have wider tiles, of which half as many must do.
+pub(super) fn strips(op: &Matmul, tile_n: u32, blocks: &Blocks) -> u32 {
+    let workgroups = if blocks.are_dots() { 32 } else { 64 };
+    (op.n as u32 / (workgroups * tile_n)).clamp(1, MOST_STRIPS)
 }
 
 /// Most strips, whose results lie in scratch side by side.
@@ -45,6 +48,8 @@ enum Kind {
     /// add two of their products in 16 bits, which do not hold them. (Bytes of 6 bits fit twice, and are slower in pairs: 83
     /// against 99 GOP/s on Zen 3 for Q6_K, whose groups are short.)
     Pairs,
+    /// Dot products of bf16 in pairs.
+    Dots,
 }
 
 impl Kind {
@@ -52,7 +57,7 @@ impl Kind {
     fn bytes(self) -> usize {
         match self {
             Kind::Floats => 4,
-            Kind::Pairs => 2,
+            Kind::Pairs | Kind::Dots => 2,
         }
     }
 }
@@ -67,10 +72,18 @@ pub(super) struct Blocks {
     segment: usize,
 }
 
+impl Blocks {
+    /// Whether sums are of dot products of floats.
+    pub fn are_dots(&self) -> bool {
+        self.kind == Kind::Dots
+    }
+}
+
 /// The blocks of a matmul; `None` where one block holds all columns, or segments do not fit: then rows pass over all of K.
 /// Bytes of integer sums in dot instructions are a fourth of the size, and gain nothing by blocks.
 pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Option<Blocks> {
     let kind = match integers_of(op, layout, caps) {
+        None if dots::serves(op, layout, caps) => Kind::Dots,
         None => Kind::Floats,
         Some(how) if how.bits == 8 && !has_dot(caps) && caps.features.has(Feature::Dot2) => Kind::Pairs,
         Some(_) => return None,
@@ -81,11 +94,12 @@ pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Opt
     let together = match kind {
         Kind::Floats => lanes,
         Kind::Pairs => 4 * lanes,
+        Kind::Dots => 2 * lanes,
     };
     let whole = |segment: usize, columns: usize| {
         op.k.is_multiple_of(segment)
             && segment.is_multiple_of(layout.unit)
-            && segment.is_multiple_of(lanes)
+            && segment.is_multiple_of(if kind == Kind::Dots && dots::wants_sums(layout) { together } else { lanes })
             && op.k.is_multiple_of(together)
             && columns.is_multiple_of(together)
             && layout.padded_group == layout.group
@@ -93,7 +107,7 @@ pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Opt
     let group = op.segment();
     let segment = if group <= most {
         group
-    } else if group.is_multiple_of(most) && (kind == Kind::Floats || group == op.k) {
+    } else if group.is_multiple_of(most) && (kind != Kind::Pairs || group == op.k) {
         most
     } else {
         return None;
@@ -107,6 +121,7 @@ pub(super) fn fits(blocks: &Blocks, tile_m: u32, vectors: u32, layout: &N16, cap
     match blocks.kind {
         Kind::Floats => floats::fits(tile_m, vectors, layout, caps),
         Kind::Pairs => pairs::fits(tile_m, vectors, layout, caps),
+        Kind::Dots => dots::fits(tile_m, vectors, layout, caps),
     }
 }
 
@@ -145,11 +160,15 @@ pub(super) fn build(b: &mut Builder, plan: &Plan, schedule: &Schedule, caps: &Ca
     let end = b.bin_imm(BinOp::Add, start, width);
     let last = b.int(Scalar::I64, plan.op.n as i64);
     let end = b.bin(BinOp::MinS, end, last);
-    let (floats, pairs);
+    let (dots, floats, pairs);
     let work: &dyn Work = match (blocks.kind, &plan.integers) {
         (Kind::Pairs, Some(how)) => {
             pairs = pairs::Pairs::new(b, plan, how, schedule, blocks);
             &pairs
+        }
+        (Kind::Dots, _) => {
+            dots = dots::Dots::new(b, plan, schedule, blocks);
+            &dots
         }
         _ => {
             floats = floats::Floats::new(b, plan, schedule, blocks);

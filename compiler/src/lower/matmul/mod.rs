@@ -19,17 +19,6 @@ mod stream;
 mod tile;
 mod wide;
 
-pub(super) use block::{BLOCK, block_rows};
-pub(super) use cooperative::COOPERATIVE;
-pub(super) use dense::{DENSE, pays as decoding_once_pays};
-pub(super) use mma::{MMA, packing};
-pub(super) use panel::PANEL_FAMILY;
-pub(super) use ring::RING;
-pub(super) use spread::SPREAD;
-pub(super) use stream::STREAM;
-pub(super) use tile::TILE;
-pub(super) use wide::WIDE;
-
 use super::Preparation;
 use super::activation::Rows;
 use super::memory::Signature;
@@ -42,6 +31,16 @@ use crate::format::n16::N16;
 use crate::ir::{Builder, Value};
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::{Family, Schedule};
+pub(super) use block::{BLOCK, block_rows};
+pub(super) use cooperative::COOPERATIVE;
+pub(super) use dense::{DENSE, pays as decoding_once_pays};
+pub(super) use mma::{MMA, packing};
+pub(super) use panel::PANEL_FAMILY;
+pub(super) use ring::RING;
+pub(super) use spread::SPREAD;
+pub(super) use stream::STREAM;
+pub(super) use tile::{TILE, few_rows_pay_tiles};
+pub(super) use wide::WIDE;
 
 /// A tile of sums under construction: `vectors` vectors of rows of W for each row of X.
 pub(super) struct Tile<'a> {

@@ -147,7 +147,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 // What a unit has to do, in cycles: matrix instructions or bytes from the cache, what each tile costs besides,
                 // and what meeting costs.
                 let work = (tile_m * tile_n) as usize * block * shape.b.bits() as usize / 16 / PRODUCTS;
-                let each = total / split * work.max(bytes / BYTES) + 4000 + if split > 1 { 2000 + 200 * split } else { 0 };
+                let each =
+                    total / split * work.max(bytes / BYTES) + 4000 + if split > 1 { 2000 + 200 * split } else { 0 };
                 let turns = (m.div_ceil(tile_m as usize) * tiles * split).div_ceil(gpu.units as usize);
                 let workgroups = if split > 1 { tiles * split } else { 1 };
                 let schedule = Schedule::single(Family::Wide, tile_m, tile_n, stages).with_threads(THREADS, 1);
@@ -235,11 +236,11 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let copier = Copier::new(b, &stages, params.get(Role::Activations), (first, params.m), (subgroup, lane));
     let walk = Walk { shape, stages: &stages, copier: &copier, fragments: &fragments };
     let place = (tile_x, tile_y, number);
-    let shared =
-        (share > 1).then(|| Share::new(b, (matmul, schedule), share, params.get(Role::Workspace), place));
+    let shared = (share > 1).then(|| Share::new(b, (matmul, schedule), share, params.get(Role::Workspace), place));
     let from = shared.as_ref().map(|shared| shared.first(b, total / share));
     let sums = walk.run(b, (from, total / share));
-    let end = End { op: matmul, shape, cut, fragments: &fragments, params: &params, places: (first, start, lane), tile_m };
+    let end =
+        End { op: matmul, shape, cut, fragments: &fragments, params: &params, places: (first, start, lane), tile_m };
     let plan = Plan::with_lanes(matmul, &Schedule { unroll: 1, ..*schedule }, caps, 1, 1)?;
     match &shared {
         None => end.store(b, &plan, &sums),

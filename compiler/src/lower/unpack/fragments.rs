@@ -5,7 +5,7 @@
 
 mod book;
 mod decode;
-mod direct;
+pub(in crate::lower) mod direct;
 
 use self::decode::float;
 use self::direct::Direct;

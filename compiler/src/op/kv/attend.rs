@@ -47,6 +47,9 @@ pub enum Arithmetic {
     /// are rounded to multiples of a step, the largest of them over [`Attend::steps`], and the sums are exact. Other codes
     /// become `f32` numbers. It costs what the reference's bound says, for time where processors multiply integers faster.
     Integer,
+    /// Matrix instructions of a subgroup, with sums in `f32` in the order of the device: queries and codes are exact, and
+    /// weights of tokens are rounded to [`Attend::weight_type`]. Devices that lack the instructions refuse it.
+    Matrix,
 }
 
 /// Steps are not smaller than for a largest number of this.
@@ -153,6 +156,28 @@ impl Attend {
         [Side::K, Side::V].into_iter().any(|side| integer.steps(side).is_some())
     }
 
+    /// The type of weights under [`Arithmetic::Matrix`]: that of plain values, bf16 where they carry scales of tokens, whose range
+    /// f16 lacks, else f16. `None` for queries that are no 16-bit floats.
+    pub fn weight_type(&self) -> Option<DType> {
+        let codes = &self.layout.v.codes;
+        match codes.code {
+            _ if !matches!(self.input, DType::F16 | DType::Bf16) => None,
+            KvCode::F16 => Some(DType::F16),
+            KvCode::Bf16 => Some(DType::Bf16),
+            _ => Some(if codes.is_static() { DType::F16 } else { DType::Bf16 }),
+        }
+    }
+
+    /// What rounding a weight changes it by under [`Arithmetic::Matrix`], as a share of it, and what is added for small ones, as a
+    /// share of the largest. Weights go up to 2^15, f16 has numbers from 2^-24 on.
+    fn weight_rounding(&self) -> (f64, f64) {
+        match self.weight_type() {
+            _ if self.arithmetic != Arithmetic::Matrix => (0.0, 0.0),
+            Some(DType::Bf16) => (1.0 / 256.0, 0.0),
+            _ => (1.0 / 2048.0, 1.0 / (1u64 << 40) as f64),
+        }
+    }
+
     /// Rows of an item.
     pub fn rows(&self) -> usize {
         self.queries * self.group()
@@ -191,7 +216,10 @@ impl Attend {
     /// the tokens from `start + i · page` on). Exact but for `f64`; the bound covers every order of sums and any splits.
     pub fn reference(&self, inputs: &AttendInputs<'_>, segments: &[(&Pool<'_>, &[usize], usize, usize)]) -> Reference {
         let mut tokens: Vec<(f64, f64, Vec<f64>, Vec<f64>)> = Vec::new();
+        let mut roundings = Vec::new();
         let mut rounded: Vec<Option<Rounded>> = Vec::new();
+        // Units that multiply matrices may cut digits off where `f32` rounds.
+        let loose = if self.arithmetic == Arithmetic::Matrix { 4 } else { 1 };
         let largest = inputs.q.iter().fold(0.0, |top: f64, &q| top.max((q as f64).abs()));
         for (segment, &(pool, pages, start, end)) in segments.iter().enumerate() {
             let here = Attend { layout: pool.layout, ..*self };
@@ -210,7 +238,7 @@ impl Attend {
                 let mut score = dot * self.scale as f64;
                 size *= self.scale as f64;
                 all *= self.scale as f64;
-                let mut slack = gamma(inputs.q.len() + 16) * (size + all) + all;
+                let mut slack = gamma(loose * (inputs.q.len() + 16)) * (size + all) + all;
                 if let Some(cap) = self.softcap {
                     score = cap as f64 * (score / cap as f64).tanh();
                     slack += cap as f64 * gamma(32);
@@ -230,6 +258,7 @@ impl Attend {
                     let codes = sizes.iter().map(|&size| 0.51 / f64::from(steps) * part(size)).collect();
                     Rounded { run: (segment, t / MOST_TOKENS), scale, codes }
                 }));
+                roundings.push(here.weight_rounding());
                 tokens.push((score, slack + gamma(8) * score.abs(), v, sizes));
             }
         }
@@ -253,9 +282,11 @@ impl Attend {
             let most = tops.range((segment, *near.start())..=(segment, *near.end())).fold(0.0, |a: f64, b| a.max(*b.1));
             steps.iter_mut().zip(codes).for_each(|(step, code)| *step += most * code);
         }
-        for (score, _, v, size) in &tokens {
+        for ((score, _, v, size), (share, least)) in tokens.iter().zip(&roundings) {
             let p = (score - top).exp();
             below += p;
+            let rounding = share * p + least;
+            steps.iter_mut().zip(size).for_each(|(step, size)| *step += rounding * size);
             sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
             sizes.iter_mut().zip(size).for_each(|(sum, size)| *sum += p * size);
         }

@@ -19,7 +19,7 @@ pub struct Choice {
     pub dot4_unsigned_signed: bool,
     /// `dot4` of signed bytes to byte multiplications.
     pub dot4_signed_signed: bool,
-    /// `dot2` to multiplications of words.
+    /// `dot2` of integers to multiplications of words.
     pub dot2: bool,
     /// `permute_bytes` to comparisons and selects.
     pub permute_bytes: bool,
@@ -199,7 +199,9 @@ impl Choice {
                 };
                 expand.then(|| arithmetic::dot4(b, signs, a, factor, acc))
             }
-            Inst::Dot2 { a, b: factor, acc } if self.dot2 => Some(arithmetic::dot2(b, a, factor, acc)),
+            Inst::Dot2 { a, b: factor, acc } if self.dot2 && ty.scalar == Scalar::I32 => {
+                Some(arithmetic::dot2(b, a, factor, acc))
+            }
             Inst::PermuteBytes { table, index } if self.permute_bytes => Some(arithmetic::permute(b, table, index)),
             Inst::Un(UnOp::Exp2, a) if self.exp2 => Some(arithmetic::exp2(b, a)),
             Inst::Un(UnOp::Popcount, a) if self.popcount => Some(arithmetic::popcount(b, a)),

@@ -64,6 +64,7 @@ const ROWS: &[Row] = &[
     Row("x86-64-v3+vnni", X86, &["has_avx_vnni"]),
     Row("x86-64-v4", X86, &[]),
     Row("x86-64-v4+vnni", X86, &["has_avx512vnni"]),
+    Row("x86-64-v4+vnni+bf16", X86, &["has_avx512vnni"]),
     Row("x86-64-v3+clif", X86, &[]),
     Row("x86-64-v3+vnni+clif", X86, &["has_avx_vnni"]),
     Row("x86-64-v4+clif", X86, &[]),
@@ -194,7 +195,10 @@ pub(super) fn runs_here(level: &Level) -> bool {
             .collect()
     };
     let there = enabled(&host);
+    // Cranelift has no name for what only the wide emitter uses.
+    let bf16 = |level: &Level| level.caps.features.has(Feature::Dot2Bf16);
     triple.architecture == own.architecture
+        && (bf16(&host) || !bf16(level))
         && triple.operating_system == own.operating_system
         && enabled(level).iter().all(|flag| there.contains(flag))
 }
@@ -209,6 +213,7 @@ fn host_level() -> Option<&'static str> {
     let v4 = v3 && all!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl");
     Some(match (v2, v3, v4) {
         (false, ..) => return None,
+        (_, _, true) if all!("avx512vnni", "avx512bf16") => "x86-64-v4+vnni+bf16",
         (_, _, true) if all!("avx512vnni") => "x86-64-v4+vnni",
         (_, true, _) if all!("avxvnni") => "x86-64-v3+vnni",
         (_, _, true) => "x86-64-v4",

@@ -109,6 +109,8 @@ impl CpuTarget {
             .name()
             .split_once('@')
             .map_or((host.name(), ""), |(level, _)| (level, host.name().strip_prefix(level).unwrap_or_default()));
+        // Cranelift has no dot products of bf16.
+        let level = level.trim_end_matches("+bf16");
         CpuTarget::named(&format!("{level}+clif{platform}"))
     }
 

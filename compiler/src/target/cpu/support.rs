@@ -1,6 +1,6 @@
 //! What this target cannot emit, found before it starts, so that the emitter has no error path.
 
-use crate::caps::Caps;
+use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::ir::{self, Inst, Scalar};
 
@@ -17,7 +17,8 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     if let Some(shared) = kernel.shared.iter().find(|shared| shared.align > 64) {
         lacks.push(format!("shared array `{}` aligned to {} (64 is the most)", shared.name, shared.align));
     }
-    kernel.body.each(&mut |statement| lacking(kernel, wide, statement, &mut lacks));
+    let has_bf16 = caps.features.has(Feature::Dot2Bf16);
+    kernel.body.each(&mut |statement| lacking(kernel, (wide, has_bf16), statement, &mut lacks));
     lacks.dedup();
     if lacks.is_empty() {
         return Ok(());
@@ -25,7 +26,7 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
 }
 
-fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &mut Vec<String>) {
+fn lacking(kernel: &ir::Kernel, (wide, has_bf16): (bool, bool), statement: &ir::Statement, lacks: &mut Vec<String>) {
     match &statement.inst {
         Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
             arithmetic(kernel.ty(*a).scalar, lacks);
@@ -48,6 +49,9 @@ fn lacking(kernel: &ir::Kernel, wide: bool, statement: &ir::Statement, lacks: &m
         Inst::Cooperative(inner) => lacks.push(inner.name().to_string()),
         Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
             lacks.push("asynchronous copies".to_string());
+        }
+        Inst::Dot2 { a, .. } if kernel.ty(*a).scalar == Scalar::Bf16 && !has_bf16 => {
+            lacks.push("dot2 of bf16".to_string());
         }
         Inst::PermuteBytes { index, .. } => {
             if kernel.ty(*index).lanes < 16 {

@@ -312,6 +312,24 @@ fn byte_dots_are_single_instructions() {
 }
 
 #[test]
+fn dots_of_bf16_are_single_instructions_where_there_are_any() {
+    for lanes in [1, 4, 8, 16] {
+        let kernel = lanewise("dots", Type::vector(Scalar::Bf16, 2 * lanes), |b, [x, y, z]| {
+            let acc = b.bitcast(z, Type::vector(Scalar::F32, lanes));
+            vec![b.dot2(x, y, acc)]
+        });
+        let text = asm(&target("x86-64-v4+vnni+bf16"), &kernel);
+        assert_eq!(count(&text, "vdpbf16ps"), 1, "{text}");
+        let legal = verify(&kernel, &Caps::ANY).expect("a sound kernel");
+        for level in CpuTarget::names().filter(|name| !name.ends_with("+bf16")) {
+            let target = target(level);
+            assert!(verify(&kernel, target.caps()).is_err());
+            assert!(matches!(target.emit(&legal), Err(Error::Unsupported(text)) if text.contains("dot2 of bf16")));
+        }
+    }
+}
+
+#[test]
 fn fma_and_broadcast_are_single_instructions() {
     let fma = lanewise("fma", Type::vector(Scalar::F32, 8), |b, [x, y, z]| vec![b.fma(x, y, z)]);
     let text = asm(&target("aarch64"), &fma);

@@ -75,6 +75,7 @@ impl Asks {
             }
             Inst::Asynchronous(inner) => self.beside.push(inner.name()),
             Inst::Cooperative(inner) => self.beside.push(inner.name()),
+            Inst::Dot2 { .. } => self.beside.push("dot2"),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.async_copy = true,
             Inst::For(_)
             | Inst::If(_)
@@ -98,7 +99,6 @@ impl Asks {
             | Inst::Barrier
             | Inst::Yield(_)
             | Inst::Dot4 { .. }
-            | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
             | Inst::AtomicAdd { .. } => {}
         }

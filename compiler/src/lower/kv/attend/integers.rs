@@ -77,6 +77,14 @@ impl Packing {
     pub fn joined(&self, b: &mut Builder, numbers: &[Value]) -> Value {
         let words = self.held(numbers.len() * b.ty(numbers[0]).lanes as usize);
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+        if b.ty(first).lanes == 16 && self.bits == 16 {
+            // One number of lanes after the other, then the low halves of all: where vectors are so long, either is one
+            // instruction.
+            let picks: Vec<u8> = words.iter().flatten().map(|&number| number as u8).collect();
+            let ordered = b.swizzle(first, last, &picks);
+            let halves = b.cast(CastOp::Truncate, ordered, Scalar::I16);
+            return b.bitcast(halves, Type::vector(Scalar::I32, words.len() as u8));
+        }
         let parts = (0..32 / self.bits)
             .map(|i| {
                 let picks: Vec<u8> = words.iter().map(|word| word[i] as u8).collect();
@@ -236,7 +244,7 @@ impl Kernel<'_> {
     pub(super) fn products(
         &self,
         b: &mut Builder,
-        factors: &Factors,
+        (side, factors): (Side, &Factors),
         (place, skipped, distance): (Value, Option<Value>, Option<Value>),
         (first, end, turn): (Value, Value, usize),
         rows: std::ops::Range<usize>,
@@ -258,11 +266,11 @@ impl Kernel<'_> {
                 None => unit,
             };
             let index = times(b, own, packing.fields());
-            self.foresee(b, distance, place, turn * TOKENS * size);
+            self.foresee(b, side, distance, place, turn * TOKENS * size);
             for i in 0..turn {
                 let units: Vec<Value> = (0..vectors)
                     .map(|v| {
-                        let offset = i * TOKENS * size + v * lanes as usize * size;
+                        let offset = i * TOKENS * size + self.vector_offset(side, v);
                         b.load(ty, at(pool, Some(place), offset), align)
                     })
                     .collect();
@@ -294,7 +302,7 @@ impl Kernel<'_> {
         (first, count): (Value, usize),
         rows: std::ops::Range<usize>,
     ) -> Vec<Value> {
-        let vectors = self.schedule.vectors as usize;
+        let vectors = self.vectors(Side::K);
         let units = count / factors.packing.code.per_unit();
         // Sums of bytes stay in 16 bits for a turn where there is no instruction for more; so long ones pay.
         let most = if factors.packing.bits == 8 { 4 } else { 2 };
@@ -302,7 +310,7 @@ impl Kernel<'_> {
         let end = plus(b, first, units);
         let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
         let zeros = vec![nothing; rows.len() * vectors];
-        let sums = self.products(b, factors, (keys, None, distance), (first, end, turn), rows, &zeros);
+        let sums = self.products(b, (Side::K, factors), (keys, None, distance), (first, end, turn), rows, &zeros);
         sums.into_iter().map(|sum| b.cast(CastOp::IntToFloatS, sum, Scalar::F32)).collect()
     }
 
@@ -334,9 +342,13 @@ impl Kernel<'_> {
             let turn = if factors.packing.bits == 8 && page.min(self.tile).is_multiple_of(4 * per) { 4 } else { 2 };
             let most = b.bin_imm(BinOp::And, units, -(turn as i64));
             let at = (place, Some(skipped), distance);
-            let sums = self.products(b, factors, at, (zero, most, turn), rows.clone(), sums);
+            let sums = self.products(b, (Side::V, factors), at, (zero, most, turn), rows.clone(), sums);
             // A block has two units of nibbles, four of bytes.
-            if turn > 2 { self.products(b, factors, at, (most, units, 2), rows.clone(), &sums) } else { sums }
+            if turn > 2 {
+                self.products(b, (Side::V, factors), at, (most, units, 2), rows.clone(), &sums)
+            } else {
+                sums
+            }
         });
         let vectors = state.len() / rows.len();
         let mut out = Vec::new();

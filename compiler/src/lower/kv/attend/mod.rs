@@ -15,6 +15,7 @@
 //! and lanes are those of its vectors. Tokens before an item's range or unseen weigh nothing, whatever lies there.
 
 mod integers;
+pub(super) mod matrix;
 mod place;
 mod scores;
 mod softmax;
@@ -40,8 +41,10 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     if !caps.features.has(Feature::Workgroups) {
         let rows = op.rows().min(4) as u32;
         // Sums of all rows and vectors, two vectors of codes and one number stay in registers.
-        let vectors = if caps.vector_bytes >= 64 { 1 } else { 2 };
-        return KvSchedule { threads: 1, tile: 64, rows, vectors };
+        if caps.vector_bytes < 64 {
+            return KvSchedule { threads: 1, tile: 64, rows, vectors: 2 };
+        }
+        return KvSchedule { threads: 1, tile: place::tile_of(op), rows, vectors: place::vectors_of(op) };
     }
     let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);
     let threads = if dim > 64 { 128 } else { 64 }.min(caps.max_workgroup);
@@ -52,16 +55,14 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
 pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
     let many = caps.features.has(Feature::Workgroups);
     let lanes = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
-    let block = lanes as usize * schedule.vectors as usize;
     let fits = [16, 32, 64, 128, 256].contains(&schedule.tile)
         && (1..=16).contains(&schedule.rows)
         && [1, 2, 4].contains(&schedule.vectors)
-        && TOKENS.is_multiple_of(block)
+        && lanes as usize * schedule.vectors as usize <= 64
         && (many || schedule.threads == 1);
     if !fits {
         return Err(Error::invalid(format!(
-            "attend: tile {}, rows {}, vectors {}; accepted: tile 16 to 256, rows 1 to 16, vectors 1, 2 or 4, at most 16 lanes \
-             of vectors together",
+            "attend: tile {}, rows {}, vectors {}; accepted: tile 16 to 256, rows 1 to 16, vectors 1, 2 or 4",
             schedule.tile, schedule.rows, schedule.vectors
         )));
     }
@@ -231,9 +232,10 @@ impl<'a> Kernel<'a> {
             let left = b.bin(BinOp::Sub, end, start);
             let whole = int(b, self.tile);
             let count = least(b, left, whole);
-            // Scores come in whole blocks.
-            let blocks = plus(b, count, TOKENS - 1);
-            let blocks = b.bin_imm(BinOp::And, blocks, -(TOKENS as i64));
+            // Scores come in whole blocks, as many at a time as share a query's number.
+            let step = TOKENS.max(self.lanes as usize * self.vectors(Side::K));
+            let blocks = plus(b, count, step - 1);
+            let blocks = b.bin_imm(BinOp::And, blocks, -(step as i64));
             let tile = self.tile_at(b, start);
             if self.op.layout.k.codes.per == KvPer::Channel {
                 self.page_queries(b, tile);

@@ -4,9 +4,11 @@
 use super::super::codes;
 use super::super::{int, least, plus};
 use super::Kernel;
-use crate::format::kv::Side;
+use super::values::grouped;
+use crate::format::kv::{KvCode, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, Scalar, Value};
 use crate::lower::memory::{at, split, times};
+use crate::op::kv::Attend;
 
 /// The tokens of a turn.
 #[derive(Clone, Copy)]
@@ -27,7 +29,54 @@ pub(super) struct Home {
     distances: [Option<Value>; 2],
 }
 
+/// Vectors of 64 bytes that share a number. Four sums wait for their own last multiply-adds, sixteen do not, and share loads
+/// of numbers; but where few rows make reading the longer of the two, one stream of codes is read faster than four.
+pub(super) fn vectors_of(op: &Attend) -> u32 {
+    let of = |side| match op.layout.part(side).codes.code {
+        _ if op.rows() > 4 => 4,
+        KvCode::F16 | KvCode::Bf16 => 1,
+        KvCode::Int8 if op.steps(side).is_some() => 1,
+        KvCode::Int8 | KvCode::Int4 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => 4,
+    };
+    of(Side::K).max(of(Side::V))
+}
+
+/// Tokens of a tile for vectors of 64 bytes: a page as a rule. Codes of 4 bits are multiplied so soon that what happens once
+/// per tile shows.
+pub(super) fn tile_of(op: &Attend) -> u32 {
+    let nibbles = [Side::K, Side::V].iter().any(|&side| op.layout.part(side).codes.code.bits() == 4);
+    if nibbles && op.rows() <= 4 { 128 } else { 64 }
+}
+
 impl Kernel<'_> {
+    /// Vectors of tokens or of channels that share a number: as many as the schedule says, where a page and a tile, or a
+    /// head, consist of so many.
+    pub(super) fn vectors(&self, side: Side) -> usize {
+        let part = self.op.layout.part(side);
+        let fits = |vectors: usize| {
+            let width = self.lanes as usize * vectors;
+            match side {
+                Side::K => self.op.layout.page.is_multiple_of(width) && self.tile.is_multiple_of(width),
+                // Vectors of one group share its scale.
+                Side::V if grouped(&part.codes) => part.codes.group(part.head_dim).is_multiple_of(width),
+                Side::V => part.head_dim.is_multiple_of(width),
+            }
+        };
+        [4, 2].into_iter().find(|&vectors| vectors <= self.schedule.vectors as usize && fits(vectors)).unwrap_or(1)
+    }
+
+    /// Bytes from the units of the first of these vectors to those of vector `v`: past 16 lanes the next block begins.
+    pub(super) fn vector_offset(&self, side: Side, v: usize) -> usize {
+        let part = self.op.layout.part(side);
+        let (per, size) = (part.codes.code.per_unit(), part.codes.code.unit_bytes());
+        let line = match side {
+            Side::K => part.head_dim,
+            Side::V => self.op.layout.page,
+        };
+        let lane = v * self.lanes as usize;
+        (lane / TOKENS * (line / per) * TOKENS + lane % TOKENS) * size
+    }
+
     /// The tile from a token on.
     pub(super) fn tile_at(&self, b: &mut Builder, start: Value) -> Tile {
         let anywhere = Tile { start, home: None };
@@ -81,12 +130,14 @@ impl Kernel<'_> {
         Some(b.bin(BinOp::Sub, there, here))
     }
 
-    /// Asks for the lines of `bytes` so far behind a place.
-    pub(super) fn foresee(&self, b: &mut Builder, distance: Option<Value>, place: Value, bytes: usize) {
+    /// Asks for the lines of `bytes` so far behind a place, in each of the blocks that the vectors of a side span.
+    pub(super) fn foresee(&self, b: &mut Builder, side: Side, distance: Option<Value>, place: Value, bytes: usize) {
         let Some(distance) = distance else { return };
         let place = b.add(place, distance);
-        for line in (0..bytes).step_by(64) {
-            b.prefetch(at(self.params.get("pool"), Some(place), line));
+        for v in (0..self.vectors(side)).filter(|&v| (v * self.lanes as usize).is_multiple_of(TOKENS)) {
+            for line in (0..bytes).step_by(64) {
+                b.prefetch(at(self.params.get("pool"), Some(place), self.vector_offset(side, v) + line));
+            }
         }
     }
 }

@@ -63,8 +63,7 @@ impl Kernel<'_> {
 
     /// Scores of `blocks` tokens from `start` on.
     pub(super) fn scores(&self, b: &mut Builder, tile: Tile, blocks: Value) {
-        let vectors = self.schedule.vectors as usize;
-        let width = self.lanes as usize * vectors;
+        let width = self.lanes as usize * self.vectors(Side::K);
         self.each(b, blocks, width, &mut |b, local| {
             let token = b.add(tile.start, local);
             let (base, within) = self.page_of(b, tile, local);
@@ -96,7 +95,7 @@ impl Kernel<'_> {
         within: Value,
         rows: std::ops::Range<usize>,
     ) -> Vec<Vec<Value>> {
-        let (part, lanes, vectors) = (&self.op.layout.k, self.lanes, self.schedule.vectors as usize);
+        let (part, lanes, vectors) = (&self.op.layout.k, self.lanes, self.vectors(Side::K));
         let kind = part.codes;
         let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
         let queries = self.arrays.q_page.unwrap_or(self.arrays.q);
@@ -116,11 +115,11 @@ impl Kernel<'_> {
                 let place = times(b, unit, TOKENS * size);
                 let place = b.add(keys, place);
                 let channel = times(b, unit, per);
-                self.foresee(b, distance, place, turn * TOKENS * size);
+                self.foresee(b, Side::K, distance, place, turn * TOKENS * size);
                 for i in 0..turn {
                     let units: Vec<codes::Opened> = (0..vectors)
                         .map(|v| {
-                            let offset = i * TOKENS * size + v * lanes as usize * size;
+                            let offset = i * TOKENS * size + self.vector_offset(Side::K, v);
                             let align = (ty.bytes()).min(32);
                             let unit = b.load(ty, at(pool, Some(place), offset), align);
                             self.keys.open(b, unit)
@@ -184,6 +183,8 @@ impl Kernel<'_> {
             return self.in_steps(b, rows, totals);
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
+        // What is the same for all tokens pays where it serves more than one block of them.
+        let once = kind.is_static() && self.arrays.q_factors.is_some() && lanes as usize * vectors > TOKENS;
         let mut out = vec![Vec::new(); sums.len()];
         #[allow(clippy::needless_range_loop)] // The vector's number decides addresses as well.
         for v in 0..vectors {
@@ -196,6 +197,23 @@ impl Kernel<'_> {
                 }
             };
             let scale = self.times_constant(b, scale, post);
+            if once {
+                // The same for all tokens, and so is a row's step times it.
+                for (r, row) in rows.clone().enumerate() {
+                    let step = self.step(b, row, 0);
+                    let whole = b.mul(scale, step);
+                    out[r].push(match self.arrays.q_sum {
+                        Some(_) => {
+                            let none = b.f32(lanes, 0.0);
+                            let start = self.with_offset(b, row, None, none, scale, offset);
+                            let start = b.mul(start, step);
+                            b.fma(sums[r][v], whole, start)
+                        }
+                        None => b.mul(sums[r][v], whole),
+                    });
+                }
+                continue;
+            }
             for (r, row) in rows.clone().enumerate() {
                 let Some(memory) = self.arrays.q_sum else {
                     out[r].push(b.mul(sums[r][v], scale));
@@ -212,7 +230,7 @@ impl Kernel<'_> {
                 out[r].push(b.fma(sums[r][v], scale, start));
             }
         }
-        self.in_steps(b, rows, out)
+        if once { out } else { self.in_steps(b, rows, out) }
     }
 
     /// Scores from multiples of the queries' steps.
@@ -323,7 +341,7 @@ impl Kernel<'_> {
 }
 
 /// `cap · tanh(s / cap)`, by `(1 - t) / (1 + t)` with `t = 2^(-2 |s / cap| log2 e)`.
-fn soft_cap(b: &mut Builder, s: Value, cap: f32) -> Value {
+pub(super) fn soft_cap(b: &mut Builder, s: Value, cap: f32) -> Value {
     let lanes = b.ty(s).lanes;
     let size = b.un(UnOp::Abs, s);
     let factor = b.f32(lanes, -2.0 * std::f32::consts::LOG2_E / cap);

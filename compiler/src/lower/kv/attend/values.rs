@@ -153,7 +153,7 @@ impl Kernel<'_> {
     pub(super) fn outputs(&self, b: &mut Builder, tile: Tile, count: Value) {
         let part = &self.op.layout.v;
         let lanes = self.lanes;
-        let vectors = if self.lanes == 1 { 1 } else { self.schedule.vectors as usize };
+        let vectors = if self.lanes == 1 { 1 } else { self.vectors(Side::V) };
         let width = lanes as usize * vectors;
         let dim = int(b, part.head_dim);
         let blocks = row_blocks(self.rows, self.schedule.rows as usize);
@@ -222,12 +222,12 @@ impl Kernel<'_> {
                     let mut state = state.to_vec();
                     let further = times(b, unit, TOKENS * size);
                     let place = b.add(place, further);
-                    self.foresee(b, distance, place, turn * TOKENS * size);
+                    self.foresee(b, Side::V, distance, place, turn * TOKENS * size);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
                         let words: Vec<codes::Opened> = (0..vectors)
                             .map(|v| {
-                                let offset = (i * TOKENS + v * lanes as usize) * size;
+                                let offset = i * TOKENS * size + self.vector_offset(Side::V, v);
                                 let word = b.load(ty, at(pool, Some(place), offset), align);
                                 self.values.open(b, word)
                             })

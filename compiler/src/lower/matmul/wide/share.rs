@@ -139,8 +139,11 @@ impl Share {
                 list.iter().zip(more).map(|(&sum, more)| b.add(sum, more)).collect()
             });
             let whole = |b: &mut Builder, vectors: &[Value]| {
-                let lanes: Vec<Value> =
-                    vectors.iter().flat_map(|&four| (0..4).map(move |lane| (four, lane))).map(|(four, lane)| b.extract(four, lane)).collect();
+                let lanes: Vec<Value> = vectors
+                    .iter()
+                    .flat_map(|&four| (0..4).map(move |lane| (four, lane)))
+                    .map(|(four, lane)| b.extract(four, lane))
+                    .collect();
                 b.vector(&lanes)
             };
             let sums: Vec<Value> = all.chunks(lanes as usize / 4).map(|vectors| whole(b, vectors)).collect();

@@ -15,7 +15,7 @@ use crate::ir::{BinOp, Builder, Scalar, Type, Value};
 
 /// How a code becomes a float of 16 bits.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Direct {
+pub(in crate::lower) struct Direct {
     /// Bits of the code: lowest, how many, and where the lowest goes.
     moves: Vec<(i64, u32, i64)>,
     /// What they are combined with by an exclusive or.

@@ -148,9 +148,32 @@ impl<'a> Lower<'a> {
         Some(if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum })
     }
 
+    /// `acc + Σ a.word * b.word` per 32-bit lane, of bf16.
+    fn dot2_bf16(&mut self, [a, b, acc]: [ir::Value; 3]) -> Repr {
+        let in_vector = |l: &mut Self, value: ir::Value| {
+            let (ty, repr) = (l.kernel.ty(value), l.get(value));
+            if is_general(ty) { Repr::vector(Size::X, vec![l.in_lane_0(ty, &repr)]) } else { repr }
+        };
+        let left = in_vector(self, a);
+        let part = self.kernel.ty(b);
+        let right = if is_general(part) { vec![in_vector(self, b).arg()] } else { self.args(b) };
+        let start = self.get(acc);
+        let size = left.size;
+        let regs = (0..left.regs.len())
+            .map(|i| {
+                let own = Arg::Use(left.regs[i], size);
+                self.accumulate(M::Vdpbf16ps, size, start.regs[i], &[own, right[i]])
+            })
+            .collect();
+        Repr::vector(size, regs)
+    }
+
     /// `acc + Σ a.word * b.word` per 32-bit lane.
     pub fn dot2(&mut self, [a, b, acc]: [ir::Value; 3]) -> Repr {
         let ty = self.kernel.ty(acc);
+        if ty.scalar == Scalar::F32 {
+            return self.dot2_bf16([a, b, acc]);
+        }
         let part = ty.with_lanes(2 * ty.lanes).with_scalar(Scalar::I16);
         let scalar = ty.lanes == 1;
         let in_vector = |l: &mut Self, ty: Type, value: ir::Value| {

@@ -278,6 +278,13 @@ impl Lower<'_> {
                 return Repr::vector(size, sources[0].regs[..count].to_vec());
             }
         }
+        if let Some(bytes) = within_quarters(width, ty, lanes)
+            && sources[0].size.bytes() > 16
+        {
+            let bytes: Vec<u8> = bytes.into_iter().cycle().take(sources[0].size.bytes() as usize).collect();
+            let places = self.constant(sources[0].size, &bytes);
+            return self.each(sources[0], |l, size, a| l.vec2(M::Vpshufb, size, a, places));
+        }
         let upper: bool = lanes.iter().enumerate().all(|(i, &lane)| lane as usize == i + lanes.len());
         if upper && lanes.len() * 2 == ty.lanes as usize && total >= 16 && sources[0].regs.len() == 1 {
             let reg = self.upper_half(sources[0].one(), sources[0].size);
@@ -299,6 +306,9 @@ impl Lower<'_> {
 
     /// Lanes picked from two vectors; a scalar is one here as well.
     pub fn pick_vectors(&mut self, ty: Type, vectors: [&Repr; 2], lanes: &[u8]) -> Repr {
+        if let Some(reg) = self.permuted(ty, vectors, lanes) {
+            return reg;
+        }
         let width = ty.scalar.bytes() as usize;
         let total = width * lanes.len();
         let mut made: Vec<(usize, usize, Reg)> = Vec::new();
@@ -351,6 +361,20 @@ impl Lower<'_> {
         let regs = index.regs.iter().map(|&index| self.vec2(M::Vpshufb, size, table, index)).collect();
         Repr::vector(size, regs)
     }
+}
+
+/// The places that `vpshufb` takes bytes from, where lanes of a vector move in the same way within each 16 bytes.
+fn within_quarters(width: usize, ty: Type, lanes: &[u8]) -> Option<Vec<u8>> {
+    let quarter = 16 / width;
+    let moves = |(i, &lane): (usize, &u8)| {
+        let lane = lane as usize;
+        lane / quarter == i / quarter && lane % quarter == lanes[i % quarter] as usize
+    };
+    let fits = lanes.len() == ty.lanes as usize && lanes.len().is_multiple_of(quarter);
+    (fits && lanes.iter().enumerate().all(moves)).then(|| {
+        let bytes = |&lane: &u8| (0..width as u8).map(move |byte| lane * width as u8 + byte);
+        lanes[..quarter].iter().flat_map(bytes).collect()
+    })
 }
 
 /// `vshufps`: two numbers of 4 bytes from one register, then two from another; and their places.

@@ -100,7 +100,9 @@ impl Lower<'_> {
             .map(|(&x, &y)| self.mask(mnemonic, &[Arg::Use(x, a.size), Arg::Use(y, a.size), Arg::Imm(predicate)]))
             .collect();
         let joined = self.join_masks(&masks, per);
-        self.trimmed(joined, ty.lanes)
+        // Whole registers: a comparison clears the bits above its lanes.
+        let spare = per * masks.len() as u32 - u32::from(ty.lanes);
+        self.trimmed(joined, if spare == 0 { 64 } else { ty.lanes })
     }
 
     /// Masks of `per` lanes each, one above the other.

@@ -24,6 +24,7 @@ mod lower;
 mod machine;
 mod mask;
 mod memory;
+mod permute;
 mod resident;
 mod scalar;
 mod value;
