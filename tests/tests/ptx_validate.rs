@@ -114,7 +114,10 @@ fn make(target: &PtxTarget, share: usize) -> Made {
             able.extend(matrix_families(&op, target.caps(), m));
             for family in able {
                 // Families of matrix instructions are for few rows or for many.
-                if matches!((family.family, m > 16), (Family::Ring, true) | (Family::Panel | Family::Dense, false)) {
+                if matches!(
+                    (family.family, m > 16),
+                    (Family::Ring, true) | (Family::Panel | Family::Wide | Family::Dense, false)
+                ) {
                     continue;
                 }
                 let offered = offered(family, &op, target.caps(), m).expect("kernels of its space");
@@ -187,6 +190,7 @@ fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'st
                 Asynchronous::BarrierInit { .. }
                 | Asynchronous::BarrierArrive { .. }
                 | Asynchronous::BarrierExpect { .. }
+                | Asynchronous::MmaWait(_)
                 | Asynchronous::SubgroupBarrier => {}
             },
             Inst::SubgroupReduce(ReduceOp::Add | ReduceOp::Max, value) if kernel.ty(*value).scalar == Scalar::I32 => {
