@@ -31,12 +31,14 @@ pub struct Programs {
     scratch: HashMap<&'static str, Buffer>,
     /// What lists in `scratch` hold: the layers of a step share them, and an upload waits for all launches.
     held: HashMap<&'static str, Vec<i32>>,
+    /// How attentions sum up, once it was worked out: what was asked for each, and what became of it.
+    sums: Vec<(Attend, Option<Arithmetic>, Arithmetic)>,
 }
 
 impl Programs {
     /// Kernels of the compiler.
     pub fn new(device: Arc<dyn Device>) -> Programs {
-        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
+        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new(), held: HashMap::new(), sums: Vec::new() }
     }
 
     /// Kernels of a bundle.
@@ -48,7 +50,18 @@ impl Programs {
             made: Vec::new(),
             scratch: HashMap::new(),
             held: HashMap::new(),
+            sums: Vec::new(),
         }
+    }
+
+    /// How an attention sums up products, see [`super::arithmetic`]. Looking for matrix instructions takes longer than a launch.
+    pub fn arithmetic(&mut self, op: &Attend, asked: Option<Arithmetic>) -> Arithmetic {
+        let known = self.sums.iter().find(|(known, how, _)| known == op && *how == asked);
+        known.map(|&(.., sums)| sums).unwrap_or_else(|| {
+            let sums = super::arithmetic(op, asked, self.device.caps());
+            self.sums.push((*op, asked, sums));
+            sums
+        })
     }
 
     /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.
