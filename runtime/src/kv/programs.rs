@@ -38,7 +38,14 @@ pub struct Programs {
 impl Programs {
     /// Kernels of the compiler.
     pub fn new(device: Arc<dyn Device>) -> Programs {
-        Programs { device, source: Source::Compiler, made: Vec::new(), scratch: HashMap::new(), held: HashMap::new(), sums: Vec::new() }
+        Programs {
+            device,
+            source: Source::Compiler,
+            made: Vec::new(),
+            scratch: HashMap::new(),
+            held: HashMap::new(),
+            sums: Vec::new(),
+        }
     }
 
     /// Kernels of a bundle.
