@@ -134,7 +134,7 @@ impl Panel {
     pub fn place(&self, row: u32, piece: u32) -> i64 {
         let eights = self.stride as i64 * (row / 8) as i64;
         if self.swizzled {
-            return eights + 128 * (row % 8) as i64 + 16 * (piece ^ row % 8) as i64;
+            return eights + 128 * (row % 8) as i64 + 16 * (piece ^ (row % 8)) as i64;
         }
         self.leading as i64 * piece as i64 + eights + 16 * (row % 8) as i64
     }

@@ -247,7 +247,17 @@ pub fn lower(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             schedule.family.name()
         )));
     }
-    (family.build)(&op, schedule, caps)
+    let kernel = (family.build)(&op, schedule, caps)?;
+    // A tile of a tuner's or a caller's may want more than a family's own choices do.
+    let (bytes, most) = (kernel.shared_bytes(), u64::from(caps.max_shared_bytes));
+    if bytes > most {
+        return Err(Error::invalid(format!(
+            "{}: its tiles take {bytes} bytes of shared memory; accepted on {}: up to {most}",
+            family.family.name(),
+            caps.name
+        )));
+    }
+    Ok(kernel)
 }
 
 /// An operation and a schedule in words, for the head of a source.
