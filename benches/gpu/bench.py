@@ -106,64 +106,62 @@ def higher_roofs(run, found):
             arithmetic[peak["name"]] = max(arithmetic.get(peak["name"], 0.0), peak["gops"])
 
 
+def measured(run, step, arguments):
+    """What `bitsmith bench` measures with the run's settings: its exit code and rows; roofs and the device are kept."""
+    arguments = ["bench", *arguments, "--cycle-mb", str(run.options.cycle_mb), "--budget-ms", str(run.options.sample_ms)]
+    code, found = run.bitsmith(step, arguments, run.options.step_seconds)
+    if found is None:
+        return None, []
+    run.result["device"] = run.result["device"] or found.get("device")
+    higher_roofs(run, found)
+    return code, found["measurements"]
+
+
+def keep(rows, mine, **key):
+    """Adds a row, or its samples to the row of this key that is there; that row."""
+    old = gates.find(rows, **key)
+    if old is None:
+        rows.append(mine)
+        old = mine
+    else:
+        old["samples"] += mine["samples"]
+        old["check_passed"] = old["check_passed"] and mine["check_passed"]
+    old["seconds"] = statistics.median(old["samples"])
+    return old
+
+
 def ours(run, kind, shape, rows):
     """Our kernels of one matrix, with several numbers of rows; adds rows."""
     (n, k), how = shape, gates.KINDS[kind]
     step = f"bench {kind} {n}x{k}"
-    arguments = ["bench", "--format", how["format"], "--activation", how["activation"], "--result", how["result"]]
-    arguments += ["-n", str(n), "-k", str(k), "-m", ",".join(map(str, rows))]
-    arguments += ["--cycle-mb", str(run.options.cycle_mb), "--budget-ms", str(run.options.sample_ms)]
-    code, found = run.bitsmith(step, arguments, run.options.step_seconds)
-    if found is None:
-        return
-    run.result["device"] = run.result["device"] or found.get("device")
-    higher_roofs(run, found)
-    for row in found["measurements"]:
+    arguments = ["--format", how["format"], "--activation", how["activation"], "--result", how["result"]]
+    code, found = measured(run, step, [*arguments, "-n", str(n), "-k", str(k), "-m", ",".join(map(str, rows))])
+    for row in found:
         check = row["check"]
         mine = {"kind": kind, "n": n, "k": k, "m": row["m"], "bytes": row["bytes"], "entry": row["entry"]}
         mine.update(schedule=row["schedule"], samples=[row["seconds"]["median"]], copies=row["copies"])
         mine.update(check_passed=check["wrong"] == 0 and check["compared"] > 0, worst_ratio=check["worst_ratio"])
-        old = gates.find(run.result["ours"], kind=kind, n=n, k=k, m=row["m"])
-        if old is None:
-            run.result["ours"].append(mine)
-            old = mine
-        else:
-            old["samples"] += mine["samples"]
-            old["check_passed"] = old["check_passed"] and mine["check_passed"]
-        old["seconds"] = statistics.median(old["samples"])
+        old = keep(run.result["ours"], mine, kind=kind, n=n, k=k, m=row["m"])
         old["gops"] = 2 * old["m"] * n * k / old["seconds"] / 1e9
-    if code != 0:
+    if code not in (0, None):
         run.problem(step, "a kernel is out of bounds")
 
 
 def attend(run, kv):
     """Our attention over one format of the cache; adds a row."""
     shape, step = gates.ATTEND, f"bench attend {kv}"
-    arguments = ["bench", "attend", "--kv", kv, "--context", str(shape["context"]), "--batch", str(shape["batch"])]
+    arguments = ["attend", "--kv", kv, "--context", str(shape["context"]), "--batch", str(shape["batch"])]
     arguments += ["--heads", str(shape["heads"]), "--kv-heads", str(shape["kv_heads"]), "--chunk", "1"]
-    arguments += ["--head-dim", str(shape["head_dim"]), "--page", str(shape["page"])]
-    arguments += ["--cycle-mb", str(run.options.cycle_mb), "--budget-ms", str(run.options.sample_ms)]
-    code, found = run.bitsmith(step, arguments, run.options.step_seconds)
-    if found is None:
-        return
-    run.result["device"] = run.result["device"] or found.get("device")
-    higher_roofs(run, found)
-    for row in found["measurements"]:
+    code, found = measured(run, step, [*arguments, "--head-dim", str(shape["head_dim"]), "--page", str(shape["page"])])
+    for row in found:
         if row["phase"] != "decode":
             continue
         seconds, error = row["seconds"]["median"], row["error_of_bound"]
         mine = {"kv": row["kv"], "samples": [seconds], "bytes": row["gigabytes_per_second"] * 1e9 * seconds}
         # What is no number comes as null.
         mine.update(check_passed=error is not None and error <= 1, error_of_bound=error)
-        old = gates.find(run.result["attend"], kv=row["kv"])
-        if old is None:
-            run.result["attend"].append(mine)
-            old = mine
-        else:
-            old["samples"] += mine["samples"]
-            old["check_passed"] = old["check_passed"] and mine["check_passed"]
-        old["seconds"] = statistics.median(old["samples"])
-    if code != 0:
+        keep(run.result["attend"], mine, kv=row["kv"])
+    if code not in (0, None):
         run.problem(step, "a result is out of its bound")
 
 

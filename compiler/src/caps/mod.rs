@@ -14,7 +14,7 @@ pub use amd::{AMD_DEVICES, AMD_GPUS, AmdGpu, Dot4, Float8, Matrix};
 pub use cpu::CPU_LEVELS;
 pub use gpu::{Gpu, Peaks, RegisterUse};
 pub use matrix::{LaneMap, MmaShape, place};
-pub use nvidia::NVIDIA_DEVICES;
+pub use nvidia::{NVIDIA_DEVICES, PAIRS};
 
 use crate::dtype::DType;
 

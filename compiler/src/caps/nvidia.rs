@@ -16,7 +16,7 @@ const fn column(index: u8) -> Bit {
 }
 
 /// Lane `4 * g + t` holds pairs: of A in rows g and g + 8, columns 2t and 2t + 8; of B in column g.
-const PAIRS: LaneMap = LaneMap {
+pub const PAIRS: LaneMap = LaneMap {
     a: Layout::constant(&[column(0), row(3), column(3), column(1), column(2), row(0), row(1), row(2)]),
     b: Layout::constant(&[row(0), row(3), row(1), row(2), column(0), column(1), column(2)]),
     acc: SUMS,

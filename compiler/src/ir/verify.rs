@@ -19,6 +19,7 @@ use super::print;
 use super::types::{Scalar, Type, Value};
 use super::uniform::{Uniform, uniformity};
 use crate::caps::{Caps, Feature};
+use std::cell::OnceCell;
 use std::collections::HashSet;
 
 /// A kernel that has passed [`verify`] for some device's caps.
@@ -64,6 +65,7 @@ pub fn verify<'k>(kernel: &'k Kernel, caps: &Caps) -> Result<Verified<'k>, Vec<D
         defined: Vec::new(),
         uniform: Vec::new(),
         fragments: Vec::new(),
+        uses: OnceCell::new(),
         control: vec![(Uniform::Workgroup, String::new())],
     };
     check.header();
@@ -105,6 +107,8 @@ struct Check<'k> {
     uniform: Vec<Uniform>,
     /// Which values are matrices of the subgroup; empty where none is.
     fragments: Vec<Option<Fragment>>,
+    /// How often each value is read; counted where somebody asks.
+    uses: OnceCell<Vec<u32>>,
     /// For each open block, how widely threads agree to be in it, and the place of the branch that parted them.
     control: Vec<(Uniform, String)>,
 }

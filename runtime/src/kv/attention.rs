@@ -56,7 +56,7 @@ impl KvCache {
             arithmetic: Arithmetic::Float,
         };
         KvOp::Attend(op).checked()?;
-        let op = Attend { arithmetic: self.programs.arithmetic(&op, options.arithmetic), ..op };
+        let op = Attend { arithmetic: super::arithmetic(&op, options.arithmetic, self.device.caps()), ..op };
         let queries = self.programs.queries(&op, longest);
         let op = Attend { queries, ..op };
         let splits = options.splits.unwrap_or(Splits::Balanced(self.programs.items(&op)));
@@ -73,7 +73,7 @@ impl KvCache {
                 continue;
             }
             let op = Attend { layout: *layout, ..op };
-            let arithmetic = self.programs.arithmetic(&op, options.arithmetic);
+            let arithmetic = super::arithmetic(&op, options.arithmetic, self.device.caps());
             let op = KvOp::Attend(Attend { arithmetic, ..op });
             let (items, table) =
                 (self.programs.list("items", &plan.items[i])?, self.programs.list("table", &plan.tables[i])?);

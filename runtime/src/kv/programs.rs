@@ -31,44 +31,21 @@ pub struct Programs {
     scratch: HashMap<&'static str, Buffer>,
     /// What lists in `scratch` hold: the layers of a step share them, and an upload waits for all launches.
     held: HashMap<&'static str, Vec<i32>>,
-    /// How attentions sum up, once it was worked out: what was asked for each, and what became of it.
-    sums: Vec<(Attend, Option<Arithmetic>, Arithmetic)>,
 }
 
 impl Programs {
     /// Kernels of the compiler.
     pub fn new(device: Arc<dyn Device>) -> Programs {
-        Programs {
-            device,
-            source: Source::Compiler,
-            made: Vec::new(),
-            scratch: HashMap::new(),
-            held: HashMap::new(),
-            sums: Vec::new(),
-        }
+        Programs::of(device, Source::Compiler)
     }
 
     /// Kernels of a bundle.
     pub fn of_bundle(kernels: Arc<Kernels>) -> Programs {
-        let device = Arc::clone(kernels.device());
-        Programs {
-            device,
-            source: Source::Bundle(kernels),
-            made: Vec::new(),
-            scratch: HashMap::new(),
-            held: HashMap::new(),
-            sums: Vec::new(),
-        }
+        Programs::of(Arc::clone(kernels.device()), Source::Bundle(kernels))
     }
 
-    /// How an attention sums up products, see [`super::arithmetic`]. Looking for matrix instructions takes longer than a launch.
-    pub fn arithmetic(&mut self, op: &Attend, asked: Option<Arithmetic>) -> Arithmetic {
-        let known = self.sums.iter().find(|(known, how, _)| known == op && *how == asked);
-        known.map(|&(.., sums)| sums).unwrap_or_else(|| {
-            let sums = super::arithmetic(op, asked, self.device.caps());
-            self.sums.push((*op, asked, sums));
-            sums
-        })
+    fn of(device: Arc<dyn Device>, source: Source) -> Programs {
+        Programs { device, source, made: Vec::new(), scratch: HashMap::new(), held: HashMap::new() }
     }
 
     /// Query tokens of a work item for requests of up to `longest` new ones; those of `op` do not matter.

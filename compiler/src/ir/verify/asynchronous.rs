@@ -104,12 +104,15 @@ impl Check<'_> {
     }
 
     /// How often a value is read.
-    fn uses(&self, value: Value) -> usize {
-        let mut count = 0;
-        self.kernel.body.each(&mut |statement| {
-            count += statement.inst.operands().into_iter().filter(|&operand| operand == value).count();
-        });
-        count
+    fn uses(&self, value: Value) -> u32 {
+        let count = || {
+            let mut uses = vec![0; self.kernel.types.len()];
+            self.kernel.body.each(&mut |statement| {
+                statement.inst.operands().into_iter().for_each(|operand| uses[operand.0 as usize] += 1);
+            });
+            uses
+        };
+        self.uses.get_or_init(count)[value.0 as usize]
     }
 
     fn barrier_object(&mut self, address: &Address) {

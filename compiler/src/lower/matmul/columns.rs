@@ -15,9 +15,9 @@ use super::tile::Scratch;
 use super::{Plan, epilogue, has_dot, integers_of};
 use crate::caps::{Caps, Feature};
 use crate::format::n16::N16;
-use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Memory, Scalar, Type, Value};
 use crate::lower::activation::Rows;
-use crate::lower::memory::{Params, Role};
+use crate::lower::memory::{Params, Role, at};
 use crate::lower::unpack::Weights;
 use crate::lower::walk::{Pos, Visit, Walk, repeat};
 use crate::op::Matmul;
@@ -194,6 +194,33 @@ fn rows_at_once(schedule: &Schedule) -> usize {
 /// Vectors of results of all strips.
 fn vectors_of_results(plan: &Plan, schedule: &Schedule) -> usize {
     schedule.strips as usize * rows_at_once(schedule) * plan.vectors
+}
+
+/// Adds products of pairs of 16-bit words to sums `[row][vector]`: a line of weights in scratch, and for each row the pair of
+/// activations that lies at a place.
+fn pair_products(
+    b: &mut Builder,
+    (plan, schedule): (&Plan, &Schedule),
+    (scratch, line): (&Scratch, Pos),
+    (activations, word): (Memory, Scalar),
+    place: &dyn Fn(&mut Builder, usize) -> Pos,
+    sums: &mut [Value],
+) {
+    let words = Type::vector(word, 2 * plan.lanes);
+    let load = |b: &mut Builder, row: usize| {
+        let place = place(b, row);
+        let words_of_row = b.load(Scalar::I32, at(activations, place.index, place.fixed), 4);
+        let words_of_row = b.splat(words_of_row, plan.lanes);
+        b.bitcast(words_of_row, words)
+    };
+    outer_product(
+        b,
+        (schedule.tile_m as usize, plan.vectors),
+        &load,
+        &|b, v| scratch.load(b, words, line, v),
+        &|b, kept, read, sum| b.dot2(kept, read, sum),
+        sums,
+    );
 }
 
 /// Adds the products of `rows` activations and `vectors` vectors of weights to sums `[row][vector]`. What there are fewer of is

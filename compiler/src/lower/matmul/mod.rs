@@ -8,6 +8,7 @@ mod dense;
 mod epilogue;
 mod float;
 mod integer;
+mod meeting;
 mod mma;
 mod panel;
 mod products;
@@ -28,7 +29,7 @@ use super::walk::Walk;
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::n16::N16;
-use crate::ir::{Builder, Value};
+use crate::ir::{BinOp, Builder, CmpOp, Scalar, Value};
 use crate::op::{Activation, Matmul, Op};
 use crate::schedule::{Family, Schedule};
 pub(super) use block::{BLOCK, block_rows};
@@ -248,4 +249,13 @@ fn entry(op: &Matmul, schedule: &Schedule) -> String {
         }
     }
     name
+}
+
+/// The stage after the one that starts at this byte (`i32`), of `count` stages of so many bytes each, the first behind the last.
+fn after(b: &mut Builder, stage: Value, bytes: usize, count: usize) -> Value {
+    let end = b.int(Scalar::I32, (count * bytes) as i64);
+    let zero = b.int(Scalar::I32, 0);
+    let next = b.bin_imm(BinOp::Add, stage, bytes as i64);
+    let past = b.cmp(CmpOp::Eq, next, end);
+    b.select(past, zero, next)
 }

@@ -12,7 +12,7 @@
 
 use super::super::Plan;
 use super::super::tile::Scratch;
-use super::{Blocks, RowTile, Work, decode_segments, outer_product, rows_at_once, vectors_of_results};
+use super::{Blocks, RowTile, Work, decode_segments, pair_products, rows_at_once, vectors_of_results};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::Zero;
@@ -149,26 +149,15 @@ impl<'a> Dots<'a> {
 
     /// Products of a segment's columns.
     fn products(&self, b: &mut Builder, tile: RowTile, segment: Pos) -> Vec<Value> {
-        let (vectors, lanes, columns) = (self.plan.vectors, self.plan.lanes, self.blocks.columns);
+        let (lanes, columns) = (self.plan.lanes, self.blocks.columns);
         let pairs = self.blocks.segment / 2;
         let first = segment.times(b, pairs);
         let start = tile.place.times(b, 2 * columns);
         let one = |b: &mut Builder, pair: Pos, sums: &mut [Value]| {
             let line = first.add(b, pair);
-            let load = |b: &mut Builder, row: usize| {
-                let place = line.times(b, 4).add(b, start).plus(row * 2 * columns);
-                let words = b.load(Scalar::I32, at(self.activations, place.index, place.fixed), 4);
-                let words = b.splat(words, lanes);
-                b.bitcast(words, self.words())
-            };
-            outer_product(
-                b,
-                (self.schedule.tile_m as usize, vectors),
-                &load,
-                &|b, v| self.scratch.load(b, self.words(), line, v),
-                &|b, kept, read, sum| b.dot2(kept, read, sum),
-                sums,
-            );
+            let place = |b: &mut Builder, row: usize| line.times(b, 4).add(b, start).plus(row * 2 * columns);
+            let (how, words) = ((self.plan, self.schedule), (self.activations, Scalar::Bf16));
+            pair_products(b, how, (&self.scratch, line), words, &place, sums);
         };
         let step = 2 * self.schedule.unroll as usize;
         let nothing = b.f32(lanes, 0.0);

@@ -12,7 +12,7 @@ use super::super::Plan;
 use super::super::Tile;
 use super::super::integer::{IntegerSums, Results};
 use super::super::tile::Scratch;
-use super::{Blocks, RowTile, Work, decode_segments, outer_product, rows_at_once, vectors_of_results};
+use super::{Blocks, RowTile, Work, decode_segments, pair_products, rows_at_once, vectors_of_results};
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -86,27 +86,15 @@ impl<'a> Pairs<'a> {
 
     /// Products of some quads from one on, added to sums.
     fn products(&self, b: &mut Builder, tile: RowTile, (quad, count): (Pos, usize), sums: Vec<Value>) -> Vec<Value> {
-        let (vectors, lanes) = (self.plan.vectors, self.plan.lanes);
         let step = (1..=8).rev().find(|step| count.is_multiple_of(*step)).unwrap_or(1);
         repeat(b, count / step, step, sums, |b, turn, mut sums| {
             let first = quad.add(b, turn);
             for i in 0..2 * step {
                 let (quad, odd) = (first.plus(i / 2), i % 2);
                 let line = first.times(b, 2).plus(i);
-                let load = |b: &mut Builder, row: usize| {
-                    let place = self.place(b, tile, row, odd, quad);
-                    let words = b.load(Scalar::I32, at(self.activations, place.index, place.fixed), 4);
-                    let words = b.splat(words, lanes);
-                    b.bitcast(words, self.words())
-                };
-                outer_product(
-                    b,
-                    (self.schedule.tile_m as usize, vectors),
-                    &load,
-                    &|b, v| self.scratch.load(b, self.words(), line, v),
-                    &|b, kept, read, sum| b.dot2(kept, read, sum),
-                    &mut sums,
-                );
+                let place = |b: &mut Builder, row: usize| self.place(b, tile, row, odd, quad);
+                let (how, words) = ((self.plan, self.schedule), (self.activations, Scalar::I16));
+                pair_products(b, how, (&self.scratch, line), words, &place, &mut sums);
             }
             sums
         })

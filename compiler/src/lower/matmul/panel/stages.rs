@@ -2,6 +2,7 @@
 //!
 //! Always holds: eight rows of a piece of 16 bytes are 128 bytes in a row, so that neither copies nor reads collide.
 
+use super::super::after;
 use crate::caps::MmaShape;
 use crate::ir::{BinOp, Builder, Builtin, CmpOp, Memory, Scalar, Value};
 use crate::lower::memory::{at, byte_index, times};
@@ -43,11 +44,7 @@ impl Stages {
 
     /// The stage after the one that starts at this byte (`i32`).
     pub fn next(&self, b: &mut Builder, stage: Value) -> Value {
-        let end = b.int(Scalar::I32, (self.count * self.bytes()) as i64);
-        let zero = b.int(Scalar::I32, 0);
-        let next = b.bin_imm(BinOp::Add, stage, self.bytes() as i64);
-        let past = b.cmp(CmpOp::Eq, next, end);
-        b.select(past, zero, next)
+        after(b, stage, self.bytes(), self.count)
     }
 }
 

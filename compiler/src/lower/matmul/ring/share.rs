@@ -10,17 +10,13 @@
 //! tile leaves its sums in the workspace and counts; the last to come adds up the sums of all, in the order of workgroups, and
 //! stores. So nobody waits for anybody, workgroups may run in any order and number at a time, and a launch gives the same
 //! bits every time. A tile that several share is counted by the counter of the one that starts it: it starts one such tile
-//! at most. The last to come takes the counter back to zero.
-//!
-//! What makes the sums of others visible: all threads store theirs; a barrier of the workgroup; then one thread's fence, its
-//! count, its fence; a barrier; then the loads. A fence covers what the barrier has put before it, as in PTX, section
-//! "Causality order".
+//! at most. The last to come takes the counter back to zero. How they meet is said in `meeting`.
 
 use super::stages::Find;
 use super::walk::Walk;
-use crate::dtype::DType;
-use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Memory, Scalar, UnOp, Value};
-use crate::lower::memory::{Role, Signature, at, byte_index, times};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar, UnOp, Value};
+use crate::lower::matmul::meeting::{self, Counter};
+use crate::lower::memory::{Signature, at, byte_index, times};
 use crate::lower::team::Team;
 use crate::schedule::Schedule;
 
@@ -44,13 +40,7 @@ fn row(schedule: &Schedule) -> usize {
 
 /// The workspace of a schedule, enough for `ceil(m / tile_m)` rows of tiles; `None` where workgroups share nothing.
 pub(in crate::lower) fn workspace(schedule: &Schedule) -> Option<Signature> {
-    if schedule.workgroups <= 1 {
-        return None;
-    }
-    let (words, tokens) = (row(schedule) / 4, schedule.tile_m.max(1) as usize);
-    let per_row = words.div_ceil(tokens);
-    let (role, dtype) = (Role::Workspace, DType::I32);
-    Some(Signature { role, name: "workspace", dtype, fixed: per_row * (tokens - 1), per_row, written: false })
+    meeting::workspace(schedule, || row(schedule))
 }
 
 /// How workgroups share tiles, in a kernel under construction.
@@ -233,27 +223,16 @@ impl Share {
         b.barrier();
         let counter = times(b, starts, 4);
         let counter = b.add(self.counters, counter);
-        let counter = at(self.memory, Some(counter), 0);
-        let add =
-            |b: &mut Builder, value: Value| b.push(Scalar::I32.into(), Inst::AtomicAdd { address: counter, value });
-        b.if_then(self.counts, |b| {
-            b.asynchronous(Asynchronous::DeviceFence);
-            let one = b.int(Scalar::I32, 1);
-            let before = add(b, one);
-            b.asynchronous(Asynchronous::DeviceFence);
-            b.store(at(self.count, None, 0), 4, before);
-        });
-        // Nobody writes this place again before all have come to the barrier above in another tile.
-        b.barrier();
-        let before = b.load(Scalar::I32, at(self.count, None, 0), 4);
+        let address = at(self.memory, Some(counter), 0);
+        let counter = Counter { address, told: self.count, counts: self.counts };
+        let before = counter.arrive(b);
         let last = b.cmp(CmpOp::Eq, before, others);
         b.if_else(
             last,
             |b| {
-                b.if_then(self.counts, |b| {
+                counter.reset(b, |b| {
                     let all = b.bin_imm(BinOp::Add, others, 1);
-                    let back = b.un(UnOp::Neg, all);
-                    add(b, back);
+                    b.un(UnOp::Neg, all)
                 });
                 let load = |b: &mut Builder, workgroup: Value| -> Vec<Value> {
                     let place = self.place(b, workgroup, starts);

@@ -5,12 +5,12 @@
 //! ```
 //!
 //! Always holds: sums are added in the order of K, so a launch gives the same bits every time; counters are zero behind it.
-//! What makes the sums of others visible is what family `ring` does: a barrier, a fence, the count, a fence, a barrier.
+//! How they meet is said in `meeting`.
 
 use super::THREADS;
-use crate::dtype::DType;
-use crate::ir::{Asynchronous, BinOp, Builder, Builtin, CastOp, CmpOp, Inst, Memory, Scalar, Value};
-use crate::lower::memory::{Role, Signature, at, byte_index, times};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar, Value};
+use crate::lower::matmul::meeting::{self, Counter};
+use crate::lower::memory::{Signature, at, byte_index, times};
 use crate::lower::walk::repeat;
 use crate::op::Matmul;
 use crate::schedule::Schedule;
@@ -35,13 +35,7 @@ fn row(op: &Matmul, schedule: &Schedule) -> usize {
 
 /// The workspace of a schedule, enough for `ceil(m / tile_m)` rows of tiles; `None` where workgroups share nothing.
 pub(in crate::lower) fn workspace(op: &Matmul, schedule: &Schedule) -> Option<Signature> {
-    if schedule.workgroups <= 1 {
-        return None;
-    }
-    let (words, tokens) = (row(op, schedule) / 4, schedule.tile_m.max(1) as usize);
-    let per_row = words.div_ceil(tokens);
-    let (role, dtype) = (Role::Workspace, DType::I32);
-    Some(Signature { role, name: "workspace", dtype, fixed: per_row * (tokens - 1), per_row, written: false })
+    meeting::workspace(schedule, || row(op, schedule))
 }
 
 /// The place of a workgroup among those that share its tile.
@@ -104,25 +98,12 @@ impl Share {
         let thread = b.builtin(Builtin::LocalId(0));
         let zero = b.int(Scalar::I32, 0);
         let counts = b.cmp(CmpOp::Eq, thread, zero);
-        let counter = at(self.memory, Some(self.counter), 0);
-        let add =
-            |b: &mut Builder, value: Value| b.push(Scalar::I32.into(), Inst::AtomicAdd { address: counter, value });
-        b.if_then(counts, |b| {
-            b.asynchronous(Asynchronous::DeviceFence);
-            let one = b.int(Scalar::I32, 1);
-            let before = add(b, one);
-            b.asynchronous(Asynchronous::DeviceFence);
-            b.store(at(self.count, None, 0), 4, before);
-        });
-        b.barrier();
-        let before = b.load(Scalar::I32, at(self.count, None, 0), 4);
+        let counter = Counter { address: at(self.memory, Some(self.counter), 0), told: self.count, counts };
+        let before = counter.arrive(b);
         let others = b.int(Scalar::I32, self.split as i64 - 1);
         let last = b.cmp(CmpOp::Eq, before, others);
         b.if_then(last, |b| {
-            b.if_then(counts, |b| {
-                let back = b.int(Scalar::I32, -(self.split as i64));
-                add(b, back);
-            });
+            counter.reset(b, |b| b.int(Scalar::I32, -(self.split as i64)));
             let ty = b.ty(sums[0]).with_lanes(4);
             let load = |b: &mut Builder, place: Value| -> Vec<Value> {
                 let one = |i: usize| b.load(ty, at(self.memory, Some(place), i * VECTOR), 16);

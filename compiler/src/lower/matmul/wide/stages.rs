@@ -3,6 +3,7 @@
 //! Always holds: eight lanes copy 128 bytes in a row of X, which lie in one row of a stage, so that neither copies nor the
 //! matrix unit collide; a lane copies those weights that it will decode.
 
+use super::super::after;
 use super::{FOURS, ROW};
 use crate::caps::MmaShape;
 use crate::ir::{BinOp, Builder, Builtin, CmpOp, Memory, Panel, Scalar, Type, Value};
@@ -76,11 +77,7 @@ impl Stages {
 
     /// The stage after the one that starts at this byte (`i32`).
     pub fn next(&self, b: &mut Builder, stage: Value) -> Value {
-        let end = b.int(Scalar::I32, (self.count * self.bytes()) as i64);
-        let zero = b.int(Scalar::I32, 0);
-        let next = b.bin_imm(BinOp::Add, stage, self.bytes() as i64);
-        let past = b.cmp(CmpOp::Eq, next, end);
-        b.select(past, zero, next)
+        after(b, stage, self.bytes(), self.count)
     }
 }
 

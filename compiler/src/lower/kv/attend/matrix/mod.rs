@@ -21,7 +21,7 @@ use self::operands::Operands;
 use self::places::Bases;
 use super::LOWEST;
 use super::{Params, has_offsets};
-use crate::caps::{Caps, Feature, MmaShape, place};
+use crate::caps::{Caps, Feature, MmaShape, PAIRS};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::kv::{KvCodes, KvPer, Side};
@@ -45,15 +45,7 @@ const AHEAD: usize = 184;
 fn instruction(element: DType, caps: &Caps) -> Option<&'static MmaShape> {
     let shape = caps.mma(element, element, DType::F32)?;
     let fits = (shape.m, shape.n, shape.k, shape.lanes) == (16, 8, 16, 32) && caps.subgroup == 32;
-    let rows_and_columns = |lane: usize, i: usize| {
-        let (g, t) = (lane / 4, lane % 4);
-        let (high, low) = (i / 2 % 2 * 8, 2 * t + i % 2);
-        let a = place(&shape.a_map(), 8 * lane + i) == (g + high, low + i / 4 * 8);
-        let b = i >= 4 || place(&shape.b_map(), 4 * lane + i) == (low + high, g);
-        let sums = i >= 4 || place(&shape.acc_map(), 4 * lane + i) == (g + high, low);
-        a && b && sums
-    };
-    (fits && (0..32).all(|lane| (0..8).all(|i| rows_and_columns(lane, i)))).then_some(shape)
+    (fits && shape.map == Some(PAIRS)).then_some(shape)
 }
 
 /// Whether scales are of whole tokens, of a head, or there are none.
