@@ -89,20 +89,19 @@ pub fn fill(layout: &N16, n: usize, packed: &mut [u8], seed: u64) -> usize {
 /// The bits of a packed matrix that mean something.
 fn used(layout: &N16, n: usize) -> Vec<u8> {
     let mut used = vec![0u8; layout.bytes(n)];
-    let sections = [layout.outer, layout.zeros_outer, Some(layout.scales), layout.zeros];
     for row in 0..n {
         let (record, lane) = (row / ROWS * layout.record, row % ROWS);
-        for section in sections.into_iter().flatten() {
+        for section in layout.sections() {
             let size = section.stride() / ROWS;
             for entry in 0..section.entries {
-                let at = record + section.offset + entry * section.stride() + lane * size;
+                let at = record + layout.entry_place(&section, entry) + lane * size;
                 used[at..at + size].fill(0xff);
             }
         }
         for column in 0..layout.k {
             let (quad, byte) = layout.place(column);
             let (unit, words) = layout.quad(quad);
-            let codes = record + layout.codes + unit * layout.unit_bytes() + lane * 4 + byte;
+            let codes = record + layout.unit_place(unit) + lane * 4 + byte;
             for ((word, bit), width) in words.into_iter().zip(layout.planes) {
                 used[codes + word] |= field(bit, *width);
             }

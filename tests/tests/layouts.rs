@@ -34,7 +34,8 @@ fn packed_codes_lie_where_the_layout_says() {
             assert_eq!(packed.len(), n.div_ceil(ROWS) * n16.record);
             let expected = placed(&q, &n16, &planes, flip);
             for (block, expected) in expected.iter().enumerate() {
-                let codes = &packed[block * n16.record + n16.codes..][..expected.len()];
+                let units = (0..n16.units).map(|unit| block * n16.record + n16.unit_place(unit));
+                let codes: Vec<u8> = units.flat_map(|at| packed[at..][..n16.unit_bytes()].to_vec()).collect();
                 let differs = codes.iter().zip(expected).position(|(a, b)| a != b);
                 assert_eq!(differs, None, "{name} [{n}, {k}], block {block}: first byte that differs");
             }

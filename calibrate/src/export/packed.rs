@@ -22,7 +22,7 @@ use std::path::Path;
 
 /// The manifest's name.
 pub const MANIFEST: &str = "bitsmith.json";
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// The manifest of a packed model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,12 +1,19 @@
 //! N16, the CPU's compute packing: 16 rows side by side, so that a vector lane is a row.
 //!
 //! A matrix is cut into blocks of 16 rows; a block is one record, and records follow each other. N is padded to 16.
+//! A record is cut into chunks of whole groups along K, so that a kernel reads what it needs in the order of memory: one
+//! run of addresses is what a prefetcher follows best. With all scales of a record before its codes, one thread of a Zen 5
+//! read 4-bit codes in groups of 32 at 85 % of the speed of plain reading; in chunks it is 96 %.
 //!
 //! ```text
-//! record   outer | zeros_outer | scales | zeros | codes          each section starts at a multiple of 64 bytes
+//! record   head | chunk | chunk | …                              starts at a multiple of 64 bytes
+//! chunk    outer | zeros_outer | scales | zeros | codes          the last one ends with its last unit
+//! head     what there is once per row: an outer scale or offset of the whole row
 //! outer, zeros_outer   [span][16 rows]     scales, zeros   [group][16 rows]     each in its own type
 //! codes    [unit][plane][word of the plane][16 rows]             32-bit words
 //! ```
+//!
+//! A chunk has as few groups as make whole units, whole spans of outer scales, and whole lines of 64 bytes before its codes.
 //!
 //! Codes of 3, 5 and 6 bits are cut into planes of 2 + 1, 4 + 1 and 4 + 2 bits, low bits first; every other width is one
 //! plane. A word holds 32 / B codes of one row: byte `j`, field `s` (bits `s·B..`) holds column `4·s + j` of the word, so
@@ -21,8 +28,10 @@
 //! padded row (see [`N16::padded_group`]). Two's complement codes are stored with their top bit flipped, which makes them
 //! unsigned with a fixed bias; padding is zero. Nothing depends on the device or on the vector width.
 
-use super::canonical::{canonical, canonical_format};
-use super::{Code, Format, Granularity, Outer, Quantized, Scale, Span, Zero};
+mod codec;
+
+use super::canonical::canonical_format;
+use super::{Code, Format, Granularity, Outer, Scale, Span, Zero};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::{Bit, Dim, Layout};
@@ -57,7 +66,11 @@ pub struct N16 {
     pub scales: Section,
     /// Zeros or offsets.
     pub zeros: Option<Section>,
-    /// Byte offset of the codes in the record.
+    /// Units of a chunk; all of them where a record is one chunk.
+    pub chunk_units: usize,
+    /// Bytes from one chunk to the next; a multiple of 64.
+    pub chunk: usize,
+    /// Byte offset of the first codes in the record.
     pub codes: usize,
     /// Bytes of a record; a multiple of 64.
     pub record: usize,
@@ -66,7 +79,7 @@ pub struct N16 {
 /// An array `[entry][16 rows]` of a record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Section {
-    /// Byte offset in the record.
+    /// Byte offset of the first entry in the record.
     pub offset: usize,
     /// Type of a number: `F32`, `F16`, `Bf16`, `E4m3fn`, `E8m0`, `U8` or `I8`.
     pub dtype: DType,
@@ -74,12 +87,74 @@ pub struct Section {
     pub entries: usize,
     /// Columns that share an entry.
     pub span: usize,
+    /// Entries of a chunk; all of them where they lie side by side.
+    pub per_chunk: usize,
 }
 
 impl Section {
-    /// Bytes from one entry to the next.
+    /// So many entries side by side.
+    fn beside(dtype: DType, entries: usize, span: usize) -> Section {
+        Section { offset: 0, dtype, entries, span, per_chunk: entries }
+    }
+
+    /// Bytes from one entry to the next of the same chunk.
     pub fn stride(&self) -> usize {
         ROWS * bytes(self.dtype)
+    }
+}
+
+/// The sections of a record, before and while they get their places.
+struct Sections {
+    outer: Option<Section>,
+    zeros_outer: Option<Section>,
+    scales: Section,
+    zeros: Option<Section>,
+}
+
+impl Sections {
+    fn each(&mut self) -> impl Iterator<Item = &mut Section> {
+        let Sections { outer, zeros_outer, scales, zeros } = self;
+        [outer.as_mut(), zeros_outer.as_mut(), Some(scales), zeros.as_mut()].into_iter().flatten()
+    }
+
+    /// Groups of a chunk: whole spans of every section, whole units (which `whole` groups make), whole lines of 64 bytes.
+    /// As many as there are where a record is one chunk.
+    fn groups_of_a_chunk(&mut self, group: usize, groups: usize, whole: usize) -> usize {
+        let mut least = whole;
+        // Groups that share an entry, and its bytes.
+        let mut several: Vec<(usize, usize)> = Vec::new();
+        for section in self.each().filter(|section| section.entries > 1) {
+            if section.span % group != 0 {
+                return groups;
+            }
+            let span = section.span / group;
+            least = (1..=span).map(|factor| factor * least).find(|l| l % span == 0).unwrap_or(least * span);
+            several.push((span, section.stride()));
+        }
+        let bytes = |count: usize| several.iter().map(|&(span, stride)| count / span * stride).sum::<usize>();
+        // Entries have 16, 32 or 64 bytes.
+        let count = [1, 2].map(|factor| factor * least).into_iter().find(|&count| bytes(count).is_multiple_of(64));
+        count.unwrap_or(4 * least).min(groups)
+    }
+
+    /// Gives every section its place, where a chunk has `count` of the groups. Returns the bytes of the head, and those of a
+    /// chunk before its codes.
+    fn place(&mut self, group: usize, groups: usize, count: usize) -> (usize, usize) {
+        let chunks = count < groups;
+        let mut head = 0;
+        for section in self.each().filter(|section| chunks && section.entries == 1) {
+            section.offset = head;
+            head = (head + section.stride()).next_multiple_of(64);
+        }
+        let mut at = head;
+        for section in self.each().filter(|section| !chunks || section.entries > 1) {
+            if chunks {
+                section.per_chunk = count * group / section.span;
+            }
+            section.offset = at.next_multiple_of(section.stride());
+            at = section.offset + section.per_chunk * section.stride();
+        }
+        (head, at.next_multiple_of(64) - head)
     }
 }
 
@@ -138,35 +213,36 @@ impl N16 {
         let groups = k.div_ceil(group);
         let padded_group = padded_group(group, groups, unit);
         let units = (groups * padded_group).div_ceil(unit);
-        let mut at = 0;
-        let mut section = |dtype: DType, entries: usize, span: usize| {
-            let section = Section { offset: at, dtype, entries, span };
-            at = (at + entries * section.stride()).next_multiple_of(64);
-            section
-        };
-        let offset_scale = match format.zero {
-            Zero::Offset { scale, .. } => Some(scale),
-            _ => None,
-        };
-        let mut second = |scale: &Scale| {
+        let second = |scale: &Scale| {
             scale.outer.map(|Outer { dtype, span, .. }| {
                 let span = match span {
                     Span::Weights(w) => w as usize,
                     _ => k,
                 };
-                section(dtype, k.div_ceil(span), span)
+                Section::beside(dtype, k.div_ceil(span), span)
             })
         };
-        let outer = second(&format.scale);
-        let zeros_outer = offset_scale.as_ref().and_then(second);
-        let scales = section(format.scale.dtype, groups, group);
-        let zeros = match format.zero {
-            Zero::None | Zero::Bias(_) => None,
-            Zero::Int(_) => Some(section(DType::U8, groups, group)),
-            Zero::Float(dtype) => Some(section(dtype, groups, group)),
-            Zero::Offset { scale, .. } => Some(section(scale.dtype, groups, group)),
+        let mut sections = Sections {
+            outer: second(&format.scale),
+            zeros_outer: match &format.zero {
+                Zero::Offset { scale, .. } => second(scale),
+                _ => None,
+            },
+            scales: Section::beside(format.scale.dtype, groups, group),
+            zeros: match format.zero {
+                Zero::None | Zero::Bias(_) => None,
+                Zero::Int(_) => Some(Section::beside(DType::U8, groups, group)),
+                Zero::Float(dtype) => Some(Section::beside(dtype, groups, group)),
+                Zero::Offset { scale, .. } => Some(Section::beside(scale.dtype, groups, group)),
+            },
         };
-        let record = (at + units * unit_bytes(planes)).next_multiple_of(64);
+        let whole_units = (1..=unit / 4).find(|p| (p * padded_group).is_multiple_of(unit)).unwrap_or(1);
+        let chunk_groups = sections.groups_of_a_chunk(group, groups, whole_units);
+        let (head, header) = sections.place(group, groups, chunk_groups);
+        let chunk_units = if chunk_groups < groups { chunk_groups * padded_group / unit } else { units };
+        let chunk = header + chunk_units * unit_bytes(planes);
+        let record = head + units.div_ceil(chunk_units) * header + units * unit_bytes(planes);
+        let Sections { outer, zeros_outer, scales, zeros } = sections;
         Ok(N16 {
             format,
             k,
@@ -180,7 +256,9 @@ impl N16 {
             zeros_outer,
             scales,
             zeros,
-            codes: at,
+            chunk_units,
+            chunk,
+            codes: head + header,
             record,
         })
     }
@@ -193,6 +271,31 @@ impl N16 {
     /// Bytes of one unit of a block.
     pub fn unit_bytes(&self) -> usize {
         unit_bytes(self.planes)
+    }
+
+    /// Where a unit of a block starts in its record.
+    pub fn unit_place(&self, unit: usize) -> usize {
+        self.codes + unit * self.unit_bytes() + unit / self.chunk_units * self.header()
+    }
+
+    /// Where an entry of a section starts in a record.
+    pub fn entry_place(&self, section: &Section, entry: usize) -> usize {
+        section.offset + entry * section.stride() + entry / section.per_chunk * self.entry_gap(section)
+    }
+
+    /// Bytes of a chunk before its codes.
+    pub fn header(&self) -> usize {
+        self.chunk - self.chunk_units * self.unit_bytes()
+    }
+
+    /// Bytes between the entries of a section in one chunk and those in the next.
+    pub fn entry_gap(&self, section: &Section) -> usize {
+        if section.per_chunk < section.entries { self.chunk - section.per_chunk * section.stride() } else { 0 }
+    }
+
+    /// The sections of a record that there are.
+    pub fn sections(&self) -> impl Iterator<Item = Section> {
+        [self.outer, self.zeros_outer, Some(self.scales), self.zeros].into_iter().flatten()
     }
 
     /// The planes of one unit of a block, in the order in which they lie there: [`plane_layout`], with the index of the word
@@ -227,121 +330,6 @@ impl N16 {
     pub fn place(&self, column: usize) -> (usize, usize) {
         let padded = column / self.group * self.padded_group + column % self.group;
         (padded / 4, padded % 4)
-    }
-
-    /// Packs a matrix (of any format with columns in group order).
-    pub fn pack(q: &Quantized) -> Result<(N16, Vec<u8>)> {
-        let layout = N16::of(&q.format, q.k)?;
-        let c = canonical(q)?;
-        let storable: Vec<bool> = (0..=255u8).map(|code| storable(c.format.code, code)).collect();
-        if let Some(i) = c.codes.iter().position(|&code| !storable[code as usize]) {
-            return Err(Error::invalid(format!(
-                "row {}, column {}: code {:#04x} is not a finite number of the format",
-                i / c.k,
-                i % c.k,
-                c.codes[i]
-            )));
-        }
-        let mut out = vec![0u8; layout.bytes(c.n)];
-        let places = layout.places();
-        for row in 0..c.n {
-            let record = row / ROWS * layout.record;
-            let lane = row % ROWS;
-            let mut numbers = |section: Option<Section>, raw: &[u32]| {
-                let Some(section) = section else { return };
-                let size = bytes(section.dtype);
-                for entry in 0..section.entries {
-                    let at = record + section.offset + entry * section.stride() + lane * size;
-                    out[at..at + size].copy_from_slice(&raw[row * section.entries + entry].to_le_bytes()[..size]);
-                }
-            };
-            numbers(layout.outer, &c.outer);
-            numbers(layout.zeros_outer, &c.zeros_outer);
-            numbers(Some(layout.scales), &c.scales);
-            numbers(layout.zeros, &c.zeros);
-            layout.pack_codes(&places, &c.codes[row * c.k..][..c.k], lane, &mut out[record + layout.codes..]);
-        }
-        Ok((layout, out))
-    }
-
-    fn pack_codes(&self, places: &[Vec<(usize, u8)>], codes: &[u8], lane: usize, out: &mut [u8]) {
-        let flip = self.flip();
-        let mut low = 0;
-        for (places, &width) in places.iter().zip(self.planes) {
-            let mask = (0xffu16 >> (8 - width)) as u8;
-            for (&code, &(at, bit)) in codes.iter().zip(places) {
-                out[at + lane * 4] |= ((code ^ flip) >> low & mask) << bit;
-            }
-            low += width;
-        }
-    }
-
-    /// For each plane, where each column's field lies: the byte in row 0 of the codes, and the bit in it.
-    fn places(&self) -> Vec<Vec<(usize, u8)>> {
-        let mut places = vec![Vec::with_capacity(self.k); self.planes.len()];
-        for column in 0..self.k {
-            let (quad, byte) = self.place(column);
-            let (unit, words) = self.quad(quad);
-            for (places, (word, bit)) in places.iter_mut().zip(words) {
-                places.push((unit * self.unit_bytes() + word + byte, bit));
-            }
-        }
-        places
-    }
-
-    /// Reads a packed matrix of `n` rows back, in canonical form.
-    pub fn unpack(&self, n: usize, packed: &[u8]) -> Result<Quantized> {
-        if packed.len() != self.bytes(n) {
-            return Err(Error::invalid(format!(
-                "packed weights: found {} bytes, expected {}",
-                packed.len(),
-                self.bytes(n)
-            )));
-        }
-        let numbers = |section: Option<Section>| -> Vec<u32> {
-            let Some(section) = section else { return Vec::new() };
-            let size = bytes(section.dtype);
-            let mut raw = Vec::with_capacity(n * section.entries);
-            for row in 0..n {
-                for entry in 0..section.entries {
-                    let at = row / ROWS * self.record + section.offset + entry * section.stride() + row % ROWS * size;
-                    let mut word = [0; 4];
-                    word[..size].copy_from_slice(&packed[at..at + size]);
-                    raw.push(u32::from_le_bytes(word));
-                }
-            }
-            raw
-        };
-        let mut codes = vec![0u8; n * self.k];
-        let places = self.places();
-        for (row, codes) in codes.chunks_mut(self.k).enumerate() {
-            let block = &packed[row / ROWS * self.record + self.codes + row % ROWS * 4..];
-            let mut low = 0;
-            for (places, &width) in places.iter().zip(self.planes) {
-                let mask = (0xffu16 >> (8 - width)) as u8;
-                for (code, &(at, bit)) in codes.iter_mut().zip(places) {
-                    *code |= (block[at] >> bit & mask) << low;
-                }
-                low += width;
-            }
-            codes.iter_mut().for_each(|code| *code ^= self.flip());
-        }
-        Ok(Quantized {
-            format: self.format,
-            n,
-            k: self.k,
-            codes,
-            scales: numbers(Some(self.scales)),
-            outer: numbers(self.outer),
-            zeros: numbers(self.zeros),
-            zeros_outer: numbers(self.zeros_outer),
-            scale_offset: 0.0,
-            order: None,
-        })
-    }
-
-    fn flip(&self) -> u8 {
-        flip(self.format.code)
     }
 }
 
@@ -396,10 +384,12 @@ mod tests {
                 units: 1,
                 outer: None,
                 zeros_outer: None,
-                scales: Section { offset: 0, dtype: DType::F32, entries: 1, span: unit },
+                scales: Section::beside(DType::F32, 1, unit),
                 zeros: None,
+                chunk_units: 1,
+                chunk: unit_bytes(planes),
                 codes: 0,
-                record: 64,
+                record: unit_bytes(planes),
             };
             for quad in 0..unit / 4 {
                 for (&(word, bit), &width) in layout.quad(quad).1.iter().zip(planes) {

@@ -66,7 +66,7 @@ impl Rows {
         let size = self.element.bytes() as usize;
         let start = byte_index(b, self.rows[row], self.k * size);
         let column = column.times(b, size);
-        column.add(b, Pos { index: Some(start), fixed: 0 })
+        column.add(b, Pos::of(start))
     }
 
     /// Four bytes from a column on, in every 32-bit lane; columns past `valid` are 0.
@@ -152,7 +152,7 @@ impl Rows {
         let memory = self.sums.expect("int8 activations have sums");
         let start = byte_index(b, self.rows[row], self.segments * 4);
         let segment = segment.times(b, 4);
-        let start = segment.add(b, Pos { index: Some(start), fixed: 0 });
+        let start = segment.add(b, Pos::of(start));
         let mut sum = b.load(Scalar::I32, at(memory, start.index, start.fixed), 4);
         if let Some(leader) = self.leader {
             let nothing = b.int(Scalar::I32, 0);
@@ -166,7 +166,7 @@ impl Rows {
         let Some((memory, Per::Group(g))) = self.scales else { return None };
         let start = byte_index(b, self.rows[row], Per::Group(g).per_row(self.k) * 4);
         let entry = column.divide(b, g as usize).times(b, 4);
-        let start = entry.add(b, Pos { index: Some(start), fixed: 0 });
+        let start = entry.add(b, Pos::of(start));
         let scale = b.load(Scalar::F32, at(memory, start.index, start.fixed), 4);
         Some(b.splat(scale, self.lanes))
     }

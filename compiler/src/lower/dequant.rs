@@ -156,7 +156,7 @@ impl Turn<'_> {
         };
         let place = byte_index(b, self.start, self.op.k * size);
         let column = column.times(b, size);
-        let place = column.add(b, Pos { index: Some(place), fixed: 0 });
+        let place = column.add(b, Pos::of(place));
         for lane in 0..lanes {
             let put = |b: &mut Builder, value: Value, at_column: usize| {
                 let value = if out == Scalar::F32 { value } else { b.cast(CastOp::Float, value, out) };

@@ -128,8 +128,8 @@ impl Packing {
     pub const fn describe(self) -> &'static str {
         match self {
             Packing::N16 => {
-                "records of 16 rows, padded to 64 bytes: second-level scales, scales, zero points, then the planes unit by unit \
-                 along k; a group starts at a unit"
+                "records of 16 rows in chunks along k, padded to 64 bytes: in each second-level scales, scales and zero points of \
+                 its groups, then their planes unit by unit; a chunk has as few groups as make whole units, spans and lines"
             }
             Packing::Qt16(..) => {
                 "records of 64 rows, each part padded to 256 bytes: second-level scales, scales, zero points by group, then each \

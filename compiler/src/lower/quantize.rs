@@ -194,7 +194,7 @@ impl Rows<'_> {
     fn place(&self, b: &mut Builder, column: Pos, per_row: usize, size: usize) -> Pos {
         let line = byte_index(b, self.row, per_row * size);
         let column = column.times(b, size);
-        column.add(b, Pos { index: Some(line), fixed: 0 })
+        column.add(b, Pos::of(line))
     }
 
     fn input(&self, b: &mut Builder, column: Pos, lanes: u8) -> Value {

@@ -13,7 +13,7 @@ use crate::caps::{Caps, Feature, Features};
 use crate::dtype::DType;
 use crate::format::n16::{N16, ROWS, Section};
 use crate::format::{Code, Zero};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Dot4Signs, Memory, Scalar, Type, Value};
+use crate::ir::{Address, BinOp, Builder, CastOp, CmpOp, Dot4Signs, Memory, Scalar, Type, Value};
 
 /// Reads the packed weights of a strip of rows.
 pub(super) struct Weights<'a> {
@@ -90,21 +90,21 @@ impl<'a> Weights<'a> {
             block = b.bin_imm(BinOp::Add, block, (first / ROWS) as i64);
             block = b.bin_imm(BinOp::MinS, block, last as i64);
             let index = b.bin_imm(BinOp::Mul, block, self.layout.record as i64);
-            return Pos { index: Some(index), fixed: first % ROWS * size };
+            return Pos::of(index).plus(first % ROWS * size);
         }
         let mut index = b.bin_imm(BinOp::Mul, block, self.layout.record as i64);
         if self.inside {
             let bytes = times(b, within, size);
             index = b.add(index, bytes);
         }
-        Pos { index: Some(index), fixed: first / ROWS * self.layout.record + first % ROWS * size }
+        Pos::of(index).plus(first / ROWS * self.layout.record + first % ROWS * size)
     }
 
     /// The words of quad `quad` of a unit for vector `v`, one per plane, with the bit of the field in each byte.
     pub fn words(&self, b: &mut Builder, unit: Pos, quad: usize, v: usize) -> Vec<(Value, u8)> {
         let (_, places) = self.layout.quad(quad);
         let base = self.base(b, v, 4);
-        let start = unit.times(b, self.layout.unit_bytes());
+        let start = self.jump(b, unit, self.layout.unit_bytes(), self.layout.chunk_units, self.layout.header());
         let start = start.add(b, base);
         places
             .into_iter()
@@ -118,6 +118,30 @@ impl<'a> Weights<'a> {
                 (b.load(Type::vector(Scalar::I32, self.lanes), address, 4 * self.lanes as u32), bit)
             })
             .collect()
+    }
+
+    /// Bytes from the first of things that lie in chunks to the one at `place`: each has `size` bytes, and after every
+    /// `per_chunk` of them others take `gap` bytes.
+    fn jump(&self, b: &mut Builder, place: Pos, size: usize, per_chunk: usize, gap: usize) -> Pos {
+        let start = place.times(b, size);
+        if gap == 0 || self.layout.units <= self.layout.chunk_units {
+            return start;
+        }
+        let gaps = place.divide(b, per_chunk).times(b, gap);
+        start.add(b, gaps)
+    }
+
+    /// The start of an entry of a section for vector `v`, with its alignment; asks for what lies ahead.
+    fn entry(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> (Address, u32) {
+        let size = section.dtype.bits() as usize / 8;
+        let base = self.base(b, v, size);
+        let start = self.jump(b, entry, section.stride(), section.per_chunk, self.layout.entry_gap(section));
+        let start = start.add(b, base);
+        let place = start.fixed + section.offset;
+        if let Some(ahead) = self.ahead.filter(|_| section.entries > 1) {
+            b.prefetch(at(self.memory, start.index, place + ahead));
+        }
+        (at(self.memory, start.index, place), (self.lanes as u32 * size as u32).min(64))
     }
 
     /// Codes of a quad as they are stored, in bytes.
@@ -221,12 +245,7 @@ impl<'a> Weights<'a> {
 
     /// Numbers of a section at `entry` for vector `v`, as `f32`.
     fn section(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
-        let size = section.dtype.bits() as usize / 8;
-        let base = self.base(b, v, size);
-        let start = entry.times(b, section.stride());
-        let start = start.add(b, base);
-        let address = at(self.memory, start.index, start.fixed + section.offset);
-        let align = (self.lanes as u32 * size as u32).min(64);
+        let (address, align) = self.entry(b, section, entry, v);
         load_number(b, section.dtype, address, self.lanes, align, self.features)
     }
 
@@ -246,11 +265,8 @@ impl<'a> Weights<'a> {
     /// Integer zero points of a group, as `i32`; `None` if the format has none.
     pub fn integer_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
         let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) else { return None };
-        let base = self.base(b, v, 1);
-        let start = group.times(b, section.stride());
-        let start = start.add(b, base);
-        let address = at(self.memory, start.index, start.fixed + section.offset);
-        let raw = b.load(Type::vector(Scalar::I8, self.lanes), address, self.lanes as u32);
+        let (address, align) = self.entry(b, section, group, v);
+        let raw = b.load(Type::vector(Scalar::I8, self.lanes), address, align);
         Some(b.cast(CastOp::ExtendU, raw, Scalar::I32))
     }
 
@@ -364,7 +380,7 @@ fn integer_meaning(code: Code, zero: Zero) -> (i32, i32) {
 fn load_number(
     b: &mut Builder,
     dtype: DType,
-    address: crate::ir::Address,
+    address: Address,
     lanes: u8,
     align: u32,
     features: Features,

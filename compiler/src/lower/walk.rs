@@ -16,12 +16,24 @@ pub(super) struct Pos {
     pub index: Option<Value>,
     /// The constant part.
     pub fixed: usize,
+    /// What the value is always a multiple of.
+    multiple: usize,
 }
 
 impl Pos {
     /// A constant position.
     pub fn fixed(fixed: usize) -> Pos {
-        Pos { index: None, fixed }
+        Pos { index: None, fixed, multiple: 0 }
+    }
+
+    /// The position that a value gives.
+    pub fn of(index: Value) -> Pos {
+        Pos { index: Some(index), fixed: 0, multiple: 1 }
+    }
+
+    /// The position that a value gives which is always a multiple of something.
+    fn of_multiple(index: Value, multiple: usize) -> Pos {
+        Pos { multiple, ..Pos::of(index) }
     }
 
     /// The position `n` further on.
@@ -32,7 +44,7 @@ impl Pos {
     /// The same place counted in things that are `by` times smaller.
     pub fn times(self, b: &mut Builder, by: usize) -> Pos {
         let index = self.index.map(|i| times(b, i, by));
-        Pos { index, fixed: self.fixed * by }
+        Pos { index, fixed: self.fixed * by, multiple: self.multiple * by }
     }
 
     /// The place counted in things that are `by` times larger, rounded down.
@@ -40,9 +52,14 @@ impl Pos {
         match self.index {
             _ if by == 1 => self,
             None => Pos::fixed(self.fixed / by),
+            Some(index) if self.multiple.is_multiple_of(by) => {
+                Pos { fixed: self.fixed / by, ..Pos::of_multiple(split(b, index, by).0, self.multiple / by) }
+            }
             Some(index) => {
-                let sum = b.bin_imm(BinOp::Add, index, self.fixed as i64);
-                Pos { index: Some(split(b, sum, by).0), fixed: 0 }
+                // Below what divides both, the constant part changes nothing.
+                let fixed = self.fixed - self.fixed % gcd(self.multiple, by);
+                let sum = b.bin_imm(BinOp::Add, index, fixed as i64);
+                Pos::of(split(b, sum, by).0)
             }
         }
     }
@@ -53,8 +70,13 @@ impl Pos {
             (Some(x), Some(y)) => Some(b.add(x, y)),
             (x, y) => x.or(y),
         };
-        Pos { index, fixed: self.fixed + other.fixed }
+        Pos { index, fixed: self.fixed + other.fixed, multiple: gcd(self.multiple, other.multiple) }
     }
+}
+
+/// The greatest number that divides both; zero is divided by all.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// How a row of K columns is cut.
@@ -353,7 +375,7 @@ pub(super) fn share(
             let start = times(b, split.index, step);
             let end = b.int(Scalar::I64, (count * step) as i64);
             b.for_loop(start, end, (split.count * step) as i64, &state, |b, turn, state| {
-                body(b, Pos { index: Some(turn), fixed: 0 }, state.to_vec())
+                body(b, Pos::of_multiple(turn, step), state.to_vec())
             })
         }
         _ => repeat(b, count, step, state, body),
@@ -375,7 +397,7 @@ pub(super) fn repeat(
             let start = b.int(Scalar::I64, 0);
             let end = b.int(Scalar::I64, (count * step) as i64);
             b.for_loop(start, end, step as i64, &state, |b, turn, state| {
-                body(b, Pos { index: Some(turn), fixed: 0 }, state.to_vec())
+                body(b, Pos::of_multiple(turn, step), state.to_vec())
             })
         }
     }

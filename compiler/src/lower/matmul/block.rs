@@ -109,7 +109,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     // As decoders, threads stand side by side along the rows of W; what lies past the last one is never stored.
     let row = b.bin_imm(BinOp::And, id, schedule.tile_n as i64 - 1);
     let place = times(&mut b, row, 4);
-    let decoded = Scratch { memory: scratch, line, vector: 4, base: Pos { index: wide(&mut b, place), fixed: 0 } };
+    let decoded = Scratch { memory: scratch, line, vector: 4, base: Pos::of(wide(&mut b, place)) };
     let row = b.cast(CastOp::ExtendS, row, Scalar::I64);
     let row = b.add(origin, row);
     let row = b.bin_imm(BinOp::MinS, row, last);
@@ -122,7 +122,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let across = schedule.tile_n / COLUMNS;
     let column = b.bin_imm(BinOp::And, id, across as i64 - 1);
     let place = times(&mut b, column, 16);
-    let finished = Scratch { memory: scratch, line, vector: 16, base: Pos { index: wide(&mut b, place), fixed: 0 } };
+    let finished = Scratch { memory: scratch, line, vector: 16, base: Pos::of(wide(&mut b, place)) };
     let column = times(&mut b, column, COLUMNS as usize);
     let column = b.cast(CastOp::ExtendS, column, Scalar::I64);
     let start = b.add(origin, column);
@@ -150,8 +150,8 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     Ok(b.finish())
 }
 
-fn wide(b: &mut Builder, value: Value) -> Option<Value> {
-    Some(b.cast(CastOp::ExtendS, value, Scalar::I64))
+fn wide(b: &mut Builder, value: Value) -> Value {
+    b.cast(CastOp::ExtendS, value, Scalar::I64)
 }
 
 /// A workgroup at work.

@@ -286,7 +286,7 @@ impl Panel<'_> {
         b.for_loop(from, to, i64::from(self.schedule.tile_m), &[], |b, first, _| {
             let within = b.bin(BinOp::Sub, first, from);
             let within = b.cast(CastOp::ExtendS, within, Scalar::I64);
-            body(b, RowTile { first, place: Pos { index: Some(within), fixed: 0 } });
+            body(b, RowTile { first, place: Pos::of(within) });
             Vec::new()
         });
     }
@@ -300,7 +300,7 @@ impl Panel<'_> {
         b.for_loop(start, end, i64::from(self.schedule.tile_n), &[], |b, row, _| {
             let within = b.bin(BinOp::Sub, row, start);
             // A strip is `vectors` vectors of `lanes` rows of W wide, and has results of as many vectors per row of X.
-            let at = Pos { index: Some(within), fixed: 0 };
+            let at = Pos::of(within);
             let at = at.divide(b, self.plan.lanes as usize).times(b, rows_at_once(self.schedule));
             body(b, row, at);
             Vec::new()

@@ -150,7 +150,7 @@ impl Ready {
 
     /// The address of a tile's step.
     fn at(&self, b: &mut Builder, step: Pos, tile: usize) -> Address {
-        let place = step.times(b, TILE).add(b, Pos { index: Some(self.place), fixed: tile * self.steps * TILE });
+        let place = step.times(b, TILE).add(b, Pos::of(self.place).plus(tile * self.steps * TILE));
         at(self.memory, place.index, place.fixed)
     }
 

@@ -105,7 +105,7 @@ impl<'a> Line<'a> {
         let size = out.bytes();
         let whole = lanes == self.plan.lanes;
         let align = if whole { self.align.0.max(size) } else { size };
-        let here = Pos { index: Some(self.place), fixed: column * size as usize };
+        let here = Pos::of(self.place).plus(column * size as usize);
         if let Some((memory, index)) = self.bias {
             let align = if whole { self.align.1.max(4) } else { 4 };
             let bias = b.load(Type::vector(Scalar::F32, lanes), at(memory, Some(index), column * 4), align);

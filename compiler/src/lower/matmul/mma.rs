@@ -387,7 +387,7 @@ impl Product<'_> {
         let start = column.times(b, size);
         let mut tiles = Vec::new();
         for &base in &self.columns {
-            let start = start.add(b, Pos { index: Some(base), fixed: 0 });
+            let start = start.add(b, Pos::of(base));
             let mut words = Vec::new();
             for place in (0..self.fragments.columns() * size).step_by(16) {
                 let ty = Type::vector(Scalar::I32, own);

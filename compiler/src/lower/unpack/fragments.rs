@@ -183,14 +183,14 @@ impl<'a> Fragments<'a> {
         let (width, start) = self.layout.planes[plane];
         let strip = strip.times(b, self.columns() / tile_columns(width)).plus(along);
         let place =
-            strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: start - self.layout.planes[0].1 });
+            strip.times(b, STRIP).add(b, Pos::of(self.codes).plus(start - self.layout.planes[0].1));
         at(self.memory, place.index, place.fixed + 512 * tile)
     }
 
     /// A lane's 16 bytes of each tile of a strip of a lone plane, `i32x4`, for each `t` that it holds of each block: two words of row g, two
     /// of row g + 8.
     pub fn words(&self, b: &mut Builder, strip: Pos) -> Vec<Vec<Value>> {
-        let start = strip.times(b, STRIP).add(b, Pos { index: Some(self.codes), fixed: 0 });
+        let start = strip.times(b, STRIP).add(b, Pos::of(self.codes));
         let next = CHUNK * if self.layout.order == LaneOrder::Gt { 1 } else { 8 };
         let ty = Type::vector(Scalar::I32, 4);
         (0..self.blocks)
@@ -328,9 +328,9 @@ impl<'a> Fragments<'a> {
     /// The byte of an entry's number of the row that is `row` rows after the first of a lane.
     fn place(&self, b: &mut Builder, section: &Section, entry: Pos, first: Value, row: usize) -> Pos {
         let fixed = section.place(0, row) - section.place(0, 0);
-        let numbers = Pos { index: Some(first), fixed: 0 }.times(b, section.size()).plus(fixed);
+        let numbers = Pos::of(first).times(b, section.size()).plus(fixed);
         let start = entry.times(b, PANEL * section.size()).add(b, numbers);
-        start.add(b, Pos { index: Some(self.record), fixed: section.offset })
+        start.add(b, Pos::of(self.record).plus(section.offset))
     }
 
     fn zeros(&self, b: &mut Builder, section: &Section, entry: Pos, first: Value, (row, count): (usize, u8)) -> Value {

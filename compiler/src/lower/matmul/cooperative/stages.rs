@@ -127,7 +127,7 @@ impl Decode<'_> {
     /// Four numbers from a column on.
     fn store(&self, b: &mut Builder, column: Pos, four: Value) {
         let line = byte_index(b, self.tile.own, self.stages.line);
-        let place = column.times(b, 2).add(b, Pos { index: Some(line), fixed: 0 });
+        let place = column.times(b, 2).add(b, Pos::of(line));
         b.store(at(self.stages.w, place.index, place.fixed), 8, four);
     }
 
@@ -287,7 +287,7 @@ impl Fetch {
         let start = byte_index(b, row, self.k * size);
         let within = byte_index(b, chunk, self.chunk * size);
         let start = b.add(start, within);
-        let place = piece.column.times(b, size).add(b, Pos { index: Some(start), fixed: 0 });
+        let place = piece.column.times(b, size).add(b, Pos::of(start));
         let ty = Type::vector(self.element, self.chunk as u8);
         let raw = b.load(ty, at(self.memory, place.index, place.fixed), self.align);
         if self.element == Scalar::F16 {

@@ -44,7 +44,7 @@ pub(super) fn build(matmul: &Matmul, caps: &Caps) -> Result<Preparation> {
     let run = (1..=RUN).rev().find(|&run| blocks.is_multiple_of(run)).unwrap_or(1);
     let own = b.builtin(Builtin::WorkgroupId(0));
     let own = b.cast(CastOp::ExtendS, own, Scalar::I64);
-    let first = Pos { index: Some(times(b, own, run)), fixed: 0 };
+    let first = Pos::of(times(b, own, run));
     // A loop, and no straight code: the assembler would read the words of all blocks first and run out of registers.
     repeat(b, run, 1, Vec::new(), |b, turn, state| {
         let block = first.add(b, turn);

@@ -93,7 +93,7 @@ impl Copier {
     pub fn start(&self, b: &mut Builder, stages: &Stages, block: Pos, stage: Option<Value>, fixed: usize) {
         let column = block.times(b, stages.pieces * 16);
         for &(source, target, some) in &self.pieces {
-            let from = column.add(b, Pos { index: Some(source), fixed: 0 });
+            let from = column.add(b, Pos::of(source));
             let target = stage.map_or(target, |stage| b.add(stage, target));
             let (to, from) = (at(stages.shared, Some(target), fixed), at(stages.x, from.index, from.fixed));
             match some {

@@ -250,7 +250,7 @@ impl Walk<'_> {
             Some(index) => {
                 let next = b.bin_imm(BinOp::Add, index, block.fixed as i64 + 1);
                 let last = b.int(Scalar::I64, stages.blocks as i64 - 1);
-                Pos { index: Some(b.bin(BinOp::MinS, next, last)), fixed: 0 }
+                Pos::of(b.bin(BinOp::MinS, next, last))
             }
         };
         let next = self.words(b, next);

@@ -131,7 +131,7 @@ impl Ring {
     /// The tile of a step, and its first strip there.
     fn source<'f>(&self, b: &mut Builder, find: &Find<'_, 'f>, step: Value) -> (Fragments<'f>, Pos) {
         let (fragments, step) = find(b, step);
-        (fragments, Pos { index: Some(step), fixed: 0 }.times(b, self.strips))
+        (fragments, Pos::of(step).times(b, self.strips))
     }
 
     /// The words of the step in a stage once they have come, `[strip][tile][chunk]`.

@@ -76,7 +76,7 @@ impl Walk<'_> {
             ring.fetch(b, find, later, write);
             let words = ring.words(b, read, parity);
             let step = first.map_or(step, |first| b.bin(BinOp::Sub, step, first));
-            let step = Pos { index: Some(step), fixed: 0 };
+            let step = Pos::of(step);
             let values = self.step(b, step, &words, goes_on, state[kept..].to_vec());
             let (next_read, wrapped) = self.after(b, read);
             let (next_write, _) = self.after(b, write);
@@ -179,7 +179,7 @@ impl Walk<'_> {
         let start = column.plus(step * k).times(b, size);
         let mut list = Vec::new();
         for &base in self.columns {
-            let start = start.add(b, Pos { index: Some(base), fixed: 0 });
+            let start = start.add(b, Pos::of(base));
             let registers =
                 [0, k / 2].map(|half| b.load(Scalar::I32, at(self.x, start.index, start.fixed + half * size), 4));
             list.push(fragment(b, &registers, shape.b, shape.b_elements()));

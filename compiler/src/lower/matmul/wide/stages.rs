@@ -140,7 +140,7 @@ impl Copier {
         let column = block.times(b, stages.units * ROW);
         let target = stage.index.map_or(self.target, |stage| b.add(stage, self.target));
         for (i, &(source, some)) in self.sources.iter().enumerate() {
-            let from = column.add(b, Pos { index: Some(source), fixed: 0 });
+            let from = column.add(b, Pos::of(source));
             let all = |b: &mut Builder| {
                 for unit in 0..stages.units {
                     let place = stage.fixed + i * self.step + unit * stages.rows * ROW;

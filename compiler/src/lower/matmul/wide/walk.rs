@@ -44,7 +44,7 @@ impl Walk<'_> {
     pub fn run(&self, b: &mut Builder, (first, count): (Option<Value>, usize)) -> Vec<Value> {
         let stages = self.stages;
         let ahead = stages.count - 2;
-        let from = Pos { index: first, fixed: 0 };
+        let from = first.map_or(Pos::fixed(0), Pos::of);
         for stage in 0..ahead {
             if stage < count {
                 let place = Pos32 { index: None, fixed: stage * stages.bytes() };
@@ -161,7 +161,7 @@ impl Walk<'_> {
             Some(index) => {
                 let next = b.bin_imm(BinOp::Add, index, block.fixed as i64 + 1);
                 let last = b.int(Scalar::I64, last as i64);
-                Pos { index: Some(b.bin(BinOp::MinS, next, last)), fixed: 0 }
+                Pos::of(b.bin(BinOp::MinS, next, last))
             }
         }
     }
