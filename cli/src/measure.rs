@@ -12,7 +12,8 @@ use bitsmith_compiler::artifact::Artifact;
 use bitsmith_compiler::format::n16::N16;
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
-use bitsmith_runtime::timing::Measurement;
+use bitsmith_runtime::roofs::Reader;
+use bitsmith_runtime::timing::{self, Measurement};
 use bitsmith_runtime::{Device, Launch};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ pub(crate) struct Row {
     pub schedule: Schedule,
     /// Seconds per launch.
     pub seconds: Measurement,
+    /// Seconds that a plain reading of as many bytes took in turn with it, where it was read in turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reading: Option<Measurement>,
     /// Copies of the weights that were used in turn.
     pub copies: usize,
     /// Whether the device's own clock told the time.
@@ -88,13 +92,15 @@ pub(crate) struct Subject<'a> {
     pub seed: u64,
 }
 
-/// Checks and times one kernel with random weights; [`set_roofs`] completes the row. `last` is the problem measured before, whose weights are used again
-/// where the operation is the same. `before` is launched ahead of each run.
+/// Checks and times one kernel with random weights; [`set_roofs`] completes the row. `last` is the problem measured before,
+/// whose weights are used again where the operation is the same. `before` is launched ahead of each run. While decoding, the
+/// reader takes turns with it.
 pub(crate) fn measure(
     device: &dyn Device,
     subject: &Subject<'_>,
     last: &mut Option<Problem>,
     before: Option<&Prepared<'_>>,
+    mut reader: Option<&mut Reader>,
     effort: Effort,
 ) -> Result<Row, Failure> {
     let Subject { op, schedule, artifact, m, seed, .. } = *subject;
@@ -119,9 +125,13 @@ pub(crate) fn measure(
     let turns = Turns { device, prepared: &prepared, before, copies };
     let recorded = turns.recorded(effort.budget)?;
     let by_device_clock = recorded.is_some();
-    let seconds = match recorded {
-        Some(seconds) => seconds,
-        None => turns.sample(first, effort.budget)?,
+    if let Some(reader) = &mut reader {
+        reader.set_piece(traffic);
+    }
+    let reader = reader.filter(|reader| phase == Phase::Decode && reader.piece() == traffic);
+    let (seconds, reading) = match recorded {
+        Some(seconds) => (seconds, None),
+        None => turns.sample(first, reader, effort.budget)?,
     };
     let operations = problem.operations();
     let (gbs, gops) = (traffic as f64 / seconds.median / 1e9, operations / seconds.median / 1e9);
@@ -136,6 +146,7 @@ pub(crate) fn measure(
         threads: device.info().threads,
         schedule: *schedule,
         seconds,
+        reading,
         copies,
         by_device_clock,
         bytes: traffic,
@@ -201,6 +212,8 @@ struct Turns<'a> {
 const LEAST_SAMPLES: usize = 20;
 /// What such a sample should take at least, so that its ends weigh nothing.
 const SAMPLE: f64 = 2e-3;
+/// How long threads are given to fall asleep.
+const SETTLE: Duration = Duration::from_micros(300);
 
 impl Turns<'_> {
     /// So many runs in turn.
@@ -235,9 +248,14 @@ impl Turns<'_> {
         Ok(Some(Measurement::of(samples)))
     }
 
-    /// Times launches by the host's clock until the budget is used up; `first` is how long the launch took that was
-    /// compared.
-    fn sample(&self, first: f64, budget: Duration) -> Result<Measurement, Failure> {
+    /// Times launches by the host's clock until the budget is used up, in turn with a plain reading where there is a reader;
+    /// `first` is how long the launch took that was compared.
+    fn sample(
+        &self,
+        first: f64,
+        mut reader: Option<&mut Reader>,
+        budget: Duration,
+    ) -> Result<(Measurement, Option<Measurement>), Failure> {
         let mut turn = 0;
         let mut run = |runs: usize| -> Result<f64, Failure> {
             let start = Instant::now();
@@ -252,18 +270,24 @@ impl Turns<'_> {
             Ok(start.elapsed().as_secs_f64() / runs as f64)
         };
         if first > 4.0 * LONG && self.before.is_none() {
-            return Ok(Measurement::of(vec![first]));
+            return Ok((Measurement::of(vec![first]), None));
         }
         let once = run(1)?.max(1e-9);
         if once > LONG {
-            return Ok(Measurement::of(vec![once]));
+            return Ok((Measurement::of(vec![once]), None));
         }
-        let runs = ((2e-3 / once).ceil() as usize).clamp(1, 100_000);
-        let (start, mut samples) = (Instant::now(), Vec::new());
+        let runs = ((SAMPLE / once).ceil() as usize).clamp(1, 100_000);
+        let (start, mut samples, mut reading) = (Instant::now(), Vec::new(), Vec::new());
         while samples.len() < 3 || start.elapsed() < budget {
             samples.push(run(runs)?);
+            if let Some(reader) = &mut reader {
+                // Threads that look out for the next launch are in the way of others.
+                std::thread::sleep(SETTLE);
+                reading.push(timing::seconds(|| (0..runs).for_each(|_| reader.pass())) / runs as f64);
+                std::thread::sleep(SETTLE);
+            }
         }
-        Ok(Measurement::of(samples))
+        Ok((Measurement::of(samples), reader.map(|_| Measurement::of(reading))))
     }
 }
 
@@ -280,6 +304,7 @@ pub(crate) fn table<'r>(rows: impl Iterator<Item = &'r Row>, phase: Phase) -> Ta
         rate,
         "of roof",
         "roof",
+        "of reading",
         "max error",
         "bound",
         "error/bound",
@@ -296,6 +321,7 @@ pub(crate) fn table<'r>(rows: impl Iterator<Item = &'r Row>, phase: Phase) -> Ta
             format!("{:.1}", if phase == Phase::Prefill { row.gops } else { row.gbs }),
             row.fraction.map_or("-".into(), |fraction| format!("{:.0} %", 100.0 * fraction)),
             if row.roof.is_empty() { "-".into() } else { row.roof.into() },
+            row.reading.map_or("-".into(), |reading| format!("{:.0} %", 100.0 * reading.median / row.seconds.median)),
             format!("{:.2e}", row.check.max_error),
             format!("{:.2e}", row.check.bound),
             ratio(row.check.worst_ratio),

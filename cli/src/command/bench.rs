@@ -19,6 +19,7 @@ use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::schedule::Schedule;
 use bitsmith_compiler::{compile, lower};
 use bitsmith_runtime::DeviceInfo;
+use bitsmith_runtime::roofs::Reader;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -139,6 +140,10 @@ impl Bench {
         for device in &devices {
             let footprint = cycle.max(256 << 20);
             let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
+            // A plain reading beside what memory bounds, where weights come from memory.
+            let reads = cycle > 0 && takes_threads(&self.device);
+            let reader = reads.then(|| Reader::new(footprint, footprint, device.info().threads));
+            let mut reader = reader.transpose()?;
             for (&m, &forced) in self.m.iter().flat_map(|m| forced.iter().map(move |forced| (m, forced))) {
                 let name = DeviceName::of(&device.info());
                 let (schedule, source) = match forced {
@@ -171,7 +176,7 @@ impl Bench {
                 let layers = if before.is_some() { "quantize+matmul" } else { "matmul" };
                 let artifact = &made.artifact;
                 let subject = Subject { op: &op, schedule: &schedule, artifact, layers, m, seed: self.seed };
-                let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), effort)?;
+                let row = measure::measure(&**device, &subject, &mut last, before.as_ref(), reader.as_mut(), effort)?;
                 summary.measurements.push(row);
             }
             if let (Some(before), Some(after)) = (roofs_before, roofs::measure(&**device, footprint)?) {

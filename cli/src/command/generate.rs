@@ -318,7 +318,7 @@ fn measure_all(device: &dyn Device, plan: &Plan, compiled: &[Compiled]) -> Resul
             m,
             seed: seed as u64,
         };
-        rows.push(measure::measure(device, &subject, &mut last, None, Effort { budget, cycle: CYCLE })?);
+        rows.push(measure::measure(device, &subject, &mut last, None, None, Effort { budget, cycle: CYCLE })?);
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -131,17 +131,14 @@ impl<'a> Weights<'a> {
         start.add(b, gaps)
     }
 
-    /// The start of an entry of a section for vector `v`, with its alignment; asks for what lies ahead.
+    /// The start of an entry of a section for vector `v`, with its alignment.
     fn entry(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> (Address, u32) {
         let size = section.dtype.bits() as usize / 8;
         let base = self.base(b, v, size);
         let start = self.jump(b, entry, section.stride(), section.per_chunk, self.layout.entry_gap(section));
         let start = start.add(b, base);
-        let place = start.fixed + section.offset;
-        if let Some(ahead) = self.ahead.filter(|_| section.entries > 1) {
-            b.prefetch(at(self.memory, start.index, place + ahead));
-        }
-        (at(self.memory, start.index, place), (self.lanes as u32 * size as u32).min(64))
+        let address = at(self.memory, start.index, start.fixed + section.offset);
+        (address, (self.lanes as u32 * size as u32).min(64))
     }
 
     /// Codes of a quad as they are stored, in bytes.

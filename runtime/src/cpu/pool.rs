@@ -1,8 +1,8 @@
 //! Threads that share the workgroups of a launch.
 //!
 //! The caller is one of the threads. The others spin for a short while after a launch, since in inference the next one
-//! follows at once, then sleep until they are woken. Workgroups are handed out as [`Split`] says, always in contiguous
-//! runs, so that each thread streams through neighbours. Threads can be pinned to processors, one each.
+//! follows at once, then sleep until they are woken. Workgroups are handed out as [`Split`] says: each thread has a
+//! contiguous share, so that it streams through neighbours. Threads can be pinned to processors, one each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 /// How long a thread looks out for the next launch before it sleeps.
 const SPIN: Duration = Duration::from_micros(60);
-/// Runs per thread at least: what limits the cost of a thread that is held up. Near the end they are shorter, so that threads
+/// Runs per share at least: what limits the cost of a thread that is held up. Near its end they are shorter, so that threads
 /// end together.
 const RUNS: u64 = 8;
 
 /// How workgroups are shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Split {
-    /// Runs from one counter: a thread that was held up costs at most one run.
+    /// Run after run from the front of a thread's share; whoever has nothing left takes the back half of what another one
+    /// has. A thread that was held up costs at most one run.
     #[default]
     Dynamic,
     /// One run per thread, the same in every launch: a thread meets the same weights again, in caches and in memory of its
@@ -55,7 +56,8 @@ struct Shared {
     job: Mutex<Option<Job>>,
     wake: Condvar,
     sleepers: AtomicUsize,
-    next: AtomicU64,
+    /// What each thread has left of the present launch.
+    shares: Vec<Share>,
     /// Workers that have not finished the present launch.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -66,11 +68,59 @@ struct Shared {
 struct Job {
     work: *const Work<'static>,
     total: u64,
-    run: u64,
-    /// Threads that take one run each by number; 0 where runs come from the counter.
-    shares: u64,
-    /// Threads in all.
-    threads: u64,
+    /// Workgroups that are handed out as one, so that places fit 32 bits.
+    unit: u64,
+    /// Longest run, in units.
+    run: u32,
+    split: Split,
+}
+
+/// Units that are left of a share, from a first one to an end, both in one word; in a line of its own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, begin: u32, end: u32) {
+        self.0.store(Share::word(begin, end), Ordering::Relaxed);
+    }
+
+    fn word(begin: u32, end: u32) -> u64 {
+        u64::from(begin) << 32 | u64::from(end)
+    }
+
+    /// Takes what `part` says of the units that are left, where any are: first a part that is taken, then one that stays.
+    fn take(&self, part: impl Fn(u32, u32) -> ((u32, u32), (u32, u32))) -> Option<(u32, u32)> {
+        let places = |word: u64| ((word >> 32) as u32, word as u32);
+        let rest = |word: u64| {
+            let (begin, end) = places(word);
+            (begin < end).then(|| part(begin, end).1).map(|(begin, end)| Share::word(begin, end))
+        };
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).ok()?;
+        let (begin, end) = places(before);
+        Some(part(begin, end).0)
+    }
+
+    /// All that is left.
+    fn all(&self) -> Option<(u32, u32)> {
+        self.take(|begin, end| ((begin, end), (end, end)))
+    }
+
+    /// A run from the front: at most `longest`, at most half of what is left.
+    fn front(&self, longest: u32) -> Option<(u32, u32)> {
+        self.take(|begin, end| {
+            let middle = begin + (end - begin).div_ceil(2).min(longest);
+            ((begin, middle), (middle, end))
+        })
+    }
+
+    /// The back half.
+    fn back(&self) -> Option<(u32, u32)> {
+        self.take(|begin, end| {
+            let middle = begin + (end - begin) / 2;
+            ((middle, end), (begin, middle))
+        })
+    }
 }
 
 // SAFETY: the pointer is only followed between `run`'s start and its end, while the closure behind it lives, and the
@@ -91,7 +141,7 @@ impl Pool {
             job: Mutex::new(None),
             wake: Condvar::new(),
             sleepers: AtomicUsize::new(0),
-            next: AtomicU64::new(0),
+            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -131,11 +181,15 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; nobody follows the pointer after this function has returned.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
-        let job = match self.split {
-            Split::Dynamic => Job { work, total, run: (total / (threads * RUNS)).max(1), shares: 0, threads },
-            Split::Static => Job { work, total, run: 0, shares: threads, threads },
-        };
-        shared.next.store(0, Ordering::Relaxed);
+        let unit = total.div_ceil(u64::from(u32::MAX));
+        let units = total.div_ceil(unit);
+        // Below 2^32, as all units are.
+        let run = (units / (threads * RUNS)).max(1) as u32;
+        let job = Job { work, total, unit, run, split: self.split };
+        let place = |thread: usize| (u128::from(units) * thread as u128 / u128::from(threads)) as u32;
+        for (thread, share) in shared.shares.iter().enumerate() {
+            share.set(place(thread), place(thread + 1));
+        }
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
         shared.launches.fetch_add(1, Ordering::SeqCst);
@@ -162,16 +216,12 @@ impl Shared {
         // SAFETY: `run` does not return before `busy` is 0, so the closure lives.
         let work = unsafe { &*job.work };
         let done = catch_unwind(AssertUnwindSafe(|| {
-            if job.shares > 0 {
-                let place = |share: u64| (u128::from(job.total) * u128::from(share) / u128::from(job.shares)) as u64;
-                let (begin, end) = (place(thread as u64), place(thread as u64 + 1));
-                if begin < end {
-                    work(thread, begin, end);
-                }
-                return;
-            }
-            while let Some((begin, end)) = self.take(&job) {
-                work(thread, begin, end);
+            let units = |(begin, end): (u32, u32)| {
+                work(thread, u64::from(begin) * job.unit, (u64::from(end) * job.unit).min(job.total));
+            };
+            match job.split {
+                Split::Static => self.shares[thread].all().into_iter().for_each(units),
+                Split::Dynamic => while self.runs(thread, job.run, &units) {},
             }
         }));
         if done.is_err() {
@@ -179,16 +229,17 @@ impl Shared {
         }
     }
 
-    /// The next run of a launch whose runs come from the counter.
-    fn take(&self, job: &Job) -> Option<(u64, u64)> {
-        // Half of a thread's share of what is left.
-        let part = 2 * job.threads;
-        let next = |begin: u64| {
-            let left = job.total.checked_sub(begin).filter(|&left| left > 0)?;
-            Some(begin + job.run.min(left.div_ceil(part)))
-        };
-        let begin = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        next(begin).map(|end| (begin, end))
+    /// Does a thread's share in runs, then takes another share; whether there was one.
+    fn runs(&self, thread: usize, longest: u32, units: &dyn Fn((u32, u32))) -> bool {
+        while let Some(run) = self.shares[thread].front(longest) {
+            units(run);
+        }
+        let count = self.shares.len();
+        let other = (1..count).find_map(|step| self.shares[(thread + step) % count].back());
+        if let Some((begin, end)) = other {
+            self.shares[thread].set(begin, end);
+        }
+        other.is_some()
     }
 
     fn serve(&self, thread: usize) {

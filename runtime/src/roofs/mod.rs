@@ -151,6 +151,16 @@ impl Reader {
         Ok(Reader { map, pool: Pool::new(threads), piece, next: 0 })
     }
 
+    /// Bytes of a pass from now on, at most all there are.
+    pub fn set_piece(&mut self, piece: usize) {
+        self.piece = piece.clamp(8, self.map.len());
+    }
+
+    /// Bytes of a pass.
+    pub fn piece(&self) -> usize {
+        self.piece
+    }
+
     /// Reads the next piece; each thread has a contiguous part of it.
     pub fn pass(&mut self) {
         if self.next + self.piece > self.map.len() {
