@@ -13,7 +13,10 @@ TYPES = {4: "uint4", 8: "uint8"}
 
 
 def weights(numpy, seed, request):
-    """Codes [n, k], scales [n, k / group] and what they stand for: (code - half) * scale."""
+    """Codes [n, k], scales [n, k / group] and what they stand for: (code - half) * scale.
+
+    Each copy has a seed of its own: a library may keep equal constants once, and then reads them from a cache.
+    """
     n, k, bits, group = (request[key] for key in ("n", "k", "bits", "group"))
     random = numpy.random.default_rng(seed)
     codes = random.integers(0, 2**bits, (n, k), dtype=numpy.uint8)
@@ -39,7 +42,7 @@ def onnxruntime(request):
     n, k, m, bits, group = (request[key] for key in ("n", "k", "m", "bits", "group"))
     nodes, initializers, outputs = [], [], []
     for copy in range(request["copies"]):
-        codes, scales = weights(numpy, copy % 2, request)
+        codes, scales = weights(numpy, copy, request)
         packed = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4
         initializers.append(numpy_helper.from_array(packed.reshape(n, k // group, group * bits // 8), f"w{copy}"))
         initializers.append(numpy_helper.from_array(scales.astype(numpy.float32).reshape(n, -1), f"s{copy}"))
@@ -89,7 +92,7 @@ def openvino(request):
     x_node = ops.parameter([m, k], numpy.float32, name="x")
     results = []
     for copy in range(request["copies"]):
-        codes, scales = weights(numpy, copy % 2, request)
+        codes, scales = weights(numpy, copy, request)
         shape = [n, k // group, group]
         kind = ov.Type.u4 if bits == 4 else ov.Type.u8
         packed = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4

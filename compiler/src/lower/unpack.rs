@@ -131,14 +131,17 @@ impl<'a> Weights<'a> {
         start.add(b, gaps)
     }
 
-    /// The start of an entry of a section for vector `v`, with its alignment.
+    /// The start of an entry of a section for vector `v`, with its alignment; asks for what lies ahead.
     fn entry(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> (Address, u32) {
         let size = section.dtype.bits() as usize / 8;
         let base = self.base(b, v, size);
         let start = self.jump(b, entry, section.stride(), section.per_chunk, self.layout.entry_gap(section));
         let start = start.add(b, base);
-        let address = at(self.memory, start.index, start.fixed + section.offset);
-        (address, (self.lanes as u32 * size as u32).min(64))
+        let place = start.fixed + section.offset;
+        if let Some(ahead) = self.ahead.filter(|_| section.entries > 1 && section.span == self.layout.group) {
+            b.prefetch(at(self.memory, start.index, place + ahead));
+        }
+        (at(self.memory, start.index, place), (self.lanes as u32 * size as u32).min(64))
     }
 
     /// Codes of a quad as they are stored, in bytes.
@@ -374,14 +377,7 @@ fn integer_meaning(code: Code, zero: Zero) -> (i32, i32) {
 }
 
 /// Numbers of a type in memory as `f32`.
-fn load_number(
-    b: &mut Builder,
-    dtype: DType,
-    address: Address,
-    lanes: u8,
-    align: u32,
-    features: Features,
-) -> Value {
+fn load_number(b: &mut Builder, dtype: DType, address: Address, lanes: u8, align: u32, features: Features) -> Value {
     let load = |b: &mut Builder, scalar: Scalar| b.load(Type::vector(scalar, lanes), address, align);
     match dtype {
         DType::F32 => load(b, Scalar::F32),

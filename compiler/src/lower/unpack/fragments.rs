@@ -182,8 +182,7 @@ impl<'a> Fragments<'a> {
     pub fn chunk(&self, b: &mut Builder, strip: Pos, (plane, along): (usize, usize), tile: usize) -> Address {
         let (width, start) = self.layout.planes[plane];
         let strip = strip.times(b, self.columns() / tile_columns(width)).plus(along);
-        let place =
-            strip.times(b, STRIP).add(b, Pos::of(self.codes).plus(start - self.layout.planes[0].1));
+        let place = strip.times(b, STRIP).add(b, Pos::of(self.codes).plus(start - self.layout.planes[0].1));
         at(self.memory, place.index, place.fixed + 512 * tile)
     }
 
