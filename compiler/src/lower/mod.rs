@@ -149,7 +149,7 @@ pub fn choose(op: &Op, caps: &Caps, m: usize) -> Result<Schedule> {
     }
     // A family for this many rows first; the others serve too, and a family can be without a schedule for this shape.
     let (mut first, others): (Vec<&Implementation>, Vec<_>) = families(op, caps)?.into_iter().partition(|f| {
-        let many = m > 8 || matmul::few_rows_pay_tiles(op, caps, m);
+        let many = m > 8 && !matmul::serves_many_rows(op, caps) || matmul::few_rows_pay_tiles(op, caps, m);
         let wanted: &[Family] =
             if many { &[Family::Tile, Family::Cooperative, Family::Block] } else { &[Family::Stream, Family::Spread] };
         wanted.contains(&f.family)

@@ -39,7 +39,7 @@ pub(super) use mma::{MMA, packing};
 pub(super) use panel::PANEL_FAMILY;
 pub(super) use ring::RING;
 pub(super) use spread::SPREAD;
-pub(super) use stream::STREAM;
+pub(super) use stream::{STREAM, serves_many_rows};
 pub(super) use tile::{TILE, few_rows_pay_tiles};
 pub(super) use wide::WIDE;
 

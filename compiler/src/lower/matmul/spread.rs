@@ -11,6 +11,7 @@ use super::integer::{IntegerSums, Results};
 use super::{Plan, Tile, as_matmul, entry, refuses_threads};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
+use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, CmpOp, Kernel, Scalar};
 use crate::lower::Implementation;
 use crate::lower::activation::Rows;
@@ -40,16 +41,17 @@ pub(in crate::lower) const SPREAD: Implementation = Implementation {
 
 /// The tile that wastes no row first; then wide workgroups, which keep more loads under way.
 fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
-    if as_matmul(op).is_err() {
-        return Vec::new();
-    }
+    let Ok(matmul) = as_matmul(op) else { return Vec::new() };
+    // A turn over two units of two planes and 32 columns keeps more words and activations than a thread of RDNA holds.
+    let wide_units = N16::of(&matmul.weight, matmul.k).is_ok_and(|n16| n16.unit == 32 && n16.planes.len() > 1);
+    let unrolls = if wide_units { [1, 2, 4] } else { [2, 1, 4] };
     let mut list = Vec::new();
     for tile_m in [m.min(8) as u32, 4, 2, 1] {
         if tile_m as usize > m || list.iter().any(|old: &Schedule| old.tile_m == tile_m) {
             continue;
         }
         for (tile_n, split) in [(16, 16), (16, 8), (32, 8), (16, 4), (64, 4)] {
-            for unroll in [2, 1, 4] {
+            for unroll in unrolls {
                 if tile_n * split <= caps.max_workgroup {
                     let schedule = Schedule::single(Family::Spread, tile_m, tile_n, unroll);
                     list.push(schedule.with_threads(tile_n * split, split));

@@ -66,7 +66,10 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     // Units of several planes are so long that one is enough where registers are short.
     let layout = N16::of(&op.weight, op.k);
     let sums_bytes = caps.vector_bytes >= 32 && matches!(op.activation, Activation::Int8(_));
+    // With a dot instruction of 64 bytes, results in scratch show where segments are short: one such is stored in a cycle.
+    let short = sums_bytes && super::has_dot(caps) && caps.vector_bytes >= 64 && op.segment() < op.k;
     let unrolls = match &layout {
+        _ if short && op.segment() <= 32 => [4, 2, 1],
         _ if super::has_dot(caps) => [2, 4, 1],
         Ok(layout) if layout.planes.len() > 1 && sums_bytes => [1, 2, 4],
         _ => [4, 2, 1],
@@ -96,6 +99,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             }
             let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
+            let in_scratch = 2 * tile_m * vectors + tile_m + vectors > caps.vector_registers;
+            let cost = if short && in_scratch { cost + 8.0 / op.segment() as f64 } else { cost };
             for (rank, unroll) in unrolls.into_iter().enumerate() {
                 let schedule = Schedule::single(Family::Tile, tile_m, tile_n, unroll).with_strips(strips);
                 list.push((cost, rank, schedule));
@@ -115,13 +120,15 @@ fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bo
     let shifted = u32::from(!matches!(layout.format.zero, Zero::None | Zero::Bias(_)));
     // Results stay in registers besides, where there is more than one segment.
     let results = if op.segment() < op.k { sums } else { 0 };
+    // Where a unit of columns holds several groups, their scales wait beside the words of further planes (Q3_K).
+    let waiting = if layout.planes.len() > 1 && op.segment() < layout.unit { vectors + 1 } else { 0 };
     let needed = match integers_of(op, layout, caps) {
         // 16 bits hold so few products that both kinds of sums are in use all the time.
         Some(how) if !super::has_dot(caps) && (5..8).contains(&how.bits) => 2 * sums + results + 4,
         // Even and odd bytes of both sides.
         Some(how) if !super::has_dot(caps) && how.bits == 8 => sums + results + 7 + vectors.min(tile_m),
         // A product beside its sum where there is no dot instruction.
-        Some(_) => sums + tile_m + 2 + u32::from(!super::has_dot(caps)) + 2 * shifted * vectors,
+        Some(_) => sums + tile_m + 2 + u32::from(!super::has_dot(caps)) + 2 * shifted * vectors + waiting,
         // Four columns of each row at once.
         None => sums + 4 * tile_m + vectors + 2,
     };
