@@ -14,7 +14,7 @@ use crate::format::Code;
 use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar, Value};
 use crate::lower::activation::Rows;
-use crate::lower::memory::{Params, Role};
+use crate::lower::memory::{Params, Role, split};
 use crate::lower::space::Axis;
 use crate::lower::stage::{Kept, Staged};
 use crate::lower::unpack::fields::Fields;
@@ -212,9 +212,11 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let plan = Plan::new(matmul, schedule, caps)?;
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
-    let tile_x = b.builtin(Builtin::WorkgroupId(0));
+    let (tile_x, tile_y) = match rows_together(op, schedule, caps) {
+        Some(tiles) => by_blocks_of_rows(&mut b, tiles, matmul.n.div_ceil(schedule.tile_n as usize)),
+        None => (b.builtin(Builtin::WorkgroupId(0)), b.builtin(Builtin::WorkgroupId(1))),
+    };
     let first = b.bin_imm(BinOp::Mul, tile_x, schedule.tile_m as i64);
-    let tile_y = b.builtin(Builtin::WorkgroupId(1));
     if let Some(fields) = staged::fields(matmul, &plan.layout, caps) {
         build_staged(&mut b, &plan, schedule, caps, &params, fields, (first, tile_y))?;
         return Ok(b.finish());
@@ -264,6 +266,44 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     };
     epilogue::store(&mut b, &plan, &params, &rows, (first, schedule.tile_m == 1), start, results);
     Ok(b.finish())
+}
+
+/// Bytes of activations that stay in a second-level cache while weights go by, with room for those.
+const ACTIVATIONS: usize = 256 << 10;
+
+/// Tiles of rows whose activations a cache holds, where there may be more of them.
+fn rows_together(op: &Op, schedule: &Schedule, caps: &Caps) -> Option<usize> {
+    let Matmul { n, k, .. } = *as_matmul(op).ok()?;
+    let together = ACTIVATIONS.div_ceil(k.max(1) * schedule.tile_m as usize);
+    // Workgroups of a block are numbered in floats.
+    let exact = together * n.div_ceil(schedule.tile_n as usize) < 1 << f32::MANTISSA_DIGITS;
+    (schedule.tile_m > 1 && exact && serves_many_rows(op, caps)).then_some(together)
+}
+
+/// The tile of rows and the tile of columns (`i32`) of this workgroup, where workgroups in their order take all `columns` tiles
+/// of columns for `together` tiles of rows before the next ones: 512 rows of activations would be read from a further cache
+/// for every tile of columns.
+fn by_blocks_of_rows(b: &mut Builder, together: usize, columns: usize) -> (Value, Value) {
+    let mut wide = |builtin: Builtin| {
+        let value = b.builtin(builtin);
+        b.cast(CastOp::ExtendS, value, Scalar::I64)
+    };
+    let (x, y) = (wide(Builtin::WorkgroupId(0)), wide(Builtin::WorkgroupId(1)));
+    let count_x = wide(Builtin::WorkgroupCount(0));
+    let line = b.bin(BinOp::Mul, y, count_x);
+    let place = b.add(line, x);
+    let (block, within) = split(b, place, together * columns);
+    let first = b.bin_imm(BinOp::Mul, block, together as i64);
+    let left = b.bin(BinOp::Sub, count_x, first);
+    let width = b.bin_imm(BinOp::MinS, left, together as i64);
+    let [first, within, width] = [first, within, width].map(|value| b.cast(CastOp::Truncate, value, Scalar::I32));
+    // Whole numbers below 2^24: a quotient of floats is rounded to none that is too large.
+    let [dividend, divisor] = [within, width].map(|value| b.cast(CastOp::IntToFloatS, value, Scalar::F32));
+    let quotient = b.bin(BinOp::Div, dividend, divisor);
+    let tile_y = b.cast(CastOp::FloatToIntS, quotient, Scalar::I32);
+    let line = b.bin(BinOp::Mul, tile_y, width);
+    let within = b.bin(BinOp::Sub, within, line);
+    (b.add(first, within), tile_y)
 }
 
 /// Float activations: see [`staged`].

@@ -69,6 +69,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
     // With a dot instruction of 64 bytes, results in scratch show where segments are short: one such is stored in a cycle.
     let short = sums_bytes && super::has_dot(caps) && caps.vector_bytes >= 64 && op.segment() < op.k;
     let unrolls = match &layout {
+        // A unit of several groups is long as it is.
+        Ok(layout) if short && op.segment() < layout.unit => [1, 2, 4],
         _ if short && op.segment() <= 32 => [4, 2, 1],
         _ if super::has_dot(caps) => [2, 4, 1],
         Ok(layout) if layout.planes.len() > 1 && sums_bytes => [1, 2, 4],
