@@ -123,7 +123,10 @@ fn fits(op: &Matmul, layout: &N16, tile_m: u32, vectors: u32, caps: &Caps) -> bo
     // Results stay in registers besides, where there is more than one segment.
     let results = if op.segment() < op.k { sums } else { 0 };
     // Where a unit of columns holds several groups, their scales wait beside the words of further planes (Q3_K).
-    let waiting = if layout.planes.len() > 1 && op.segment() < layout.unit { vectors + 1 } else { 0 };
+    let several = layout.planes.len() > 1 && op.segment() < layout.unit;
+    let waiting = if several { vectors + 1 } else { 0 };
+    // Many registers keep their results from one group to the next.
+    let waiting = if several && caps.vector_registers > 16 { waiting + sums } else { waiting };
     let needed = match integers_of(op, layout, caps) {
         // 16 bits hold so few products that both kinds of sums are in use all the time.
         Some(how) if !super::has_dot(caps) && (5..8).contains(&how.bits) => 2 * sums + results + 4,
