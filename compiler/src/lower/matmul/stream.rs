@@ -94,6 +94,12 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             if one_run {
                 cost *= 0.5;
             }
+            // Few rows of activations stay in the first cache while weights go by: with groups of 128 and 512 rows 1.04 to 1.07 times
+            // as fast on Zen 5 as eight rows by 32 columns.
+            let short_codes = integers.is_some_and(|how| how.bits <= 4 && !how.has_table());
+            if short_codes && (tile_m, tile_n) == (3, 64) && serves_many_rows(&Op::Matmul(*op), caps) {
+                cost *= 0.85;
+            }
             let unrolls: &[u32] = if quarters || one_run { &[8, 4, 2, 1] } else { &[4, 2, 1] };
             for (rank, &unroll) in unrolls.iter().enumerate() {
                 let schedule = Schedule::single(Family::Stream, tile_m, tile_n, unroll);
