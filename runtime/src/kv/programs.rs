@@ -65,7 +65,11 @@ impl Programs {
             Some(gpu) if op.arithmetic == Arithmetic::Matrix => (gpu.units as usize * 6).div_ceil(kv_heads.max(1)),
             Some(gpu) => gpu.units as usize * 4,
             // An item has a start and an end that a thread pays for: no more than even out what threads take.
-            None => (self.device.info().threads.max(1) * 8).div_ceil(kv_heads.max(1)),
+            None => {
+                let heads = choose(&KvOp::Attend(*op), self.device.caps()).heads as usize;
+                let threads = self.device.info().threads.max(1);
+                if heads > 1 { threads * 2 } else { (threads * 8).div_ceil(kv_heads.max(1)) }
+            }
         }
     }
 
@@ -119,7 +123,14 @@ impl Programs {
             }
         };
         let (_, schedule, program) = &self.made[index];
-        self.device.launch(&Launch { program, grid: grid(op, schedule, work), args })
+        let mut grid = grid(op, schedule, work);
+        if let KvOp::Attend(attend) = op
+            && work < self.device.info().threads
+        {
+            // Fewer items than threads: heads apart give more of them something to do.
+            grid[1] = attend.layout.heads as u32;
+        }
+        self.device.launch(&Launch { program, grid, args })
     }
 
     /// Launches an operation that takes the number of its records.

@@ -138,6 +138,7 @@ pub fn grid(op: &KvOp, schedule: &KvSchedule, work: usize) -> [u32; 3] {
     let flat = |parts: usize| [(work * parts).div_ceil(schedule.threads as usize) as u32, 1, 1];
     match op {
         KvOp::Append(op) => flat(append::parts(&op.layout)),
+        KvOp::Attend(op) if schedule.heads > 1 => [work as u32, 1, 1],
         KvOp::Attend(op) => [work as u32, op.layout.heads as u32, 1],
         KvOp::Merge(op) => [work as u32, op.heads as u32, 1],
         KvOp::Dequant(op) => flat(gather::parts(&op.layout)),

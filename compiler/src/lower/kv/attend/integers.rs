@@ -6,9 +6,10 @@
 
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
-use super::{Kernel, Tile, across};
+use super::state::Slot;
+use super::{Kernel, Tile, across, chained, unchained};
 use crate::format::kv::{KvCode, Side, TOKENS};
-use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Memory, Scalar, Type, UnOp, Value};
+use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Scalar, Type, UnOp, Value};
 use crate::op::kv::{Attend, LEAST};
 
 /// How the factors of a side lie.
@@ -25,10 +26,11 @@ pub(super) struct Packing {
 }
 
 /// Where factors are, and what they are factors of.
+#[derive(Clone, Copy)]
 pub(super) struct Factors {
     pub packing: Packing,
     /// `[row, unit, field]`, 32 bits each.
-    pub memory: Memory,
+    pub memory: Slot,
 }
 
 impl Packing {
@@ -153,7 +155,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         packing: &Packing,
-        from: Memory,
+        from: Slot,
         (row, line, count): (Value, Value, Value),
         place: usize,
     ) -> Value {
@@ -190,7 +192,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         factors: &Factors,
-        from: Memory,
+        from: Slot,
         (row, line, count): (Value, Value, Value),
     ) {
         let packing = factors.packing;
@@ -257,7 +259,10 @@ impl Kernel<'_> {
         let align = ty.bytes().min(32);
         let size = packing.code.unit_bytes();
         let line = packing.row * packing.bits / 32;
-        b.for_loop(first, end, turn as i64, state, |b, unit, state| {
+        let nothing = b.int(ty, 0);
+        let chains = self.chains(state.len(), turn);
+        let count = state.len();
+        let sums = b.for_loop(first, end, turn as i64, &chained(state, nothing, chains), |b, unit, state| {
             let mut state = state.to_vec();
             let further = times(b, unit, TOKENS * size);
             let place = b.add(place, further);
@@ -278,19 +283,20 @@ impl Kernel<'_> {
                     let parts: Vec<Value> = units.iter().map(|&unit| packing.field(b, unit, field)).collect();
                     for (r, row) in rows.clone().enumerate() {
                         let offset = row * line + i * packing.fields() + field;
-                        let bytes = times(b, index, 4);
-                        let x = b.load(Scalar::I32, at(factors.memory, Some(bytes), offset * 4), 4);
+                        let word = self.place(b, factors.memory, index, offset);
+                        let x = b.load(Scalar::I32, word, 4);
                         let x = b.splat(x, lanes);
                         let x = b.bitcast(x, packing.part(lanes));
                         for (v, &part) in parts.iter().enumerate() {
-                            let sum = &mut state[r * vectors + v];
+                            let sum = &mut state[i % chains * count + r * vectors + v];
                             *sum = packing.dot(b, part, x, *sum);
                         }
                     }
                 }
             }
             state
-        })
+        });
+        unchained(b, &sums, count)
     }
 
     /// Products of rows of queries with `count` channels of keys from unit `first` on, in steps of the queries.
@@ -335,8 +341,8 @@ impl Kernel<'_> {
             let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
+            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, (done, place)) } else { None };
             let place = b.add(base, place);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, done) } else { None };
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
             // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.
             let turn = if factors.packing.bits == 8 && page.min(self.tile).is_multiple_of(4 * per) { 4 } else { 2 };

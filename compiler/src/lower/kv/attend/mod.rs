@@ -19,18 +19,18 @@ pub(super) mod matrix;
 mod place;
 mod scores;
 mod softmax;
+mod state;
 mod values;
 
-use self::integers::{Factors, Packing};
 use self::place::Tile;
-use self::values::{has_offsets, scales_weights};
-use super::super::memory::{at, split, times};
+use self::state::{Arrays, Heads, Slot};
+use super::super::memory::{split, times};
 use super::codes::{Decoder, Scales};
 use super::{Params, field, floats, int, least, local, plus};
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::kv::{KvPer, Side, TOKENS};
-use crate::ir::{BinOp, Builder, Builtin, CastOp, Memory, Scalar, Type, Value};
+use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
 use crate::op::kv::{Attend, ITEM};
 use crate::schedule::KvSchedule;
 
@@ -42,14 +42,15 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
         let rows = op.rows().min(4) as u32;
         // Sums of all rows and vectors, two vectors of codes and one number stay in registers.
         if caps.vector_bytes < 64 {
-            return KvSchedule { threads: 1, tile: 64, rows, vectors: 2 };
+            return KvSchedule { threads: 1, tile: 64, rows, vectors: 2, heads: 1 };
         }
-        return KvSchedule { threads: 1, tile: place::tile_of(op), rows, vectors: place::vectors_of(op) };
+        let tile = place::tile_of(op);
+        return KvSchedule { threads: 1, tile, rows, vectors: place::vectors_of(op), heads: state::heads_of(op, tile) };
     }
     let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);
     let threads = if dim > 64 { 128 } else { 64 }.min(caps.max_workgroup);
     // Rows in shared memory: queries and sums of 256 channels take 2 KiB a row.
-    KvSchedule { threads, tile: threads.max(64), rows: op.rows().min(8) as u32, vectors: 1 }
+    KvSchedule { threads, tile: threads.max(64), rows: op.rows().min(8) as u32, vectors: 1, heads: 1 }
 }
 
 pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
@@ -59,11 +60,13 @@ pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedul
         && (1..=16).contains(&schedule.rows)
         && [1, 2, 4].contains(&schedule.vectors)
         && lanes as usize * schedule.vectors as usize <= 64
-        && (many || schedule.threads == 1);
+        && (many || schedule.threads == 1)
+        && (schedule.heads == 1 || !many && lanes >= 4 && schedule.heads as usize == op.layout.heads);
     if !fits {
         return Err(Error::invalid(format!(
-            "attend: tile {}, rows {}, vectors {}; accepted: tile 16 to 256, rows 1 to 16, vectors 1, 2 or 4",
-            schedule.tile, schedule.rows, schedule.vectors
+            "attend: tile {}, rows {}, vectors {}, heads {}; accepted: tile 16 to 256, rows 1 to 16, vectors 1, 2 or 4, heads 1 \
+             or, for one thread, all",
+            schedule.tile, schedule.rows, schedule.vectors, schedule.heads
         )));
     }
     let tile = match op.layout.k.codes.per {
@@ -85,29 +88,7 @@ pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedul
     Ok(())
 }
 
-/// Arrays in shared memory: byte offsets of `f32` numbers.
-struct Arrays {
-    /// Queries `[row, k_dim]`, scaled.
-    q: Memory,
-    /// Queries times the scales of a page's channels, where channels have scales.
-    q_page: Option<Memory>,
-    /// Sums of queries per group `[row, group]`, and with offsets per channel, their product with those `[row]`.
-    q_sum: Option<Memory>,
-    /// Scores, then weights `[row, tile]`.
-    s: Memory,
-    /// Weights times scales of values, where tokens have some `[row, tile]`.
-    p: Option<Memory>,
-    /// Queries as integers, and weights.
-    q_factors: Option<Factors>,
-    p_factors: Option<Factors>,
-    /// Steps of queries and of weights `[2, padded]`, where one of the two is integers.
-    steps: Option<Memory>,
-    /// Outputs `[row, v_dim]`.
-    o: Memory,
-    /// Largest score, correction, sum, sum of weighted offsets `[4, padded]`.
-    stat: Memory,
-}
-
+#[derive(Clone)]
 struct Kernel<'a> {
     op: &'a Attend,
     params: &'a Params,
@@ -124,9 +105,12 @@ struct Kernel<'a> {
     shared_bytes: usize,
     /// This thread in the workgroup.
     thread: Value,
+    /// The KV head that code is made for.
     head: Value,
+    /// All those of the workgroup, where there may be several.
+    heads: Option<Heads>,
     item: Vec<Value>,
-    /// Whether the next tile's codes are asked for while those of this one are read.
+    /// Whether codes are asked for while others are read.
     ahead: bool,
 }
 
@@ -142,35 +126,13 @@ impl<'a> Kernel<'a> {
         let (keys, values) = (Decoder::new(op.layout.k.codes, caps), Decoder::new(op.layout.v.codes, caps));
         let rows = op.rows();
         let padded = rows.next_multiple_of(softmax::ROWS);
-        let (k_dim, v_dim) = (op.layout.k.head_dim, op.layout.v.head_dim);
-        let mut total = 0;
-        let mut shared = |b: &mut Builder, name: &str, count: usize| {
-            let bytes = (count * 4).next_multiple_of(64);
-            total += bytes;
-            b.shared(name, bytes as u32, 64)
-        };
-        let channel = op.layout.k.codes.per == KvPer::Channel;
-        let (keys_packing, values_packing) = (Packing::of(op, Side::K, k_dim), Packing::of(op, Side::V, tile));
-        let arrays = Arrays {
-            q: shared(b, "queries", rows * k_dim),
-            q_page: channel.then(|| shared(b, "page_queries", rows * k_dim)),
-            q_sum: has_offsets(&op.layout.k.codes)
-                .then(|| shared(b, "query_sums", rows * op.layout.k.codes.groups(k_dim))),
-            s: shared(b, "scores", rows * tile),
-            p: scales_weights(&op.layout.v.codes).then(|| shared(b, "weights", rows * tile)),
-            q_factors: keys_packing
-                .map(|packing| Factors { packing, memory: shared(b, "query_factors", packing.words(rows)) }),
-            p_factors: values_packing
-                .map(|packing| Factors { packing, memory: shared(b, "weight_factors", packing.words(rows)) }),
-            steps: (keys_packing.is_some() || values_packing.is_some()).then(|| shared(b, "steps", padded * 2)),
-            o: shared(b, "outputs", rows * v_dim),
-            stat: shared(b, "state", padded * 4),
-        };
+        let (arrays, stride, shared_bytes) = Arrays::new(b, op, (rows, padded), tile, schedule.heads as usize);
         let thread = local(b, schedule.threads);
         let record = b.builtin(Builtin::WorkgroupId(0));
         let record = b.cast(CastOp::ExtendS, record, Scalar::I64);
         let head = b.builtin(Builtin::WorkgroupId(1));
         let head = b.cast(CastOp::ExtendS, head, Scalar::I64);
+        let heads = (schedule.heads > 1).then(|| Heads::new(b, head, op.layout.heads, stride));
         let items = params.get("items");
         let item = (0..7).map(|i| field(b, items, record, ITEM, i)).collect();
         Kernel {
@@ -184,9 +146,10 @@ impl<'a> Kernel<'a> {
             keys,
             values,
             arrays,
-            shared_bytes: total,
+            shared_bytes,
             thread,
             head,
+            heads,
             item,
             // A GPU has other threads to wait for memory.
             ahead: !caps.features.has(Feature::Workgroups),
@@ -212,20 +175,8 @@ impl<'a> Kernel<'a> {
         int(b, self.rows)
     }
 
-    /// The number at `index` of a shared array of `f32`.
-    fn read(&self, b: &mut Builder, memory: Memory, index: Value, offset: usize, lanes: u8) -> Value {
-        let place = times(b, index, 4);
-        b.load(Type::vector(Scalar::F32, lanes), at(memory, Some(place), offset * 4), aligned(memory, lanes))
-    }
-
-    fn write(&self, b: &mut Builder, memory: Memory, index: Value, offset: usize, value: Value) {
-        let place = times(b, index, 4);
-        let align = aligned(memory, b.ty(value).lanes);
-        b.store(at(memory, Some(place), offset * 4), align, value);
-    }
-
     fn emit(&self, b: &mut Builder) {
-        self.prepare(b);
+        self.each_head(b, &|own, b| own.prepare(b));
         self.meet(b);
         let (first, end) = (self.item[3], self.item[4]);
         b.for_loop(first, end, self.tile as i64, &[], |b, start, _| {
@@ -236,28 +187,33 @@ impl<'a> Kernel<'a> {
             let step = TOKENS.max(self.lanes as usize * self.vectors(Side::K));
             let blocks = plus(b, count, step - 1);
             let blocks = b.bin_imm(BinOp::And, blocks, -(step as i64));
-            let tile = self.tile_at(b, start);
-            if self.op.layout.k.codes.per == KvPer::Channel {
-                self.page_queries(b, tile);
-                self.meet(b);
-            }
-            self.scores(b, tile, blocks);
-            self.meet(b);
-            if self.alone() {
-                self.softmax(b, tile, blocks);
-            } else {
-                self.largest(b, blocks);
-                self.meet(b);
-                self.weights(b, tile, blocks);
-                self.meet(b);
-                self.sums(b, tile, blocks);
-                self.meet(b);
-            }
-            self.outputs(b, tile, count);
-            self.meet(b);
+            self.each_head(b, &|own, b| own.turn(b, start, count, blocks));
             Vec::new()
         });
-        self.finish(b);
+        self.each_head(b, &|own, b| own.finish(b));
+    }
+
+    /// `count` tokens from `start` on, in whole `blocks`.
+    fn turn(&self, b: &mut Builder, start: Value, count: Value, blocks: Value) {
+        let tile = self.tile_at(b, start);
+        if self.op.layout.k.codes.per == KvPer::Channel {
+            self.page_queries(b, tile);
+            self.meet(b);
+        }
+        self.scores(b, tile, blocks);
+        self.meet(b);
+        if self.alone() {
+            self.softmax(b, tile, blocks);
+        } else {
+            self.largest(b, blocks);
+            self.meet(b);
+            self.weights(b, tile, blocks);
+            self.meet(b);
+            self.sums(b, tile, blocks);
+            self.meet(b);
+        }
+        self.outputs(b, tile, count);
+        self.meet(b);
     }
 
     /// Queries into shared memory, and the state before the first token.
@@ -355,7 +311,7 @@ impl<'a> Kernel<'a> {
             let o = self.read(b, self.arrays.o, i, 0, wide);
             let o = self.times_constant(b, o, post);
             let index = b.add(first, i);
-            self.write(b, self.params.get("o"), index, 0, o);
+            self.write(b, Slot::of(self.params.get("o")), index, 0, o);
         });
         let first = times(b, slot, self.rows * 2);
         let end = self.rows_value(b);
@@ -364,19 +320,25 @@ impl<'a> Kernel<'a> {
             let out = b.add(first, out);
             for (i, from) in [0, 2].into_iter().enumerate() {
                 let value = self.read(b, self.arrays.stat, row, from * self.padded, 1);
-                self.write(b, self.params.get("ml"), out, i, value);
+                self.write(b, Slot::of(self.params.get("ml")), out, i, value);
             }
         });
     }
 }
 
-/// Vectors start at multiples of their size, as far as the memory does.
-fn aligned(memory: Memory, lanes: u8) -> u32 {
-    match memory {
-        Memory::Shared(_) => 4 * lanes as u32,
-        Memory::Param(_) => (4 * lanes as u32).min(16),
-    }
+/// Sums `0..count`, and as many more that start from zero for every further chain.
+fn chained(sums: &[Value], zero: Value, chains: usize) -> Vec<Value> {
+    let mut all = sums.to_vec();
+    all.resize(sums.len() * chains, zero);
+    all
 }
+
+/// The sums of all chains.
+fn unchained(b: &mut Builder, all: &[Value], count: usize) -> Vec<Value> {
+    let (first, rest) = all.split_at(count);
+    rest.chunks(count).fold(first.to_vec(), |sums, more| sums.iter().zip(more).map(|(&x, &y)| b.add(x, y)).collect())
+}
+
 /// Rows in blocks of at most `most`.
 fn row_blocks(rows: usize, most: usize) -> Vec<std::ops::Range<usize>> {
     (0..rows).step_by(most).map(|first| first..rows.min(first + most)).collect()

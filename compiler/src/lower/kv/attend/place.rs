@@ -6,7 +6,7 @@ use super::super::{int, least, plus};
 use super::Kernel;
 use super::values::grouped;
 use crate::format::kv::{KvCode, Side, TOKENS};
-use crate::ir::{BinOp, Builder, CastOp, Scalar, Value};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Value};
 use crate::lower::memory::{at, split, times};
 use crate::op::kv::Attend;
 
@@ -25,9 +25,30 @@ pub(super) struct Home {
     /// First byte of this head's record, and the first token's number in the page.
     base: Value,
     within: Value,
-    /// How far behind the codes of keys and of values those of the next tile lie.
-    distances: [Option<Value>; 2],
+    /// What to ask for while codes are read.
+    ahead: Ahead,
 }
+
+/// Where the codes lie that are asked for while others are read.
+#[derive(Clone, Copy)]
+enum Ahead {
+    /// So far behind those of keys and of values: one tile later.
+    Tile([Value; 2]),
+    /// In the order of memory, through the heads of a page, on to those of the page one tile later.
+    Line(Line),
+}
+
+/// Codes in the order of memory.
+#[derive(Clone, Copy)]
+struct Line {
+    /// From this byte of the record on, what is asked for is beyond the last head of the page.
+    last: Value,
+    /// How far behind it lies from there on.
+    beyond: Value,
+}
+
+/// Bytes between what is read and what is asked for, where codes are read in the order of memory.
+const LINE: usize = 12 << 10;
 
 /// Vectors of 64 bytes that share a number. Four sums wait for their own last multiply-adds, sixteen do not, and share loads
 /// of numbers; but where few rows make reading the longer of the two, one stream of codes is read faster than four.
@@ -65,6 +86,13 @@ impl Kernel<'_> {
         [4, 2].into_iter().find(|&vectors| vectors <= self.schedule.vectors as usize && fits(vectors)).unwrap_or(1)
     }
 
+    /// Chains of multiply-adds that each of so many sums is made of in a turn of so many units: one product waits for the one
+    /// before it in its chain, so that few sums alone leave multipliers of 64 bytes idle.
+    pub(super) fn chains(&self, sums: usize, turn: usize) -> usize {
+        let few = self.lanes == 16 && sums <= 4;
+        if few && turn.is_multiple_of(2) { 2 } else { 1 }
+    }
+
     /// Bytes from the units of the first of these vectors to those of vector `v`: past 16 lanes the next block begins.
     pub(super) fn vector_offset(&self, side: Side, v: usize) -> usize {
         let part = self.op.layout.part(side);
@@ -86,8 +114,11 @@ impl Kernel<'_> {
         }
         let zero = int(b, 0);
         let (base, within) = self.page_of(b, anywhere, zero);
-        let distances = [Side::K, Side::V].map(|side| self.distance(b, side, anywhere, zero));
-        Tile { start, home: Some(Home { base, within, distances }) }
+        let ahead = match self.line(b, start) {
+            Some(line) => Ahead::Line(line),
+            None => Ahead::Tile([Side::K, Side::V].map(|side| self.tile_later(b, side, start))),
+        };
+        Tile { start, home: Some(Home { base, within, ahead }) }
     }
 
     /// First byte of this head's record of the page of token `local` of a tile, and the token's number in the page.
@@ -108,26 +139,73 @@ impl Kernel<'_> {
         (codes::record(b, &self.op.layout, number, self.head), within)
     }
 
-    /// How far behind the codes of token `local` of a tile those of the token one tile later lie, in bytes: what no processor
-    /// foresees. The last tile has none behind it, and any distance does.
-    pub(super) fn distance(&self, b: &mut Builder, side: Side, tile: Tile, local: Value) -> Option<Value> {
-        if let Some(home) = tile.home {
-            return home.distances[usize::from(side == Side::V)];
-        }
+    /// How far behind the codes of token `local` of a tile, at byte `unit` of their record, those lie that are asked for. The
+    /// last tile has none behind it, and any distance does.
+    pub(super) fn distance(
+        &self,
+        b: &mut Builder,
+        side: Side,
+        tile: Tile,
+        (local, unit): (Value, Value),
+    ) -> Option<Value> {
         if !self.ahead {
             return None;
         }
-        let token = b.add(tile.start, local);
+        let ahead = tile.home.map(|home| home.ahead);
+        let line = match ahead {
+            Some(Ahead::Tile(distances)) => return Some(distances[usize::from(side == Side::V)]),
+            Some(Ahead::Line(line)) => line,
+            None => {
+                let token = b.add(tile.start, local);
+                match self.line(b, token) {
+                    Some(line) => line,
+                    None => return Some(self.tile_later(b, side, token)),
+                }
+            }
+        };
+        let within = b.cmp(CmpOp::LtS, unit, line.last);
+        let next = int(b, LINE);
+        Some(b.select(within, next, line.beyond))
+    }
+
+    /// The token one tile later, or the last one.
+    fn later(&self, b: &mut Builder, token: Value) -> Value {
         let next = plus(b, token, self.tile);
         let last = b.bin_imm(BinOp::Add, self.item[4], -1);
-        let next = least(b, next, last);
+        least(b, next, last)
+    }
+
+    /// How far behind the codes of a token those of the token one tile later lie, in bytes: what no processor foresees.
+    fn tile_later(&self, b: &mut Builder, side: Side, token: Value) -> Value {
+        let next = self.later(b, token);
         let zero = int(b, 0);
         let [here, there] = [token, next].map(|token| {
             let (base, within) = self.page_of_token(b, token);
             let place = codes::unit_place(b, &self.op.layout, side, within, zero);
             b.add(base, place)
         });
-        Some(b.bin(BinOp::Sub, there, here))
+        b.bin(BinOp::Sub, there, here)
+    }
+
+    /// The codes of a token's page, where all its heads are read one after the other.
+    fn line(&self, b: &mut Builder, token: Value) -> Option<Line> {
+        let heads = self.heads.as_ref()?;
+        if !self.tile.is_multiple_of(self.op.layout.page) {
+            return None;
+        }
+        let next = self.later(b, token);
+        let (here, _) = self.page_of_token(b, token);
+        let (there, _) = self.page_of_token(b, next);
+        // Heads that are left on this page, and all that are read on either.
+        let left = b.bin(BinOp::Sub, heads.end, self.head);
+        let left = times(b, left, self.op.layout.record);
+        let last = b.bin_imm(BinOp::Add, left, -(LINE as i64));
+        let all = b.bin(BinOp::Sub, heads.end, heads.first);
+        let all = times(b, all, self.op.layout.record);
+        let jump = b.bin(BinOp::Sub, there, here);
+        let beyond = b.bin(BinOp::Sub, jump, all);
+        let beyond = plus(b, beyond, LINE);
+        Some(Line { last, beyond })
     }
 
     /// Asks for the lines of `bytes` so far behind a place, in each of the blocks that the vectors of a side span.

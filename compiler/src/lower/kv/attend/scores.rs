@@ -2,7 +2,7 @@
 
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
-use super::{Kernel, Tile, row_blocks};
+use super::{Kernel, Tile, chained, row_blocks, unchained};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::op::kv::Sight;
@@ -70,7 +70,7 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
-            let mut distance = self.distance(b, Side::K, tile, local);
+            let mut distance = self.distance(b, Side::K, tile, (local, unit));
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
                 // Asking once for each line is enough.
                 let sums = self.dots(b, base, (keys, distance.take()), within, rows.clone());
@@ -101,16 +101,19 @@ impl Kernel<'_> {
         let queries = self.arrays.q_page.unwrap_or(self.arrays.q);
         let pool = self.params.get("pool");
         let ty = self.keys.unit_type(lanes);
-        let zeros = vec![b.f32(lanes, 0.0); rows.len() * vectors];
+        let zero = b.f32(lanes, 0.0);
+        let count = rows.len() * vectors;
+        let zeros = vec![zero; count];
         let group = kind.group(part.head_dim);
         // Units per turn: enough to hide the loop.
         let turn = (8 / per).max(1).min(group / per);
-        let run = |b: &mut Builder, first: Value, count: usize, state: &[Value]| {
+        let run = |b: &mut Builder, first: Value, channels: usize, state: &[Value]| {
             if let Some(factors) = &self.arrays.q_factors {
-                return self.key_products(b, factors, (keys, distance), (first, count), rows.clone());
+                return self.key_products(b, factors, (keys, distance), (first, channels), rows.clone());
             }
-            let end = plus(b, first, count / per);
-            b.for_loop(first, end, turn as i64, state, |b, unit, state| {
+            let end = plus(b, first, channels / per);
+            let chains = self.chains(state.len(), turn);
+            let all = b.for_loop(first, end, turn as i64, &chained(state, zero, chains), |b, unit, state| {
                 let mut state = state.to_vec();
                 let place = times(b, unit, TOKENS * size);
                 let place = b.add(keys, place);
@@ -131,14 +134,15 @@ impl Kernel<'_> {
                             let q = self.read(b, queries, channel, row * part.head_dim + i * per + j, 1);
                             let q = b.splat(q, lanes);
                             for (v, &number) in numbers.iter().enumerate() {
-                                let sum = &mut state[r * vectors + v];
+                                let sum = &mut state[i % chains * count + r * vectors + v];
                                 *sum = b.fma(number, q, *sum);
                             }
                         }
                     }
                 }
                 state
-            })
+            });
+            unchained(b, &all, count)
         };
         let zero = int(b, 0);
         let scales = self.scales(Side::K);

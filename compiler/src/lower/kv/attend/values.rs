@@ -2,7 +2,7 @@
 
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
-use super::{Kernel, LOWEST, Tile, across, row_blocks};
+use super::{Kernel, LOWEST, Tile, across, chained, row_blocks, unchained};
 use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
 
@@ -213,12 +213,14 @@ impl Kernel<'_> {
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
+            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, (done, place)) } else { None };
             let place = b.add(base, place);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, done) } else { None };
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
             let run = |b: &mut Builder, (from, to, turn): (Value, Value, usize), state: &[Value]| {
-                b.for_loop(from, to, turn as i64, state, |b, unit, state| {
+                let (chains, count) = (self.chains(state.len(), turn), state.len());
+                let none = b.f32(lanes, 0.0);
+                let all = b.for_loop(from, to, turn as i64, &chained(state, none, chains), |b, unit, state| {
                     let mut state = state.to_vec();
                     let further = times(b, unit, TOKENS * size);
                     let place = b.add(place, further);
@@ -259,14 +261,15 @@ impl Kernel<'_> {
                                 let p = self.read(b, weights, index, row * self.tile + j, 1);
                                 let p = b.splat(p, lanes);
                                 for (v, &value) in values.iter().enumerate() {
-                                    let sum = &mut state[r * vectors + v];
+                                    let sum = &mut state[i % chains * count + r * vectors + v];
                                     *sum = b.fma(value, p, *sum);
                                 }
                             }
                         }
                     }
                     state
-                })
+                });
+                unchained(b, &all, count)
             };
             if turn == 1 {
                 return run(b, (zero, units, 1), state);

@@ -20,7 +20,8 @@ mod softmax;
 use self::operands::Operands;
 use self::places::Bases;
 use super::LOWEST;
-use super::{Params, has_offsets};
+use super::Params;
+use super::values::has_offsets;
 use crate::caps::{Caps, Feature, MmaShape, PAIRS};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -88,19 +89,22 @@ pub fn refuses(op: &Attend, caps: &Caps) -> Option<String> {
 
 pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     let threads = subgroups(op, caps).unwrap_or(1) * caps.subgroup;
-    KvSchedule { threads, tile: CHUNK as u32, rows: COLUMNS as u32, vectors: 1 }
+    KvSchedule { threads, tile: CHUNK as u32, rows: COLUMNS as u32, vectors: 1, heads: 1 }
 }
 
 pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
     if let Some(why) = refuses(op, caps) {
         return Err(Error::Unsupported(format!("attend by matrix instructions {why}")));
     }
-    let KvSchedule { threads, tile, rows, vectors } = *schedule;
+    let KvSchedule { threads, tile, rows, vectors, heads } = *schedule;
     let most = subgroups(op, caps).unwrap_or(1) * caps.subgroup;
-    if !threads.is_multiple_of(caps.subgroup) || threads > most || (tile, rows, vectors) != (CHUNK as u32, 8, 1) {
+    if !threads.is_multiple_of(caps.subgroup)
+        || threads > most
+        || (tile, rows, vectors, heads) != (CHUNK as u32, 8, 1, 1)
+    {
         return Err(Error::invalid(format!(
-            "attend by matrix instructions: {threads} threads, tile {tile}, rows {rows}, vectors {vectors}; accepted: whole \
-             subgroups up to {most} threads, tile {CHUNK}, rows 8, vectors 1"
+            "attend by matrix instructions: {threads} threads, tile {tile}, rows {rows}, vectors {vectors}, heads {heads}; \
+             accepted: whole subgroups up to {most} threads, tile {CHUNK}, rows 8, vectors 1, heads 1"
         )));
     }
     let (Some(of_keys), Some(weights)) = (instruction(op.input, caps), op.weight_type()) else { return Ok(()) };
