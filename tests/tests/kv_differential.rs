@@ -4,9 +4,11 @@
 use bitsmith_compiler::caps::{self, Caps};
 use bitsmith_compiler::compile_kv;
 use bitsmith_compiler::lower::kv::{grid, lower};
+use bitsmith_compiler::op::kv::KvOp;
 use bitsmith_runtime::Device;
 use bitsmith_runtime::cpu::CpuDevice;
 use bitsmith_tests::kv::{KvCase, case, interpret, on_device, play};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Number of cases; `BITSMITH_KV_CASES` changes it.
 fn count() -> u64 {
@@ -60,6 +62,7 @@ fn interpreter_and_cpu_agree_with_the_reference() {
         let name = target.name().to_string();
         let device = CpuDevice::with_target(target, 1).unwrap();
         let total = if i == 0 { count() } else { count() / 4 };
+        let together = AtomicUsize::new(0);
         let one = |case: &KvCase| {
             let caps = device.caps();
             play(case, caps, &mut |op, schedule, work, args| {
@@ -67,6 +70,16 @@ fn interpreter_and_cpu_agree_with_the_reference() {
                 let grid = grid(op, schedule, work);
                 let program = device.load(&compiled.artifact).map_err(|e| e.to_string())?;
                 let got = on_device(&device, &program, grid, &args).map_err(|e| e.to_string())?;
+                if let KvOp::Attend(op) = op
+                    && schedule.heads > 1
+                {
+                    // A workgroup of its own for each head gives what one for all of them gives.
+                    together.fetch_add(1, Ordering::Relaxed);
+                    let apart = [grid[0], op.layout.heads as u32, 1];
+                    if on_device(&device, &program, apart, &args).map_err(|e| e.to_string())? != got {
+                        return Err("heads apart give other bytes than heads together".into());
+                    }
+                }
                 let expected = interpret(&compiled.legal, caps, grid, args)?;
                 for (i, (expected, got)) in expected.iter().zip(&got).enumerate() {
                     if let Some(byte) = expected.bytes().iter().zip(got).position(|(a, b)| a != b) {
@@ -77,6 +90,9 @@ fn interpreter_and_cpu_agree_with_the_reference() {
             })
         };
         report(&name, cases(1000 * i as u64, total, 16, &one));
+        let together = together.into_inner();
+        println!("{together} kernels of all heads");
+        assert!(device.caps().vector_bytes < 64 || together > 0, "{name}: no kernel took all heads");
     }
 }
 
