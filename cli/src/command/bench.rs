@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::forced;
 use crate::measure::{self, Effort, Row, Subject};
 use crate::place::Place;
-use crate::plan::{Phase, quantize_for};
+use crate::plan::{DECODE_ROWS, Phase, quantize_for};
 use crate::roofs::{self, Roofs};
 use crate::stages::{self, Emit};
 use crate::tuned::Tuned;
@@ -141,7 +141,8 @@ impl Bench {
             let footprint = cycle.max(256 << 20);
             let (roofs_before, first) = (roofs::measure(&**device, footprint)?, summary.measurements.len());
             // A plain reading beside what memory bounds, where weights come from memory.
-            let reads = cycle > 0 && takes_threads(&self.device);
+            let decodes = self.m.iter().any(|&m| m <= DECODE_ROWS);
+            let reads = cycle > 0 && decodes && takes_threads(&self.device);
             let reader = reads.then(|| Reader::new(footprint, footprint, device.info().threads));
             let mut reader = reader.transpose()?;
             for (&m, &forced) in self.m.iter().flat_map(|m| forced.iter().map(move |forced| (m, forced))) {

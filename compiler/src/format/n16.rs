@@ -134,7 +134,7 @@ impl Sections {
                 return groups;
             }
             let span = section.span / group;
-            least = (1..=span).map(|factor| factor * least).find(|l| l % span == 0).unwrap_or(least * span);
+            least = least / gcd(least, span) * span;
             several.push((span, section.stride()));
         }
         let bytes = |count: usize| several.iter().map(|&(span, stride)| count / span * stride).sum::<usize>();
@@ -242,7 +242,7 @@ impl N16 {
                 Zero::Offset { scale, .. } => Some(Section::beside(scale.dtype, groups, group)),
             },
         };
-        let whole_units = (1..=unit / 4).find(|p| (p * padded_group).is_multiple_of(unit)).unwrap_or(1);
+        let whole_units = unit / gcd(unit, padded_group);
         let chunk_groups = sections.groups_of_a_chunk(group, groups, whole_units);
         let (head, header) = sections.place(group, groups, chunk_groups);
         let chunk_units = if chunk_groups < groups { chunk_groups * padded_group / unit } else { units };
@@ -351,6 +351,11 @@ pub(super) fn flip(code: Code) -> u8 {
 /// units may hold the end of one group and the start of the next.
 fn padded_group(group: usize, groups: usize, unit: usize) -> usize {
     if groups == 1 || group >= 4 * unit { group.next_multiple_of(unit) } else { group.next_multiple_of(4) }
+}
+
+/// The greatest number that divides both; zero is divided by all.
+pub(crate) fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 fn unit_bytes(planes: &[u8]) -> usize {

@@ -6,7 +6,7 @@
 
 use super::memory::{split, times};
 use crate::error::{Error, Result};
-use crate::format::n16::N16;
+use crate::format::n16::{N16, gcd};
 use crate::ir::{BinOp, Builder, CmpOp, Scalar, Value};
 
 /// A position that is counted in something: a value known when the kernel runs plus a constant.
@@ -72,11 +72,6 @@ impl Pos {
         };
         Pos { index, fixed: self.fixed + other.fixed, multiple: gcd(self.multiple, other.multiple) }
     }
-}
-
-/// The greatest number that divides both; zero is divided by all.
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// How a row of K columns is cut.
@@ -227,7 +222,7 @@ impl Walk {
     /// Segments until the next one that starts with a unit.
     fn period(&self) -> usize {
         let per_unit = self.unit / 4;
-        (1..=per_unit).find(|p| (p * self.stride).is_multiple_of(per_unit)).expect("p = per_unit divides")
+        per_unit / gcd(per_unit, self.stride)
     }
 
     /// Does something for each segment; where threads share the walk, each takes some of them.
