@@ -2,10 +2,14 @@
 
 use super::{BinOp, Builder, CastOp, Scalar, UnOp, Value};
 
+/// Coefficients of `2^f`, of power 0 first.
+const SERIES: [f32; 7] =
+    [1.0, 0.693_147_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+
 /// `n`, the integer nearest to `x`, as `i32`, and `2^(x - n)` as `f32`.
 ///
-/// The second is the Taylor series of `2^f` on [-1/2, 1/2], whose rest after the seventh power is 5.3e-9, a twentieth of a
-/// unit in the last place.
+/// The second is the polynomial of degree 6 whose largest relative error on [-1/2, 1/2] is least, 1.9e-9 (by Remez' exchange);
+/// with its coefficients and sums in `f32` it is within 0.94 units in the last place, and exact where `x` is whole.
 pub fn exp2_parts(b: &mut Builder, x: Value) -> (Value, Value) {
     let whole = b.un(UnOp::Nearest, x);
     let rest = b.bin(BinOp::Sub, x, whole);
@@ -16,14 +20,9 @@ pub fn exp2_parts(b: &mut Builder, x: Value) -> (Value, Value) {
 /// `factor · 2^rest` for `rest` in [-1/2, 1/2]; a power of two as factor changes no other bit of it.
 pub fn exp2_series(b: &mut Builder, rest: Value, factor: f32) -> Value {
     let lanes = b.ty(rest).lanes;
-    let mut coefficient = 1.0f64;
-    let mut series = vec![1.0f32];
-    for power in 1..=7 {
-        coefficient *= std::f64::consts::LN_2 / power as f64;
-        series.push(coefficient as f32);
-    }
-    let mut sum = b.f32(lanes, factor * series[7]);
-    for &coefficient in series[..7].iter().rev() {
+    let (highest, others) = SERIES.split_last().expect("it has a degree");
+    let mut sum = b.f32(lanes, factor * highest);
+    for &coefficient in others.iter().rev() {
         let coefficient = b.f32(lanes, factor * coefficient);
         sum = b.fma(sum, rest, coefficient);
     }

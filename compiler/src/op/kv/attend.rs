@@ -129,7 +129,8 @@ impl Attend {
     }
 
     /// The largest multiple of a step on a side that is summed up in integers: queries (`Side::K`) or weights. It has 16 bits,
-    /// or less where sums would leave 32 bits: the error is that of a cache of 16 bits, far below that of any codes.
+    /// or less where sums would leave 32 bits: the error is that of a cache of 16 bits, far below that of any codes. Beside
+    /// codes of 4 bits that share a scale with all of their row it has 8 bits, and still counts for little next to theirs.
     pub fn steps(&self, side: Side) -> Option<i32> {
         let part = self.layout.part(side);
         let shared = match side {
@@ -146,8 +147,22 @@ impl Attend {
             Side::K => part.head_dim,
             Side::V => MOST_TOKENS,
         };
-        (self.arithmetic == Arithmetic::Integer && shared)
-            .then(|| i32::from(i16::MAX).min(i32::MAX / (terms as i32 * largest)))
+        let most = match part.codes.code {
+            KvCode::Int4 if !matches!(part.codes.per, KvPer::Group(_)) => match side {
+                Side::K => i32::from(i8::MAX),
+                // What is carried from one weight to the next needs room.
+                Side::V => i32::from(i8::MAX) - 1,
+            },
+            _ => i32::from(i16::MAX).min(i32::MAX / (terms as i32 * largest)),
+        };
+        (self.arithmetic == Arithmetic::Integer && shared).then_some(most)
+    }
+
+    /// Whether what is lost as weights become multiples of a step may be carried over to the next ones, so that few of many
+    /// small weights stand for all of them: where steps are so large that small weights are none. An error is up to one step
+    /// then, not half of one.
+    pub fn carries(&self) -> bool {
+        self.steps(Side::V).is_some_and(|steps| steps < 128)
     }
 
     /// Whether [`Arithmetic::Integer`] sums up anything in integers here.
@@ -255,7 +270,8 @@ impl Attend {
                     let (scale, offset) = pool.scale(Side::V, page, inputs.head, token, 0);
                     let (scale, offset) = ((scale as f64).abs(), (offset as f64).abs());
                     let part = |size: f64| if scale > 0.0 { (size - offset) / scale } else { 255.0 };
-                    let codes = sizes.iter().map(|&size| 0.51 / f64::from(steps) * part(size)).collect();
+                    let share = if here.carries() { 1.02 } else { 0.51 } / f64::from(steps);
+                    let codes = sizes.iter().map(|&size| share * part(size)).collect();
                     Rounded { run: (segment, t / MOST_TOKENS), scale, codes }
                 }));
                 roundings.push(here.weight_rounding());
@@ -304,7 +320,7 @@ struct Rounded {
     run: (usize, usize),
     /// Size of its scale.
     scale: f64,
-    /// What half a step of its weight is worth, by channel, in codes.
+    /// What its weight may be off by, as a share of the largest one, times its codes by channel.
     codes: Vec<f64>,
 }
 

@@ -6,6 +6,7 @@
 
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
+use super::place::Hint;
 use super::state::Slot;
 use super::{Kernel, Tile, across, chained, unchained};
 use crate::format::kv::{KvCode, Side, TOKENS};
@@ -79,6 +80,11 @@ impl Packing {
     pub fn joined(&self, b: &mut Builder, numbers: &[Value]) -> Value {
         let words = self.held(numbers.len() * b.ty(numbers[0]).lanes as usize);
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+        if b.ty(first).lanes == 16 && self.bits == 8 && numbers.len() == 1 {
+            // Bytes lie in the order of their numbers.
+            let bytes = b.cast(CastOp::Truncate, first, Scalar::I8);
+            return b.bitcast(bytes, Type::vector(Scalar::I32, words.len() as u8));
+        }
         if b.ty(first).lanes == 16 && self.bits == 16 {
             // One number of lanes after the other, then the low halves of all: where vectors are so long, either is one
             // instruction.
@@ -203,7 +209,7 @@ impl Kernel<'_> {
             let index = b.add(line, i);
             let further = packing.word_of(b, i);
             let place = b.add(start, further);
-            if lanes >= 4 && packing.bits == 16 {
+            if lanes >= 4 && (packing.bits == 16 || lanes == 16) {
                 let numbers: Vec<Value> = (0..chunk / lanes)
                     .map(|v| {
                         let x = self.read(b, from, index, v * lanes, self.lanes);
@@ -242,12 +248,12 @@ impl Kernel<'_> {
     }
 
     /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` is `TOKENS` words behind unit
-    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. Codes so far behind are asked for.
+    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. The hint says which codes are asked for.
     pub(super) fn products(
         &self,
         b: &mut Builder,
         (side, factors): (Side, &Factors),
-        (place, skipped, distance): (Value, Option<Value>, Option<Value>),
+        (place, skipped, hint): (Value, Option<Value>, Option<Hint>),
         (first, end, turn): (Value, Value, usize),
         rows: std::ops::Range<usize>,
         state: &[Value],
@@ -271,7 +277,7 @@ impl Kernel<'_> {
                 None => unit,
             };
             let index = times(b, own, packing.fields());
-            self.foresee(b, side, distance, place, turn * TOKENS * size);
+            self.foresee(b, side, hint, (place, further), turn * TOKENS * size);
             for i in 0..turn {
                 let units: Vec<Value> = (0..vectors)
                     .map(|v| {
@@ -304,7 +310,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         factors: &Factors,
-        (keys, distance): (Value, Option<Value>),
+        (keys, hint): (Value, Option<Hint>),
         (first, count): (Value, usize),
         rows: std::ops::Range<usize>,
     ) -> Vec<Value> {
@@ -316,38 +322,38 @@ impl Kernel<'_> {
         let end = plus(b, first, units);
         let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
         let zeros = vec![nothing; rows.len() * vectors];
-        let sums = self.products(b, (Side::K, factors), (keys, None, distance), (first, end, turn), rows, &zeros);
+        let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &zeros);
         sums.into_iter().map(|sum| b.cast(CastOp::IntToFloatS, sum, Scalar::F32)).collect()
     }
 
-    /// Products of weights with the values of `count` tokens, in steps of the weights, added to outputs.
+    /// Products of weights with the values of `count` tokens, in steps of the weights: sums `[row][vector]`.
     pub(super) fn weighted_integers(
         &self,
         b: &mut Builder,
         factors: &Factors,
         (tile, count, channel): (Tile, Value, Value),
         rows: std::ops::Range<usize>,
-        state: Vec<Value>,
+        vectors: usize,
     ) -> Vec<Value> {
         let per = factors.packing.code.per_unit();
         let page = self.op.layout.page;
         let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
-        let zeros = vec![nothing; state.len()];
+        let zeros = vec![nothing; rows.len() * vectors];
         let zero = int(b, 0);
-        let sums = self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
+        self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
             let (base, within) = self.page_of(b, tile, done);
             // Whole blocks: weights of tokens past the last are 0, and so is any code times 0.
             let units = plus(b, left, TOKENS - 1);
             let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, (done, place)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, (done, place)) } else { None };
             let place = b.add(base, place);
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
             // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.
             let turn = if factors.packing.bits == 8 && page.min(self.tile).is_multiple_of(4 * per) { 4 } else { 2 };
             let most = b.bin_imm(BinOp::And, units, -(turn as i64));
-            let at = (place, Some(skipped), distance);
+            let at = (place, Some(skipped), hint);
             let sums = self.products(b, (Side::V, factors), at, (zero, most, turn), rows.clone(), sums);
             // A block has two units of nibbles, four of bytes.
             if turn > 2 {
@@ -355,15 +361,24 @@ impl Kernel<'_> {
             } else {
                 sums
             }
-        });
-        let vectors = state.len() / rows.len();
+        })
+    }
+
+    /// Adds sums of [`Kernel::weighted_integers`] to what is `before` them.
+    pub(super) fn with_steps(
+        &self,
+        b: &mut Builder,
+        rows: std::ops::Range<usize>,
+        sums: &[Value],
+        before: &[Value],
+    ) -> Vec<Value> {
+        let vectors = sums.len() / rows.len();
         let mut out = Vec::new();
         for (r, row) in rows.enumerate() {
             let step = self.step(b, row, 1);
-            for v in 0..vectors {
-                let i = r * vectors + v;
+            for i in r * vectors..(r + 1) * vectors {
                 let sum = b.cast(CastOp::IntToFloatS, sums[i], Scalar::F32);
-                out.push(b.fma(sum, step, state[i]));
+                out.push(b.fma(sum, step, before[i]));
             }
         }
         out

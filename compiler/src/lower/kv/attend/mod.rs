@@ -44,7 +44,7 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
         if caps.vector_bytes < 64 {
             return KvSchedule { threads: 1, tile: 64, rows, vectors: 2, heads: 1 };
         }
-        let tile = place::tile_of(op);
+        let tile = 64;
         return KvSchedule { threads: 1, tile, rows, vectors: place::vectors_of(op), heads: state::heads_of(op, tile) };
     }
     let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);

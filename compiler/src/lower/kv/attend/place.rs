@@ -47,6 +47,21 @@ struct Line {
     beyond: Value,
 }
 
+/// What is asked for while codes are read.
+#[derive(Clone, Copy)]
+pub(super) enum Hint {
+    /// What lies so far behind them.
+    Behind(Value),
+    /// What lies from this byte of the pool on, as a step goes on.
+    From(Value),
+}
+
+/// Parts that the codes of a page are divided into, to be asked for in the steps of a tile.
+const SHARES: usize = 8;
+
+/// Bytes that are read in the time that softmax takes for a token and a row.
+const SOFTMAX: usize = 16;
+
 /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
 const LINE: usize = 12 << 10;
 
@@ -60,13 +75,6 @@ pub(super) fn vectors_of(op: &Attend) -> u32 {
         KvCode::Int8 | KvCode::Int4 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => 4,
     };
     of(Side::K).max(of(Side::V))
-}
-
-/// Tokens of a tile for vectors of 64 bytes: a page as a rule. Codes of 4 bits are multiplied so soon that what happens once
-/// per tile shows.
-pub(super) fn tile_of(op: &Attend) -> u32 {
-    let nibbles = [Side::K, Side::V].iter().any(|&side| op.layout.part(side).codes.code.bits() == 4);
-    if nibbles && op.rows() <= 4 { 128 } else { 64 }
 }
 
 impl Kernel<'_> {
@@ -139,33 +147,76 @@ impl Kernel<'_> {
         (codes::record(b, &self.op.layout, number, self.head), within)
     }
 
-    /// How far behind the codes of token `local` of a tile, at byte `unit` of their record, those lie that are asked for. The
-    /// last tile has none behind it, and any distance does.
-    pub(super) fn distance(
-        &self,
-        b: &mut Builder,
-        side: Side,
-        tile: Tile,
-        (local, unit): (Value, Value),
-    ) -> Option<Value> {
+    /// What to ask for while the codes of a step are read: those of token `local` of a tile, from byte `unit` of their record
+    /// on. The last tile has none behind it, and anything does.
+    pub(super) fn hint(&self, b: &mut Builder, side: Side, tile: Tile, (local, unit): (Value, Value)) -> Option<Hint> {
         if !self.ahead {
             return None;
         }
-        let ahead = tile.home.map(|home| home.ahead);
-        let line = match ahead {
-            Some(Ahead::Tile(distances)) => return Some(distances[usize::from(side == Side::V)]),
-            Some(Ahead::Line(line)) => line,
+        match tile.home.map(|home| (home.base, home.ahead)) {
+            Some((_, Ahead::Tile(distances))) => Some(Hint::Behind(distances[usize::from(side == Side::V)])),
+            Some((base, Ahead::Line(line))) => {
+                let part = self.op.layout.part(side);
+                let done = b.bin_imm(BinOp::Add, unit, -(part.code as i64));
+                let done = self.paced(b, done);
+                let before = match side {
+                    Side::K => part.code,
+                    Side::V => part.code + self.code_bytes(Side::V) * self.share() / SHARES,
+                };
+                let place = plus(b, done, before);
+                Some(Hint::From(self.line_later(b, base, line, place)))
+            }
             None => {
                 let token = b.add(tile.start, local);
-                match self.line(b, token) {
-                    Some(line) => line,
-                    None => return Some(self.tile_later(b, side, token)),
-                }
+                let Some(line) = self.line(b, token) else {
+                    return Some(Hint::Behind(self.tile_later(b, side, token)));
+                };
+                let within = b.cmp(CmpOp::LtS, unit, line.last);
+                let next = int(b, LINE);
+                Some(Hint::Behind(b.select(within, next, line.beyond)))
             }
-        };
-        let within = b.cmp(CmpOp::LtS, unit, line.last);
+        }
+    }
+
+    /// Where to look, [`LINE`] bytes behind byte `place` of a record.
+    fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
+        let within = b.cmp(CmpOp::LtS, place, line.last);
         let next = int(b, LINE);
-        Some(b.select(within, next, line.beyond))
+        let further = b.select(within, next, line.beyond);
+        let place = b.add(base, place);
+        b.add(place, further)
+    }
+
+    /// Bytes of codes of one head of a page.
+    fn code_bytes(&self, side: Side) -> usize {
+        let part = self.op.layout.part(side);
+        self.op.layout.page * part.head_dim * part.codes.code.bits() / 8
+    }
+
+    /// Of [`SHARES`] parts of a page's codes, so many are asked for between scores and outputs, when none are read: as many as
+    /// are read in the time that softmax takes.
+    fn share(&self) -> usize {
+        let all = self.code_bytes(Side::K) + self.code_bytes(Side::V);
+        (SHARES * self.tile * self.rows * SOFTMAX / all).min(3)
+    }
+
+    /// The part of so many bytes that is asked for while as many are read.
+    fn paced(&self, b: &mut Builder, bytes: Value) -> Value {
+        let bytes = times(b, bytes, SHARES - self.share());
+        b.bin_imm(BinOp::ShrU, bytes, SHARES.trailing_zeros() as i64)
+    }
+
+    /// Asks for codes while the weights of `count` tokens from token `t` of a tile on are made.
+    pub(super) fn foresee_between(&self, b: &mut Builder, tile: Tile, t: Value, count: usize) {
+        let Some(Home { base, ahead: Ahead::Line(line), .. }) = tile.home else { return };
+        let (keys, values) = (self.code_bytes(Side::K), self.code_bytes(Side::V));
+        let per_token = (keys + values) * self.share() / SHARES / self.tile;
+        let place = times(b, t, per_token);
+        let place = plus(b, place, self.op.layout.k.code + keys * (SHARES - self.share()) / SHARES);
+        let place = self.line_later(b, base, line, place);
+        for line in (0..per_token * count).step_by(64) {
+            b.prefetch(at(self.params.get("pool"), Some(place), line));
+        }
     }
 
     /// The token one tile later, or the last one.
@@ -208,13 +259,34 @@ impl Kernel<'_> {
         Some(Line { last, beyond })
     }
 
-    /// Asks for the lines of `bytes` so far behind a place, in each of the blocks that the vectors of a side span.
-    pub(super) fn foresee(&self, b: &mut Builder, side: Side, distance: Option<Value>, place: Value, bytes: usize) {
-        let Some(distance) = distance else { return };
-        let place = b.add(place, distance);
-        for v in (0..self.vectors(side)).filter(|&v| (v * self.lanes as usize).is_multiple_of(TOKENS)) {
-            for line in (0..bytes).step_by(64) {
-                b.prefetch(at(self.params.get("pool"), Some(place), self.vector_offset(side, v) + line));
+    /// Asks for lines while `bytes` of each vector of a side are read, those `further` than the first of a step, at `place`.
+    pub(super) fn foresee(
+        &self,
+        b: &mut Builder,
+        side: Side,
+        hint: Option<Hint>,
+        (place, further): (Value, Value),
+        bytes: usize,
+    ) {
+        let pool = self.params.get("pool");
+        match hint {
+            None => {}
+            Some(Hint::Behind(distance)) => {
+                let place = b.add(place, distance);
+                for v in (0..self.vectors(side)).filter(|&v| (v * self.lanes as usize).is_multiple_of(TOKENS)) {
+                    for line in (0..bytes).step_by(64) {
+                        b.prefetch(at(pool, Some(place), self.vector_offset(side, v) + line));
+                    }
+                }
+            }
+            Some(Hint::From(first)) => {
+                let vectors = self.vectors(side);
+                let further = times(b, further, vectors);
+                let further = self.paced(b, further);
+                let place = b.add(first, further);
+                for line in (0..bytes * vectors * (SHARES - self.share()) / SHARES).step_by(64) {
+                    b.prefetch(at(pool, Some(place), line));
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
+use super::place::Hint;
 use super::{Kernel, Tile, chained, row_blocks, unchained};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
@@ -70,10 +71,10 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
-            let mut distance = self.distance(b, Side::K, tile, (local, unit));
+            let mut hint = self.hint(b, Side::K, tile, (local, unit));
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
                 // Asking once for each line is enough.
-                let sums = self.dots(b, base, (keys, distance.take()), within, rows.clone());
+                let sums = self.dots(b, base, (keys, hint.take()), within, rows.clone());
                 for (row, sums) in rows.zip(sums) {
                     for (v, sum) in sums.into_iter().enumerate() {
                         let offset = v * self.lanes as usize;
@@ -91,7 +92,7 @@ impl Kernel<'_> {
         &self,
         b: &mut Builder,
         base: Value,
-        (keys, distance): (Value, Option<Value>),
+        (keys, hint): (Value, Option<Hint>),
         within: Value,
         rows: std::ops::Range<usize>,
     ) -> Vec<Vec<Value>> {
@@ -109,16 +110,16 @@ impl Kernel<'_> {
         let turn = (8 / per).max(1).min(group / per);
         let run = |b: &mut Builder, first: Value, channels: usize, state: &[Value]| {
             if let Some(factors) = &self.arrays.q_factors {
-                return self.key_products(b, factors, (keys, distance), (first, channels), rows.clone());
+                return self.key_products(b, factors, (keys, hint), (first, channels), rows.clone());
             }
             let end = plus(b, first, channels / per);
             let chains = self.chains(state.len(), turn);
             let all = b.for_loop(first, end, turn as i64, &chained(state, zero, chains), |b, unit, state| {
                 let mut state = state.to_vec();
-                let place = times(b, unit, TOKENS * size);
-                let place = b.add(keys, place);
+                let further = times(b, unit, TOKENS * size);
+                let place = b.add(keys, further);
                 let channel = times(b, unit, per);
-                self.foresee(b, Side::K, distance, place, turn * TOKENS * size);
+                self.foresee(b, Side::K, hint, (place, further), turn * TOKENS * size);
                 for i in 0..turn {
                     let units: Vec<codes::Opened> = (0..vectors)
                         .map(|v| {
@@ -188,7 +189,9 @@ impl Kernel<'_> {
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         // What is the same for all tokens pays where it serves more than one block of them.
-        let once = kind.is_static() && self.arrays.q_factors.is_some() && lanes as usize * vectors > TOKENS;
+        if kind.is_static() && self.arrays.q_factors.is_some() && lanes as usize * vectors > TOKENS {
+            return self.scaled_at_once(b, rows, &sums);
+        }
         let mut out = vec![Vec::new(); sums.len()];
         #[allow(clippy::needless_range_loop)] // The vector's number decides addresses as well.
         for v in 0..vectors {
@@ -201,23 +204,6 @@ impl Kernel<'_> {
                 }
             };
             let scale = self.times_constant(b, scale, post);
-            if once {
-                // The same for all tokens, and so is a row's step times it.
-                for (r, row) in rows.clone().enumerate() {
-                    let step = self.step(b, row, 0);
-                    let whole = b.mul(scale, step);
-                    out[r].push(match self.arrays.q_sum {
-                        Some(_) => {
-                            let none = b.f32(lanes, 0.0);
-                            let start = self.with_offset(b, row, None, none, scale, offset);
-                            let start = b.mul(start, step);
-                            b.fma(sums[r][v], whole, start)
-                        }
-                        None => b.mul(sums[r][v], whole),
-                    });
-                }
-                continue;
-            }
             for (r, row) in rows.clone().enumerate() {
                 let Some(memory) = self.arrays.q_sum else {
                     out[r].push(b.mul(sums[r][v], scale));
@@ -234,7 +220,30 @@ impl Kernel<'_> {
                 out[r].push(b.fma(sums[r][v], scale, start));
             }
         }
-        if once { out } else { self.in_steps(b, rows, out) }
+        self.in_steps(b, rows, out)
+    }
+
+    /// Scores of sums in integers, where one scale serves all tokens: its product with a row's step does, too.
+    fn scaled_at_once(&self, b: &mut Builder, rows: std::ops::Range<usize>, sums: &[Vec<Value>]) -> Vec<Vec<Value>> {
+        let (part, lanes) = (&self.op.layout.k, self.lanes);
+        let (scale, offset) = self.scales(Side::K).given(b, part, self.head);
+        let scale = b.splat(scale, lanes);
+        let offset = part.codes.asymmetric.then(|| b.splat(offset, lanes));
+        let none = b.f32(lanes, 0.0);
+        let of_row = |(row, sums): (usize, &Vec<Value>)| {
+            let step = self.step(b, row, 0);
+            let whole = b.mul(scale, step);
+            let start = self.arrays.q_sum.map(|_| {
+                let start = self.with_offset(b, row, None, none, scale, offset);
+                b.mul(start, step)
+            });
+            let of_vector = |&sum: &Value| match start {
+                Some(start) => b.fma(sum, whole, start),
+                None => b.mul(sum, whole),
+            };
+            sums.iter().map(of_vector).collect()
+        };
+        rows.zip(sums).map(of_row).collect()
     }
 
     /// Scores from multiples of the queries' steps.

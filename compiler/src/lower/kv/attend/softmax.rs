@@ -103,10 +103,11 @@ impl Kernel<'_> {
         // multiples of a step as they are made.
         let steps = self.known_steps(b, (first, count), top, now);
         let none = b.f32(lanes, 0.0);
-        // Sums, then sums of offsets or of multiples, then the largest weights.
+        // Sums, then sums of offsets or of multiples, then the largest weights or what is carried.
         let multiples = steps.is_some() && self.sums_multiples();
         let middle = offset || biased || multiples;
-        let lists = 1 + usize::from(middle) + usize::from(integers && steps.is_none());
+        let carries = steps.is_some() && self.op.carries();
+        let lists = 1 + usize::from(middle) + usize::from(integers && steps.is_none() || carries);
         let rows_tops: Vec<Value> = (0..count)
             .map(|row| {
                 let top = self.read(b, stat, first, row, 1);
@@ -117,6 +118,7 @@ impl Kernel<'_> {
         let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
+            self.foresee_between(b, here, t, width);
             let mut numbers = vec![Vec::new(); count];
             for vector in 0..width / lanes as usize {
                 let t = super::plus(b, t, vector * lanes as usize);
@@ -130,7 +132,8 @@ impl Kernel<'_> {
                     let mut weight = p;
                     match (self.arrays.p, scale, &steps) {
                         (_, _, Some(inverses)) => {
-                            let (number, multiple) = self.rounded(b, p, inverses[row], multiples);
+                            let carried = carries.then(|| &mut state[(lists - 1) * count + row]);
+                            let (number, multiple) = self.rounded(b, (p, inverses[row]), carried, multiples);
                             numbers[row].push(number);
                             if let Some(multiple) = multiple {
                                 state[count + row] = b.add(state[count + row], multiple);
@@ -229,11 +232,29 @@ impl Kernel<'_> {
             .collect()
     }
 
-    /// Weights as multiples of a step: whole numbers in the low bits, and as floats where they are `summed`.
-    fn rounded(&self, b: &mut Builder, weight: Value, inverse: Value, summed: bool) -> (Value, Option<Value>) {
+    /// Weights as multiples of a step: whole numbers in the low bits, and as floats where they are `summed`. What is lost goes
+    /// to what is `carried` to the next ones of the same lanes, where something is.
+    fn rounded(
+        &self,
+        b: &mut Builder,
+        (weight, inverse): (Value, Value),
+        carried: Option<&mut Value>,
+        summed: bool,
+    ) -> (Value, Option<Value>) {
         let shift = b.f32(self.lanes, SHIFT);
-        let moved = b.fma(weight, inverse, shift);
-        let multiple = summed.then(|| b.bin(BinOp::Sub, moved, shift));
+        let (moved, multiple) = match carried {
+            None => {
+                let moved = b.fma(weight, inverse, shift);
+                (moved, summed.then(|| b.bin(BinOp::Sub, moved, shift)))
+            }
+            Some(carried) => {
+                let exact = b.fma(weight, inverse, *carried);
+                let moved = b.add(exact, shift);
+                let multiple = b.bin(BinOp::Sub, moved, shift);
+                *carried = b.bin(BinOp::Sub, exact, multiple);
+                (moved, summed.then_some(multiple))
+            }
+        };
         (b.bitcast(moved, b.ty(moved).with_scalar(Scalar::I32)), multiple)
     }
 
@@ -293,9 +314,10 @@ impl Kernel<'_> {
         let inverses = self.of_rows(b, inverse, tops.len());
         let (zero, none) = (int(b, 0), b.f32(lanes, 0.0));
         let chunk = self.chunk();
-        let summed = self.sums_multiples();
-        let sums = if summed { vec![none; tops.len()] } else { Vec::new() };
-        let sums = b.for_loop(zero, blocks, chunk as i64, &sums, |b, t, sums| {
+        let (summed, carries) = (self.sums_multiples(), self.op.carries());
+        // Sums, then what is carried.
+        let held = (usize::from(summed) + usize::from(carries)) * tops.len();
+        let sums = b.for_loop(zero, blocks, chunk as i64, &vec![none; held], |b, t, sums| {
             let mut sums = sums.to_vec();
             let index = b.add(line, t);
             let numbers: Vec<Vec<Value>> = inverses
@@ -305,7 +327,8 @@ impl Kernel<'_> {
                     (0..chunk / lanes as usize)
                         .map(|v| {
                             let x = self.read(b, weights, index, row * self.tile + v * lanes as usize, lanes);
-                            let (number, multiple) = self.rounded(b, x, inverse, summed);
+                            let carried = carries.then(|| &mut sums[held - tops.len() + row]);
+                            let (number, multiple) = self.rounded(b, (x, inverse), carried, summed);
                             if let Some(multiple) = multiple {
                                 sums[row] = b.add(sums[row], multiple);
                             }
@@ -318,7 +341,7 @@ impl Kernel<'_> {
             sums
         });
         summed.then(|| {
-            let sum = together(b, &sums, &Builder::add);
+            let sum = together(b, &sums[..tops.len()], &Builder::add);
             b.mul(sum, step)
         })
     }

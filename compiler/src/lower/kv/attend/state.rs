@@ -150,10 +150,8 @@ impl Heads {
 /// multiplying them, tiles are whole pages, and what is kept for the heads leaves a cache of the second level to the codes.
 pub(super) fn heads_of(op: &Attend, tile: u32) -> u32 {
     let layout = &op.layout;
-    // Multiplying codes of 4 bits takes longer than reading them in any order.
-    let nibbles = [Side::K, Side::V].iter().any(|&side| layout.part(side).codes.code.bits() == 4);
     let state = layout.heads * op.rows() * (layout.k.head_dim + layout.v.head_dim) * 4;
-    let all = op.rows() <= 4 && !nibbles && (tile as usize).is_multiple_of(layout.page) && state <= 128 << 10;
+    let all = op.rows() <= 4 && (tile as usize).is_multiple_of(layout.page) && state <= 128 << 10;
     if all { layout.heads as u32 } else { 1 }
 }
 

@@ -160,24 +160,29 @@ impl Kernel<'_> {
         let offsets = has_offsets(&part.codes) && !grouped(&part.codes);
         self.each(b, dim, width, &mut |b, channel| {
             for rows in blocks.clone() {
+                // Sums of integers come first: few registers are left while they are made.
+                let factors = self.arrays.p_factors.as_ref();
+                let integers = factors
+                    .map(|factors| self.weighted_integers(b, factors, (tile, count, channel), rows.clone(), vectors));
                 let mut state = Vec::new();
                 for row in rows.clone() {
                     let place = int(b, row);
                     let correction = self.read(b, self.arrays.stat, place, self.padded, 1);
                     let correction = b.splat(correction, lanes);
                     let added = offsets.then(|| self.read(b, self.arrays.stat, place, 3 * self.padded, 1));
+                    let added = added.map(|added| b.splat(added, lanes));
                     for v in 0..vectors {
                         let o = self.read(b, self.arrays.o, channel, row * part.head_dim + v * lanes as usize, lanes);
                         state.push(match added {
-                            Some(added) => {
-                                let added = b.splat(added, lanes);
-                                b.fma(o, correction, added)
-                            }
+                            Some(added) => b.fma(o, correction, added),
                             None => b.mul(o, correction),
                         });
                     }
                 }
-                let state = self.weighted(b, (tile, count, channel), rows.clone(), state);
+                let state = match integers {
+                    Some(sums) => self.with_steps(b, rows.clone(), &sums, &state),
+                    None => self.weighted(b, (tile, count, channel), rows.clone(), state),
+                };
                 for (r, row) in rows.enumerate() {
                     for v in 0..vectors {
                         let offset = row * part.head_dim + v * lanes as usize;
@@ -199,9 +204,6 @@ impl Kernel<'_> {
         let (part, lanes) = (&self.op.layout.v, self.lanes);
         let kind = part.codes;
         let vectors = state.len() / rows.len();
-        if let Some(factors) = &self.arrays.p_factors {
-            return self.weighted_integers(b, factors, (tile, count, channel), rows, state);
-        }
         let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);
@@ -213,7 +215,7 @@ impl Kernel<'_> {
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let distance = if rows.start == 0 { self.distance(b, Side::V, tile, (done, place)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, (done, place)) } else { None };
             let place = b.add(base, place);
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
@@ -224,7 +226,7 @@ impl Kernel<'_> {
                     let mut state = state.to_vec();
                     let further = times(b, unit, TOKENS * size);
                     let place = b.add(place, further);
-                    self.foresee(b, Side::V, distance, place, turn * TOKENS * size);
+                    self.foresee(b, Side::V, hint, (place, further), turn * TOKENS * size);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
                         let words: Vec<codes::Opened> = (0..vectors)
