@@ -149,12 +149,18 @@ impl Journal {
     }
 }
 
-/// A bench whose measurements are kept, and served again.
+/// A bench whose measurements are kept, and served again. What it does not come to is left for the entry's next one.
 pub struct Recorded<'a> {
     journal: &'a mut Journal,
     key: Key,
     bench: &'a mut dyn Bench,
     record: Record,
+}
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        self.journal.records.insert(self.key.clone(), std::mem::take(&mut self.record));
+    }
 }
 
 impl Bench for Recorded<'_> {

@@ -16,6 +16,7 @@ pub mod gpu_roofs;
 pub mod groups;
 pub mod journal;
 pub mod key;
+mod look;
 pub mod measure;
 pub mod poison;
 pub mod problem;

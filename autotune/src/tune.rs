@@ -1,7 +1,8 @@
 //! A run of the tuner: keys in, a table out, a journal in between.
 //!
 //! Keys that come to the same measurement (the same columns of the same matmul) are measured once. Keys of the same words
-//! and K that are of one phase form a chain: within a chain, what did well for a neighbour is tried first. A shard takes
+//! and K that are of one phase form a chain: within a chain, what did well for a neighbour is tried first, and when all have
+//! been looked at, what is left of the chain's time goes to a second look at each. A shard takes
 //! whole chains, so that shards do what one run would do. Always holds: how an entry is searched depends on its own chain
 //! and samples alone.
 
@@ -9,10 +10,10 @@ use crate::bucket::DECODE_ROWS;
 use crate::ceiling::{Ceiling, round};
 use crate::journal::Journal;
 use crate::key::Key;
+use crate::look::{Found, Group, NEIGHBOURS, Work, left, nearest, warm};
 use crate::measure::statistics::geometric_mean;
-use crate::measure::{Clock, DeviceBench, slice};
-use crate::problem::Problem;
-use crate::search::{self, Effort, Outcome, Space, Watch};
+use crate::measure::{Clock, slice};
+use crate::search::{Outcome, Watch};
 use crate::table::{self, DeviceName, Entry, Lock, Provenance, Table, Tried};
 use bitsmith_compiler::format::n16::N16;
 use bitsmith_compiler::op::Op;
@@ -118,14 +119,6 @@ impl Summary {
     }
 }
 
-/// Keys that are measured as one.
-struct Group {
-    keys: Vec<Key>,
-    op: Op,
-    chooser: Schedule,
-    columns: usize,
-}
-
 /// Chains of groups, each in the order of its measurement.
 fn chains(device: &dyn Device, keys: &[Key], ceiling: &Ceiling, options: &Options) -> Result<Vec<Vec<Group>>> {
     let mut keys = keys.to_vec();
@@ -217,39 +210,29 @@ pub fn tune(
     let count: usize = mine.iter().map(Vec::len).sum();
     let replayed = journal.found();
     let (mut entries, mut outcomes, mut done) = (Vec::new(), Vec::new(), 0);
-    let mut last: Option<Problem> = None;
-    let mut refusals = search::Refusals::default();
+    let mut work = Work { device, clock, options, provenance: &provenance, last: None, refusals: Default::default() };
     for chain in &mine {
-        let mut found: Vec<(Key, Vec<Schedule>)> = Vec::new();
+        let mut found: Vec<Found> = Vec::new();
         for group in chain {
             let key = &group.keys[0];
             progress.entry(done, count, key, (count - done) as f64 * provenance.seconds_per_entry);
-            let points = refusals.points(&group.op, device.caps(), key.m)?;
-            let ceiling = provenance.ceiling.over(&group.op);
-            let sliced = Key { n: group.columns, ..key.clone() };
-            let space = Space::new(&sliced, &group.op, device.caps(), &ceiling, device.info().threads, &points);
-            let warm = warm(key, &found, &options.warm, &name);
-            let part = crate::measure::Slice { columns: group.columns, cycle: options.cycle };
-            let mut bench = DeviceBench::new(device, clock, key, part, last.take())?;
-            let ideal = bench.ideal();
-            let outcome = {
-                let mut recorded = journal.record(key, &mut bench);
-                let effort = Effort { seconds: provenance.seconds_per_entry, ..Effort::default() };
-                let seed = provenance.seed ^ crate::hash(key);
-                if options.exhaustive {
-                    search::exhaustive(&space, &group.chooser, &mut recorded, effort, progress)?
-                } else {
-                    search::search(&space, &group.chooser, &warm, &mut recorded, effort, seed, progress)?
-                }
-            };
-            last = Some(bench.into_problem());
-            found.push((key.clone(), outcome.measured.iter().take(3).map(|m| m.schedule).collect()));
-            for key in &group.keys {
-                entries.push(entry(key, group, &outcome, &provenance, space.candidates.len(), ideal));
-                outcomes.push((key.clone(), outcome.clone()));
-            }
-            progress.done(key, &outcome);
+            let warm = warm(key, chain, &found, &options.warm, &name);
+            found.push(work.look(group, (&warm, provenance.seconds_per_entry, None), &mut journal, progress)?);
             done += 1;
+        }
+        let seconds = if options.exhaustive { Vec::new() } else { left(&found, provenance.seconds_per_entry) };
+        for (i, seconds) in seconds.into_iter().enumerate() {
+            let near = nearest(&chain[i].keys[0], chain, &found).map(|found| found.outcome.best);
+            let near: Vec<Schedule> = near.take(NEIGHBOURS).collect();
+            let first = found[i].outcome.clone();
+            found[i] = work.look(&chain[i], (&near, seconds, Some(first)), &mut journal, progress)?;
+        }
+        for (group, found) in chain.iter().zip(found) {
+            for key in &group.keys {
+                entries.push(entry(key, group, &found, &provenance));
+                outcomes.push((key.clone(), found.outcome.clone()));
+            }
+            progress.done(&group.keys[0], &found.outcome);
         }
     }
     let mut table = Table::new(name);
@@ -332,29 +315,9 @@ fn open(
     Ok((Journal::create(&journal_path, &head)?, head))
 }
 
-/// What did well nearby: in this chain, nearest first, then in tables of this device and of others with its target.
-fn warm(key: &Key, found: &[(Key, Vec<Schedule>)], tables: &[Table], name: &DeviceName) -> Vec<Schedule> {
-    let mut near: Vec<(f64, usize)> = found.iter().enumerate().map(|(i, (k, _))| (key.distance(k), i)).collect();
-    near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let mut list: Vec<Schedule> = near.iter().take(2).flat_map(|&(_, i)| found[i].1.iter().copied()).collect();
-    let mut tables: Vec<&Table> = tables.iter().filter(|t| t.device.target == name.target).collect();
-    tables.sort_by_key(|t| (t.device != *name, t.device.clone()));
-    for table in tables {
-        let nearest = table.entries.iter().filter(|e| key.distance(&e.key) <= 3.0);
-        list.extend(nearest.min_by(|a, b| key.distance(&a.key).total_cmp(&key.distance(&b.key))).map(|e| e.schedule));
-    }
-    list
-}
-
-fn entry(
-    key: &Key,
-    group: &Group,
-    outcome: &Outcome,
-    provenance: &Provenance,
-    declared: usize,
-    (bytes, operations): (f64, f64),
-) -> Entry {
-    let (bound, share) = provenance.ceiling.share(&group.op, bytes, operations, outcome.seconds);
+fn entry(key: &Key, group: &Group, found: &Found, provenance: &Provenance) -> Entry {
+    let Found { outcome, declared, ideal: (bytes, operations) } = found;
+    let (bound, share) = provenance.ceiling.share(&group.op, *bytes, *operations, outcome.seconds);
     let runner_up = outcome.measured.iter().find(|m| m.schedule != outcome.best && m.left >= 3);
     let wrong = outcome.dropped.iter().filter(|(_, why)| why.contains("disagrees with the reference")).count();
     Entry {
@@ -367,7 +330,13 @@ fn entry(
         bound,
         share,
         runner_up: runner_up.map(|m| (m.schedule, round(m.seconds / outcome.seconds))),
-        tried: Tried { declared, measured: outcome.measured.len(), samples: outcome.samples, wrong, cut: outcome.cut },
+        tried: Tried {
+            declared: *declared,
+            measured: outcome.measured.len(),
+            samples: outcome.samples,
+            wrong,
+            cut: outcome.cut,
+        },
         date: provenance.date.clone(),
     }
 }

@@ -3,11 +3,15 @@
 //! Reads a [`Space`] and a [`Bench`]; makes an [`Outcome`]. Rounds go from many candidates and few samples to few
 //! candidates and many; within a round candidates take turns, and the incumbent (what the chooser takes) is measured again
 //! and again, so that the drift of the machine is known and taken out. A last race goes on until the leader is faster than
-//! each rival for sure, or as good as equal. Always holds: decisions depend on samples and on the seed alone, so that a
+//! each rival for sure, or as good as equal. A second look, some time later, meets the machine in another state, perhaps: what
+//! is taken is what did best by both ([`again`]). Always holds: decisions depend on samples and on the seed alone, so that a
 //! record of the samples gives the same outcome again; the incumbent is replaced only by what beat it beyond doubt.
 
+mod again;
 mod candidates;
 mod run;
+
+pub use again::again;
 
 pub use candidates::{Candidate, Refusals, Space, points};
 
@@ -63,6 +67,8 @@ pub struct Outcome {
     pub dropped: Vec<(Schedule, String)>,
     /// Samples taken in all.
     pub samples: usize,
+    /// Seconds that they took.
+    pub spent: f64,
     /// Whether the time was used up before the search was over.
     pub cut: bool,
 }

@@ -11,9 +11,9 @@ use bitsmith_compiler::schedule::Schedule;
 use std::collections::BTreeMap;
 
 /// A rival that is this close counts as equal: two runs shall not part over less.
-const EQUAL: f64 = 0.015;
+pub(super) const EQUAL: f64 = 0.015;
 /// What replaces the incumbent must be faster by this.
-const WORTH: f64 = 0.02;
+pub(super) const WORTH: f64 = 0.02;
 /// Laps of a race before anybody leaves it: so many wins of as many are beyond doubt.
 const PAIRS: usize = 6;
 /// Between how many samples the incumbent is measured again.
@@ -86,8 +86,15 @@ impl<'a> Run<'a> {
             measured,
             dropped: dropped.into_iter().collect(),
             samples: self.samples.values().map(Vec::len).sum(),
+            spent: self.spent,
             cut: cut || self.over(),
         }
+    }
+
+    /// Numbers samples from here on.
+    pub(super) fn going_on(mut self, ordinal: usize) -> Run<'a> {
+        self.ordinal = ordinal as u64;
+        self
     }
 
     fn over(&self) -> bool {
@@ -132,7 +139,7 @@ impl<'a> Run<'a> {
     }
 
     /// What a candidate stands for.
-    fn level(&self, schedule: &Schedule) -> f64 {
+    pub(super) fn level(&self, schedule: &Schedule) -> f64 {
         let Some(own) = self.samples.get(schedule) else { return f64::INFINITY };
         level(&own.iter().map(|(at, s)| s / self.drift(*at)).collect::<Vec<_>>())
     }
