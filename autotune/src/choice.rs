@@ -14,7 +14,8 @@ use bitsmith_compiler::schedule::Schedule;
 use std::fmt;
 
 /// Tables that ship with this program: name and text of every file of `autotune/tuned`.
-pub const SHIPPED: &[(&str, &str)] = &[];
+pub const SHIPPED: &[(&str, &str)] =
+    &[("x86-64-v4-vnni-bf16_amd-epyc_2.json", include_str!("../tuned/x86-64-v4-vnni-bf16_amd-epyc_2.json"))];
 
 /// A shape this many doublings away, N and K together, may lend its schedule.
 const NEAR: f64 = 2.0;

@@ -23,7 +23,7 @@ pub struct Check {
     /// Where it is measured; tables must be of this device
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
-    /// Milliseconds to sample each entry for, at least seven pairs
+    /// Milliseconds to sample each entry for, at least fifteen pairs in five visits
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     budget_ms: u64,
     /// Megabytes of weights to cycle through while decoding
@@ -82,8 +82,9 @@ impl Check {
         let bar = ProgressBar::new(entries.len() as u64);
         let cycle = (self.cycle_mb as usize) << 20;
         let seconds = self.budget_ms as f64 / 1e3;
-        let compared = compare(&*timed.device, &*timed.clock, &entries, seconds, cycle, &mut |i, _| {
-            bar.set_position(i as u64);
+        let compared = compare(&*timed.device, &*timed.clock, &entries, seconds, cycle, &mut |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
         let mean = geometric_mean(compared.iter().map(|c| c.ratio));
