@@ -3,7 +3,7 @@
 use bitsmith_autotune::ceiling::Ceiling;
 use bitsmith_autotune::key::Key;
 use bitsmith_autotune::measure::{Bench, DeviceBench, Sample, Slice, Verdict};
-use bitsmith_autotune::search::{Effort, Outcome, Space, exhaustive, points, search};
+use bitsmith_autotune::search::{Effort, Outcome, Space, again, exhaustive, points, search};
 use bitsmith_autotune::simulate::SimulatedDevice;
 use bitsmith_compiler::Result;
 use bitsmith_compiler::lower;
@@ -220,4 +220,51 @@ fn a_budget_is_kept_and_said() {
     assert!(outcome.cut && outcome.samples < 80, "{} samples", outcome.samples);
     assert!(outcome.seconds <= outcome.incumbent_seconds);
     assert!(outcome.dropped.iter().any(|(_, why)| why == "the time was used up"));
+}
+
+/// A machine that takes as long as it is told.
+struct Told(Box<dyn Fn(&Schedule) -> f64>);
+
+impl Bench for Told {
+    fn admit(&mut self, _schedule: &Schedule) -> Result<Verdict> {
+        Ok(Verdict::Sound)
+    }
+
+    fn sample(&mut self, schedule: &Schedule, _ordinal: u64) -> Result<Sample> {
+        let seconds = (self.0)(schedule);
+        Ok(Sample { seconds, spent: seconds })
+    }
+}
+
+#[test]
+fn a_second_look_takes_what_did_best_by_both() {
+    let world = World::new(SimulatedDevice::new(3, 0.0).unwrap(), key(64, 64, 1), |_| true);
+    let incumbent = world.incumbent;
+    let others: Vec<Schedule> = world.space.open().map(|c| c.schedule).filter(|s| *s != incumbent).take(3).collect();
+    let [a, b, guest] = others[..] else { panic!("too small a space: {others:?}") };
+    let machine = move |of_a: f64, of_b: f64, of_guest: f64| {
+        Told(Box::new(move |s: &Schedule| match *s {
+            s if s == incumbent => 1.0,
+            s if s == a => of_a,
+            s if s == b => of_b,
+            s if s == guest => of_guest,
+            _ => 1.3,
+        }))
+    };
+    let effort = Effort::default();
+    let first = search(&world.space, &incumbent, &[a, b], &mut machine(0.8, 0.9, 1.2), effort, 1, &mut ()).unwrap();
+    assert_eq!(first.best, a);
+    // The second look's times of a, b and a neighbour's best, and what both looks come to.
+    for (times, best) in [
+        ([0.8, 0.9, 1.2], a),
+        ([0.9, 0.85, 1.2], a),
+        ([0.99, 0.85, 1.2], b),
+        ([1.4, 1.3, 1.2], incumbent),
+        ([0.9, 0.95, 0.5], guest),
+    ] {
+        let mut bench = machine(times[0], times[1], times[2]);
+        let outcome = again(&world.space, &incumbent, first.clone(), &[guest], &mut bench, effort, &mut ()).unwrap();
+        assert_eq!(outcome.best, best, "{times:?}");
+        assert!(outcome.samples > first.samples && outcome.measured.iter().any(|m| m.schedule == best));
+    }
 }

@@ -2,9 +2,9 @@
 
 use super::{BinOp, Builder, CastOp, Scalar, UnOp, Value};
 
-/// Coefficients of `2^f`, of power 0 first.
+/// Coefficients of `2^f`, of power 0 first. The second comes out as that of the Taylor series.
 const SERIES: [f32; 7] =
-    [1.0, 0.693_147_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+    [1.0, std::f32::consts::LN_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
 
 /// `n`, the integer nearest to `x`, as `i32`, and `2^(x - n)` as `f32`.
 ///

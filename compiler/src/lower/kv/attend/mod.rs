@@ -39,13 +39,13 @@ const LOWEST: f32 = -1e30;
 
 pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     if !caps.features.has(Feature::Workgroups) {
-        let rows = op.rows().min(4) as u32;
-        // Sums of all rows and vectors, two vectors of codes and one number stay in registers.
-        if caps.vector_bytes < 64 {
-            return KvSchedule { threads: 1, tile: 64, rows, vectors: 2, heads: 1 };
-        }
-        let tile = 64;
-        return KvSchedule { threads: 1, tile, rows, vectors: place::vectors_of(op), heads: state::heads_of(op, tile) };
+        // A tile is a page as a rule. Sums of all rows and vectors, two vectors of codes and one number stay in registers.
+        let (tile, rows) = (64, op.rows().min(4) as u32);
+        let (vectors, heads) = match caps.vector_bytes {
+            64.. => (place::vectors_of(op), state::heads_of(op, tile)),
+            _ => (2, 1),
+        };
+        return KvSchedule { threads: 1, tile, rows, vectors, heads };
     }
     let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);
     let threads = if dim > 64 { 128 } else { 64 }.min(caps.max_workgroup);

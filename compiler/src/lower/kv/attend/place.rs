@@ -259,7 +259,7 @@ impl Kernel<'_> {
         Some(Line { last, beyond })
     }
 
-    /// Asks for lines while `bytes` of each vector of a side are read, those `further` than the first of a step, at `place`.
+    /// Asks for lines while `bytes` of each block of a side are read, those `further` than the first of a step, at `place`.
     pub(super) fn foresee(
         &self,
         b: &mut Builder,
@@ -280,11 +280,12 @@ impl Kernel<'_> {
                 }
             }
             Some(Hint::From(first)) => {
-                let vectors = self.vectors(side);
-                let further = times(b, further, vectors);
+                // Shorter vectors are parts of a block.
+                let blocks = (self.vectors(side) * self.lanes as usize / TOKENS).max(1);
+                let further = times(b, further, blocks);
                 let further = self.paced(b, further);
                 let place = b.add(first, further);
-                for line in (0..bytes * vectors * (SHARES - self.share()) / SHARES).step_by(64) {
+                for line in (0..bytes * blocks * (SHARES - self.share()) / SHARES).step_by(64) {
                     b.prefetch(at(pool, Some(place), line));
                 }
             }
