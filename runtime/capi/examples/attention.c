@@ -60,6 +60,7 @@ typedef struct {
     bitsmith_kv cache;
     uint64_t request[REQUESTS], tokens[REQUESTS];
     size_t heads, kv_heads, dim;
+    double query_step, weight_step; /* What queries and weights are rounded by, as shares of the largest. */
     double scale;       /* of the scores */
     double code_scale;  /* of the codes; 0 where numbers are stored as they are */
     double worst_store, worst;
@@ -108,28 +109,33 @@ static void compare(State *s, size_t request, size_t fresh, const uint16_t *y)
     for (size_t i = 0; i < fresh; i++)
         for (size_t h = 0; h < s->heads; h++) {
             size_t position = tokens - fresh + i, kv = h / (s->heads / s->kv_heads);
-            double most = -1e300, sum = 0, slack = 0;
+            double most = -1e300, sum = 0, slack = 0, largest = 0;
+            for (size_t c = 0; c < s->dim; c++)
+                largest = fmax(largest, fabs(input(0, request, position, h * s->dim + c)));
             for (size_t t = 0; t <= position; t++) {
-                double score = 0, size = 0;
+                double score = 0, size = 0, keys = 0;
                 for (size_t c = 0; c < s->dim; c++) {
-                    double part = input(0, request, position, h * s->dim + c) * k[t * row + kv * s->dim + c];
-                    score += part, size += fabs(part);
+                    double key = k[t * row + kv * s->dim + c], part = input(0, request, position, h * s->dim + c) * key;
+                    score += part, size += fabs(part), keys += fabs(key);
                 }
                 p[t] = score * s->scale;
                 most = p[t] > most ? p[t] : most;
                 size *= s->scale * (double)(s->dim + 32) / 8388608;
+                size += s->scale * s->query_step * largest * keys;
                 slack = size > slack ? size : slack;
             }
             for (size_t t = 0; t <= position; t++)
                 sum += p[t] = exp(p[t] - most);
             for (size_t c = 0; c < s->dim; c++) {
-                double exact = 0, size = 0;
+                double exact = 0, size = 0, values = 0;
                 for (size_t t = 0; t <= position; t++) {
                     exact += p[t] / sum * v[t * row + kv * s->dim + c];
                     size += p[t] / sum * fabs(v[t * row + kv * s->dim + c]);
+                    values += fabs(v[t * row + kv * s->dim + c]);
                 }
-                /* Rounding to binary16, sums in single precision, and what the scores' own errors do to the weights. */
+                /* Rounding to binary16, sums in single precision, what the scores' own errors do to the weights, and steps. */
                 double bound = fabs(exact) / 2048 + size * ((double)(position + 64) / 4194304 + 3 * slack) + 1e-7;
+                bound += s->weight_step / sum * values;
                 double error = fabs(number(y[(i * s->heads + h) * s->dim + c]) - exact) / bound;
                 s->worst = error > s->worst ? error : s->worst;
             }
@@ -195,6 +201,8 @@ int main(int count, char **args)
             scales[i] = scale;
         check(bitsmith_kv_scales(s.cache, 0, scales, s.kv_heads * 4), "scales");
         s.code_scale = scale;
+        if (!strncmp(format, "int4", 4)) /* Multiplied by 8 bits: half a step of 127 and, carried on, a whole one of 126. */
+            s.query_step = 0.51 / 127, s.weight_step = 1.02 / 126;
         free(scales);
     }
     for (size_t r = 0; r < REQUESTS; r++)

@@ -156,8 +156,9 @@ class KvTest(unittest.TestCase):
                 for was, held in zip(put[request], stored):
                     self.assertLessEqual(abs(was - held).max(), step_of_codes * 0.51 + 2**-11)
                 exact = attention(q[part].astype(numpy.float64), *stored, tokens[request])
-                # Gathered numbers are rounded to float16, those that are attended to are not.
-                self.assertLessEqual(abs(y[part] - exact).max(), 4e-3)
+                # Gathered numbers are rounded to float16, those that are attended to are not. Queries and weights have 8 bits
+                # beside codes of 4.
+                self.assertLessEqual(abs(y[part] - exact).max(), 2.5e-2 if format == "int4-head" else 4e-3)
                 tokens[request] += count
                 self.assertEqual(cache.tokens(request), tokens[request])
                 at += count
