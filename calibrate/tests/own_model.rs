@@ -220,7 +220,9 @@ fn quantized_caches_run_within_their_bound() {
         // the largest score come to this. Beside codes of 4 bits with one scale for a row they have 7 bits, which makes 0.1 of it;
         // of the perplexity that is little next to what such codes change themselves. Codes of floats are summed up as floats.
         let (most_off, most_shift) = match name {
-            "int4-head" | "int4-token-head" | "int4-kivi" | "int4-channel-asym.int4-token-asym+64" => (0.1, most / 100.0),
+            "int4-head" | "int4-token-head" | "int4-kivi" | "int4-channel-asym.int4-token-asym+64" => {
+                (0.1, most / 100.0)
+            }
             _ if name.starts_with("int") => (4e-4, 2e-4),
             _ => (1e-4, 2e-4),
         };
