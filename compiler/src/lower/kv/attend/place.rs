@@ -47,6 +47,15 @@ struct Line {
     beyond: Value,
 }
 
+impl Line {
+    /// How far behind byte `place` of the record that lies which is asked for.
+    fn distance(self, b: &mut Builder, place: Value) -> Value {
+        let within = b.cmp(CmpOp::LtS, place, self.last);
+        let next = int(b, LINE);
+        b.select(within, next, self.beyond)
+    }
+}
+
 /// What is asked for while codes are read.
 #[derive(Clone, Copy)]
 pub(super) enum Hint {
@@ -171,18 +180,14 @@ impl Kernel<'_> {
                 let Some(line) = self.line(b, token) else {
                     return Some(Hint::Behind(self.tile_later(b, side, token)));
                 };
-                let within = b.cmp(CmpOp::LtS, unit, line.last);
-                let next = int(b, LINE);
-                Some(Hint::Behind(b.select(within, next, line.beyond)))
+                Some(Hint::Behind(line.distance(b, unit)))
             }
         }
     }
 
-    /// Where to look, [`LINE`] bytes behind byte `place` of a record.
+    /// The byte of the pool that is asked for at byte `place` of a record.
     fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
-        let within = b.cmp(CmpOp::LtS, place, line.last);
-        let next = int(b, LINE);
-        let further = b.select(within, next, line.beyond);
+        let further = line.distance(b, place);
         let place = b.add(base, place);
         b.add(place, further)
     }
