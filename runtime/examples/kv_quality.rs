@@ -1,10 +1,10 @@
 //! How far attention over a quantized KV cache drifts from attention over f64, over lengths of context.
 //!
-//! `cargo run --release --example kv_quality -- [most tokens] [plot.svg]`
+//! `cargo run --release -p bitsmith-runtime --example kv_quality -- [most tokens] [plot.svg]`
 //!
 //! Keys have channels of large numbers with a mean of their own, as those of real models have, and so have values, less so.
 //! The number is `|y - exact| / |exact|` over the outputs of 8 query heads at the newest token, keys and values exact in f16.
-//! Formats of integers come twice: summed up as floats, and as integers (`op::kv::Arithmetic`).
+//! Formats of integers come twice: summed up as floats, and as integers (`op::kv::Arithmetic`); FP8 as floats and as bf16.
 //! Formats with scales per head are calibrated on the first 1024 tokens.
 
 use bitsmith_compiler::Result;
@@ -122,14 +122,18 @@ fn main() -> Result<()> {
     lengths.iter().for_each(|n| print!("{:>9}", format!("{}k", n / 1024)));
     println!();
     let mut curves = Vec::new();
-    for (name, arithmetic) in
-        FORMATS.into_iter().flat_map(|name| [(name, Arithmetic::Float), (name, Arithmetic::Integer)])
-    {
+    let all = [Arithmetic::Float, Arithmetic::Integer, Arithmetic::Bf16];
+    for (name, arithmetic) in FORMATS.into_iter().flat_map(|name| all.map(|arithmetic| (name, arithmetic))) {
         let format: KvFormat = name.parse()?;
-        let integer = arithmetic == Arithmetic::Integer;
-        if integer && ![format.k, format.v].iter().any(|codes| matches!(codes.code, KvCode::Int8 | KvCode::Int4)) {
-            continue;
-        }
+        let codes = [format.k.code, format.v.code];
+        let integers = |code: &KvCode| matches!(code, KvCode::Int8 | KvCode::Int4);
+        let how = match arithmetic {
+            Arithmetic::Integer if codes.iter().any(integers) => ", integers",
+            // Where the device does not multiply them it is floats once more.
+            Arithmetic::Bf16 if !codes.iter().any(|code| integers(code) || code.is_plain()) => ", bf16",
+            Arithmetic::Float => "",
+            _ => continue,
+        };
         let mut cache = KvCache::new(Arc::clone(&device), SHAPE, &[format], most / SHAPE.page + 1, 1)?;
         if format.k.is_static() {
             cache.set_scales(0, &statics([&format.k, &format.v], [&k.1, &v.1]))?;
@@ -161,7 +165,7 @@ fn main() -> Result<()> {
             }
             errors.push((off / size).sqrt());
         }
-        let name = if integer { format!("{name}, integers") } else { name.to_string() };
+        let name = format!("{name}{how}");
         print!("{name:48}");
         errors.iter().for_each(|error| print!("{error:>9.5}"));
         println!();

@@ -9,7 +9,7 @@ use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvCode, KvCodes, KvFormat, KvLayout, KvPer};
 use bitsmith_compiler::ir::interp::{ArgValue, Launch, run};
 use bitsmith_compiler::ir::{Access, Kernel, verify};
-use bitsmith_compiler::lower::kv::{choose, signature, takes_matrix};
+use bitsmith_compiler::lower::kv::{choose, signature, takes_bf16, takes_matrix};
 use bitsmith_compiler::op::kv::{
     Arithmetic, Attend, AttendInputs, ITEM, KvAppend, KvDequant, KvOp, KvRequantize, KvStatics, Merge, PAIR, Pool, ROW,
     Rope, SPAN, Sight,
@@ -113,7 +113,7 @@ pub fn case(seed: u64, most_rows: usize) -> KvCase {
         sinks: rng.u8(..4) == 0,
         sight,
         splits: if rng.bool() { Splits::Fixed(rng.usize(1..200)) } else { Splits::Balanced(rng.usize(1..6)) },
-        arithmetic: [Arithmetic::Float, Arithmetic::Integer, Arithmetic::Matrix][rng.usize(..3)],
+        arithmetic: [Arithmetic::Float, Arithmetic::Integer, Arithmetic::Bf16, Arithmetic::Matrix][rng.usize(..4)],
     }
 }
 
@@ -443,8 +443,12 @@ impl<'c> Play<'c> {
                 continue;
             }
             let op = Attend { layout: *pool_layout, ..op };
-            // A pool that matrix instructions do not take, or a device that lacks them.
-            let plain = op.arithmetic == Arithmetic::Matrix && !takes_matrix(&op, self.caps);
+            // A pool that the instructions do not take, or a device that lacks them.
+            let plain = match op.arithmetic {
+                Arithmetic::Matrix => !takes_matrix(&op, self.caps),
+                Arithmetic::Bf16 => !takes_bf16(&op, self.caps),
+                Arithmetic::Float | Arithmetic::Integer => false,
+            };
             let op = KvOp::Attend(if plain { Attend { arithmetic: Arithmetic::Float, ..op } } else { op });
             let mut args = vec![ArgValue::filled(raw(case.dtype, &q)), ArgValue::filled(bytes.to_vec())];
             args.extend([ints(&plan.tables[i]), ints(&plan.items[i])]);

@@ -29,6 +29,8 @@ pub struct Options {
     pub extended: bool,
     /// `dot2` of bf16, which few devices have.
     pub dot2_bf16: bool,
+    /// `permute_long`, which few devices have; with vectors of 64 bytes.
+    pub permute_long: bool,
     /// About how many instructions.
     pub size: u32,
 }
@@ -43,6 +45,7 @@ impl Options {
         small_float_arithmetic: false,
         extended: true,
         dot2_bf16: false,
+        permute_long: false,
         size: 60,
     };
 
@@ -567,6 +570,11 @@ impl Maker {
                     x = b.bin_imm(BinOp::And, x, (1 << bits) - 1);
                 }
                 b.dot4(Dot4Signs::UnsignedSigned, bits, x, y, acc)
+            }
+            _ if self.options.permute_long && self.rng.u8(..2) == 0 => {
+                let ty = Type::vector(Scalar::I8, 64);
+                let [low, high, index] = [0; 3].map(|_| self.value(b, ty));
+                b.push(ty, Inst::PermuteLong { low, high, index })
             }
             _ => {
                 let table_type = Type::vector(Scalar::I8, 16);

@@ -35,7 +35,7 @@ fn random_kernels_together_use_every_instruction() {
 const EVERY_WORD: &str = "const arg workgroup_id.x workgroup_count.y local_id.z lane subgroup add sub mul div div_s rem_s \
     min max min_s max_s and or xor shl shr_u shr_s neg not abs sqrt nearest floor exp2 popcount eq ne lt le lt_s le_s \
     lt_u select truncate extend_u extend_s int_to_float_s int_to_float_u float_to_int_s convert bitcast fma vector splat \
-    extract swizzle load store barrier for if else yield unpack_u unpack_s dot4_ss dot4_us permute_bytes shuffle_index \
+    extract swizzle load store barrier for if else yield unpack_u unpack_s dot4_ss dot4_us permute_bytes permute_long shuffle_index \
     shuffle_xor shuffle_down subgroup_add subgroup_max atomic_add unused shared carry";
 
 #[test]
@@ -351,7 +351,12 @@ impl Maker {
                 let table = self.of(b, scope, Type::vector(I8, 16));
                 let count = self.pick(&[16, 32, 64]);
                 let index = self.of(b, scope, Type::vector(I8, count));
-                b.push(b.ty(index), Inst::PermuteBytes { table, index })
+                if count == 64 && self.pick(&[false, true]) {
+                    let [low, high] = [0; 2].map(|_| self.of(b, scope, Type::vector(I8, 64)));
+                    b.push(b.ty(index), Inst::PermuteLong { low, high, index })
+                } else {
+                    b.push(b.ty(index), Inst::PermuteBytes { table, index })
+                }
             }
             23 => {
                 let value = self.of(b, scope, i32);

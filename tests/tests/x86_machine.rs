@@ -82,7 +82,8 @@ fn random_kernels_at_every_wide_level() {
         let target = CpuTarget::named(level).unwrap();
         for vector_bytes in [16, 64] {
             let dot2_bf16 = target.caps().features.has(Feature::Dot2Bf16);
-            let options = Options { vector_bytes, dot2_bf16, ..Options::CPU };
+            let permute_long = vector_bytes == 64 && target.caps().features.has(Feature::PermuteLong);
+            let options = Options { vector_bytes, dot2_bf16, permute_long, ..Options::CPU };
             for seed in first()..first() + count() {
                 if let Err(why) = random_case(&target, &kernel(seed, options)) {
                     panic!("seed {seed}, vectors of {vector_bytes} bytes, {level}: {why}");

@@ -22,8 +22,10 @@ const V2: &[Feature] = &[Feature::PermuteBytes];
 const V3: &[Feature] = &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2];
 const V3_VNNI: &[Feature] =
     &[Feature::PermuteBytes, Feature::Fma, Feature::F16Convert, Feature::Dot2, Feature::Dot4UnsignedSigned];
+/// Every processor but one (Cooper Lake) that multiplies bf16 has long tables (VBMI), too.
 const V4_BF16: &[Feature] = &[
     Feature::PermuteBytes,
+    Feature::PermuteLong,
     Feature::Fma,
     Feature::F16Convert,
     Feature::Dot2,

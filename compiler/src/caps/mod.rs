@@ -47,6 +47,8 @@ pub enum Feature {
     Subnormals,
     /// Byte table look-up in one instruction.
     PermuteBytes,
+    /// The same in a table of 128 bytes.
+    PermuteLong,
     /// Hardware conversion between f16 and f32.
     F16Convert,
     /// Matrix instructions of a subgroup: the shapes of [`Caps::matrix`].
@@ -73,7 +75,7 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature, in declaration order.
-    pub const ALL: [Feature; 23] = [
+    pub const ALL: [Feature; 24] = [
         Feature::Workgroups,
         Feature::Subgroups,
         Feature::Atomics,
@@ -86,6 +88,7 @@ impl Feature {
         Feature::Dot2Bf16,
         Feature::Subnormals,
         Feature::PermuteBytes,
+        Feature::PermuteLong,
         Feature::F16Convert,
         Feature::Mma,
         Feature::AsyncCopy,
@@ -114,6 +117,7 @@ impl Feature {
             Feature::Dot2Bf16 => "dot2-bf16",
             Feature::Subnormals => "subnormals",
             Feature::PermuteBytes => "permute-bytes",
+            Feature::PermuteLong => "permute-long",
             Feature::F16Convert => "f16-convert",
             Feature::Mma => "mma",
             Feature::AsyncCopy => "async-copy",

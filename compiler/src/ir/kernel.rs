@@ -374,6 +374,16 @@ pub enum Inst {
         /// The indices.
         index: Value,
     },
+    /// Byte table look-up ([`crate::caps::Feature::PermuteLong`]): `low` and `high`, each I8x64, are a table of 128; result
+    /// byte `i` is the one whose number the low seven bits of `index[i]` (I8x64) are.
+    PermuteLong {
+        /// The first 64.
+        low: Value,
+        /// The rest.
+        high: Value,
+        /// The indices.
+        index: Value,
+    },
     /// A value of another lane of the subgroup (scalar, 32 bits).
     Shuffle {
         /// How `index` names the lane.

@@ -61,6 +61,7 @@ macro_rules! visit_operands {
             | Inst::Fma(a, b, c)
             | Inst::Dot4 { a, b, acc: c, .. }
             | Inst::Dot2 { a, b, acc: c }
+            | Inst::PermuteLong { low: a, high: b, index: c }
             | Inst::Mma { a, b, acc: c, .. } => {
                 $visit(a);
                 $visit(b);
@@ -134,7 +135,8 @@ impl Inst {
             | Inst::Unpack { .. }
             | Inst::Dot4 { .. }
             | Inst::Dot2 { .. }
-            | Inst::PermuteBytes { .. } => true,
+            | Inst::PermuteBytes { .. }
+            | Inst::PermuteLong { .. } => true,
             Inst::Load { .. }
             | Inst::Store { .. }
             | Inst::Prefetch(_)

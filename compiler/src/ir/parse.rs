@@ -351,6 +351,9 @@ impl<'t> Parser<'t> {
             "async_wait" => Inst::AsyncWait(self.int()?),
             word if asynchronous::NAMES.contains(&word) => Inst::Asynchronous(Box::new(self.asynchronous(word)?)),
             word if cooperative::NAMES.contains(&word) => Inst::Cooperative(Box::new(self.cooperative(word)?)),
+            "permute_long" => {
+                Inst::PermuteLong { low: self.value()?, high: self.comma_value()?, index: self.comma_value()? }
+            }
             "permute_bytes" => Inst::PermuteBytes { table: self.value()?, index: self.comma_value()? },
             "yield" => Inst::Yield(self.yielded()?),
             "for" => self.for_loop()?,

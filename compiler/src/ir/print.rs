@@ -193,6 +193,7 @@ impl Printer<'_> {
             }
             Inst::Dot2 { a, b, acc } => write!(self.out, "dot2 {a}, {b}, {acc}"),
             Inst::PermuteBytes { table, index } => write!(self.out, "permute_bytes {table}, {index}"),
+            Inst::PermuteLong { low, high, index } => write!(self.out, "permute_long {low}, {high}, {index}"),
             Inst::Shuffle { mode, value, index } => {
                 write!(self.out, "{} {value}, {index}", name(names::SHUFFLE, *mode))
             }

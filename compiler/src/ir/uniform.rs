@@ -104,6 +104,7 @@ impl Analysis<'_> {
             Inst::Dot2 { a, b, acc } => all(&[*a, *b, *acc]),
             Inst::Dot4 { a, b, acc, .. } => all(&[*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => all(&[*table, *index]),
+            Inst::PermuteLong { low, high, index } => all(&[*low, *high, *index]),
             Inst::Shuffle { mode, value, index } => match (self.of(*value), mode) {
                 (Uniform::Varying, ShuffleMode::Index) => self.of(*index).max(Uniform::Subgroup),
                 (level, _) => level,

@@ -79,6 +79,9 @@ pub struct KvSpec {
     /// Whether codes of integers are summed up as integers.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub integer: bool,
+    /// Whether codes of FP8 are summed up as bf16 numbers in pairs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bf16: bool,
     /// Whether products are summed up by matrix instructions.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub matrix: bool,
@@ -120,6 +123,7 @@ impl KvSpec {
                 softcap: op.softcap,
                 alibi: op.alibi,
                 integer: op.arithmetic == Arithmetic::Integer,
+                bf16: op.arithmetic == Arithmetic::Bf16,
                 matrix: op.arithmetic == Arithmetic::Matrix,
                 window: match op.sight {
                     Sight::All => None,
@@ -170,12 +174,14 @@ impl KvEntry {
                 softcap: spec.softcap,
                 alibi: spec.alibi,
                 sight: spec.window.map_or(Sight::All, |[window, first]| Sight::Window { window, first }),
-                arithmetic: match (spec.integer, spec.matrix) {
-                    (false, false) => Arithmetic::Float,
-                    (true, false) => Arithmetic::Integer,
-                    (false, true) => Arithmetic::Matrix,
-                    (true, true) => {
-                        return Err(Error::invalid(format!("kernel {}: both `integer` and `matrix`", self.entry)));
+                arithmetic: match (spec.integer, spec.bf16, spec.matrix) {
+                    (false, false, false) => Arithmetic::Float,
+                    (true, false, false) => Arithmetic::Integer,
+                    (false, true, false) => Arithmetic::Bf16,
+                    (false, false, true) => Arithmetic::Matrix,
+                    _ => {
+                        let why = "more than one of `integer`, `bf16` and `matrix`";
+                        return Err(Error::invalid(format!("kernel {}: {why}", self.entry)));
                     }
                 },
             }),
@@ -225,6 +231,7 @@ impl std::fmt::Display for KvSpec {
         parts.extend(self.alibi.then(|| "bias by distance".to_string()));
         parts.extend(self.window.map(|[window, first]| format!("window {window} after the first {first}")));
         parts.extend(self.integer.then(|| "integer sums".to_string()));
+        parts.extend(self.bf16.then(|| "bf16 products".to_string()));
         parts.extend(self.matrix.then(|| "matrix sums".to_string()));
         parts.extend(self.sinks.then(|| "sinks".to_string()));
         let pairs = if self.interleaved { " in neighbours" } else { "" };
@@ -260,6 +267,7 @@ mod tests {
             KvOp::Attend(attend),
             KvOp::Attend(Attend { softcap: None, alibi: false, sight: Sight::All, ..attend }),
             KvOp::Attend(Attend { arithmetic: Arithmetic::Float, ..attend }),
+            KvOp::Attend(Attend { arithmetic: Arithmetic::Bf16, ..attend }),
             KvOp::Attend(Attend { arithmetic: Arithmetic::Matrix, ..attend }),
             KvOp::Merge(merge),
             KvOp::Dequant(KvDequant { layout: windowed, out: DType::F16 }),

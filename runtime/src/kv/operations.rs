@@ -5,18 +5,19 @@ use super::programs::most_rows;
 use bitsmith_compiler::Result;
 use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
-use bitsmith_compiler::lower::kv::takes_matrix;
+use bitsmith_compiler::lower::kv::{takes_bf16, takes_matrix};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvAppend, KvDequant, KvOp, KvRequantize, Merge, Rope, Sight};
 
 /// How an attention sums up products: as it is asked to, where it has integers at all, or the device has matrix instructions
 /// for it. Unasked by those, else in integers on a processor with vectors of 32 bytes or more, where that is faster and 16
-/// bits lose nothing that shows.
+/// bits lose nothing that shows, or beside FP8 by bf16 numbers, which such codes outdo in losses.
 pub fn arithmetic(attend: &Attend, asked: Option<Arithmetic>, caps: &Caps) -> Arithmetic {
     let wide = !caps.features.has(Feature::Workgroups) && caps.vector_bytes >= 32;
     match asked {
         None | Some(Arithmetic::Matrix) if takes_matrix(attend, caps) => Arithmetic::Matrix,
         Some(Arithmetic::Integer) if attend.has_integers() => Arithmetic::Integer,
         None if wide && attend.has_integers() => Arithmetic::Integer,
+        None | Some(Arithmetic::Bf16) if takes_bf16(attend, caps) => Arithmetic::Bf16,
         _ => Arithmetic::Float,
     }
 }

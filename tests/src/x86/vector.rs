@@ -375,16 +375,29 @@ impl Machine {
                 }
                 self.write_vector(i, &out, bytes, width)?;
             }
-            M::Vpermt2w | M::Vpermt2d => {
+            M::Vpermt2w | M::Vpermt2d | M::Vpermi2b => {
                 let width = suffix(name);
-                let (a, b) = (self.vector(i, 0, bytes)?, self.vector(i, 2, bytes)?);
-                let (index, per) = (self.vector(i, 1, bytes)?, bytes / width);
+                // What is overwritten is a table or the index.
+                let (first, index) = if i.mnemonic() == M::Vpermi2b { (1, 0) } else { (0, 1) };
+                let (a, b) = (self.vector(i, first, bytes)?, self.vector(i, 2, bytes)?);
+                let (index, per) = (self.vector(i, index, bytes)?, bytes / width);
                 let mut out = [0; 64];
                 for at in 0..per {
                     let from = lane(&index, width, at) as usize % (2 * per);
                     put(&mut out, width, at, lane(if from < per { &a } else { &b }, width, from % per));
                 }
                 self.write_vector(i, &out, bytes, width)?;
+            }
+            M::Vpternlogd => {
+                let sources = [self.vector(i, 0, bytes)?, self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?];
+                let mut out = [0; 64];
+                for (at, byte) in out.iter_mut().enumerate().take(bytes) {
+                    for bit in 0..8 {
+                        let [a, b, c] = sources.map(|source| source[at] >> bit & 1);
+                        *byte |= (i.immediate8() >> (4 * a + 2 * b + c) & 1) << bit;
+                    }
+                }
+                self.write_vector(i, &out, bytes, 4)?;
             }
             M::Vinsertps => {
                 let control = i.immediate8();

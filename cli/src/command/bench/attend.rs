@@ -77,6 +77,8 @@ enum Sums {
     Float,
     /// Codes of integers stay integers; queries and weights are rounded to steps
     Integer,
+    /// Codes of FP8 become bf16 numbers, as do queries and weights, where the device multiplies those in pairs
+    Bf16,
     /// Matrix instructions, where the device has them
     Matrix,
 }
@@ -237,6 +239,7 @@ impl BenchAttend {
             Sums::Best => None,
             Sums::Float => Some(Arithmetic::Float),
             Sums::Integer => Some(Arithmetic::Integer),
+            Sums::Bf16 => Some(Arithmetic::Bf16),
             Sums::Matrix => Some(Arithmetic::Matrix),
         };
         let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (self.head_dim as f32).sqrt()) };

@@ -129,6 +129,13 @@ pub enum Op {
         b: Slot,
         bytes: u8,
     },
+    PermuteLong {
+        d: Slot,
+        low: Slot,
+        high: Slot,
+        index: Slot,
+        bytes: u8,
+    },
     Builtin {
         d: Slot,
         builtin: Builtin,
@@ -332,6 +339,9 @@ pub fn pure_op(
             Op::Dot2 { float: scalar == Scalar::F32, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
         }
         Inst::PermuteBytes { table, index } => Op::Permute { d, a: slot(*table), b: slot(*index), bytes: lanes },
+        Inst::PermuteLong { low, high, index } => {
+            Op::PermuteLong { d, low: slot(*low), high: slot(*high), index: slot(*index), bytes: lanes }
+        }
         Inst::Const(_)
         | Inst::Arg(_)
         | Inst::Builtin(_)

@@ -43,6 +43,7 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         Op::Dot2 { float: false, d, a, b, c, lanes } => dot2(At { d, a, b, n: 0, lanes }, c, regs),
         Op::Dot2 { float: true, d, a, b, c, lanes } => dot2_bf16(At { d, a, b, n: 0, lanes }, c, regs),
         Op::Permute { d, a, b, bytes } => return permute(d, a, b, bytes, regs),
+        Op::PermuteLong { d, low, high, index, bytes } => permute_long(d, [low, high], index, bytes, regs),
         Op::Builtin { .. }
         | Op::Load { .. }
         | Op::Store { .. }
@@ -467,4 +468,12 @@ fn permute(d: Slot, table: Slot, index: Slot, count: u8, regs: &mut [u8]) -> Res
         }
     }
     Ok(())
+}
+
+fn permute_long(d: Slot, halves: [Slot; 2], index: Slot, count: u8, regs: &mut [u8]) {
+    let halves: [[u8; 64]; 2] = halves.map(|half| bytes(regs, half as usize));
+    for i in 0..count as usize {
+        let pick = regs[index as usize + i] as usize;
+        regs[d as usize + i] = halves[pick >> 6 & 1][pick & 63];
+    }
 }

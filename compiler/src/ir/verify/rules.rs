@@ -143,6 +143,14 @@ impl<'k> Check<'k> {
                     self.result_is(ty, found);
                 }
             }
+            Inst::PermuteLong { low, high, index } => {
+                self.needs(Feature::PermuteLong, "a table of 128 bytes");
+                let whole = Type::vector(Scalar::I8, 64);
+                for (value, role) in [(low, "the low half"), (high, "the high half"), (index, "the index")] {
+                    self.expect(*value, whole, role);
+                }
+                self.result_is(ty, whole);
+            }
             Inst::Shuffle { value, index, .. } => {
                 self.needs(Feature::Subgroups, "a shuffle");
                 self.reached_by(Uniform::Subgroup);

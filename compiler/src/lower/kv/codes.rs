@@ -6,35 +6,56 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::kv::codes::{LARGEST, SMALLEST};
 use crate::format::kv::{KvCode, KvCodes, KvLayout, Part, Side};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series};
 
-/// How a kernel reads codes: fp8 by casts where the device has threads, else by shifts into an `f32` that is smaller by a
-/// power of two, whose two halves the caller multiplies to either factor of a product.
+/// How a kernel reads codes.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder {
     pub codes: KvCodes,
-    shifts: bool,
+    fp8: Fp8,
 }
+
+/// How fp8 becomes numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fp8 {
+    /// By casts, where the device has threads.
+    Casts,
+    /// By shifts into an `f32` that is smaller by a power of two, whose two halves the caller multiplies to either factor of a
+    /// product.
+    Shifts,
+    /// By tables of bf16 numbers that are smaller by a power of two ([`SMALLER`]), which the other factor makes up for.
+    Tables,
+}
+
+/// The power of two of [`Fp8::Tables`]: the other factor, a weight times a scale of 2^-109 to 2^56, stays a normal number.
+const SMALLER: i32 = 40;
 
 /// A unit of storage on its way to numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
     /// What numbers of even places are made of, and of odd ones: often the same.
-    halves: [Value; 2],
+    pub halves: [Value; 2],
 }
 
 impl Decoder {
     pub fn new(codes: KvCodes, caps: &Caps) -> Decoder {
-        Decoder { codes, shifts: !caps.features.has(Feature::Workgroups) }
+        let fp8 = if caps.features.has(Feature::Workgroups) { Fp8::Casts } else { Fp8::Shifts };
+        Decoder { codes, fp8 }
+    }
+
+    /// The same, with fp8 as bf16 numbers in pairs.
+    pub fn in_pairs(self) -> Decoder {
+        Decoder { fp8: Fp8::Tables, ..self }
     }
 
     /// What the other factor is multiplied by before, and the product after; their product makes up for the shift.
     pub fn factors(&self) -> (f32, f32) {
         let power = |n: i32| 2f32.powi(n);
-        match self.codes.code {
-            KvCode::E4m3fn if self.shifts => (power(60), power(60)),
-            KvCode::E4m3fnuz if self.shifts => (power(60), power(59)),
-            KvCode::E5m2 if self.shifts => (power(56), power(56)),
+        match (self.codes.code, self.fp8) {
+            (KvCode::E4m3fn, Fp8::Shifts) => (power(60), power(60)),
+            (KvCode::E4m3fnuz, Fp8::Shifts) => (power(60), power(59)),
+            (KvCode::E5m2, Fp8::Shifts) => (power(56), power(56)),
+            (KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2, Fp8::Tables) => (power(SMALLER), 1.0),
             _ => (1.0, 1.0),
         }
     }
@@ -42,7 +63,7 @@ impl Decoder {
     /// Whether a unit of small floats in `lanes` lanes is opened by halves: the even bytes and the odd ones, each as the upper
     /// 16 bits of two `f32`.
     fn halves(&self, lanes: u8) -> bool {
-        self.shifts && lanes > 1 && self.codes.code.float().is_some_and(|float| float.bits() == 8)
+        self.fp8 != Fp8::Casts && lanes > 1 && self.codes.code.float().is_some_and(|float| float.bits() == 8)
     }
 
     /// How far down the sign of a small float is carried to leave room for the exponent of `f32`, and the bits of the upper 16
@@ -63,6 +84,9 @@ impl Decoder {
     /// A unit of storage as [`Decoder::number`] takes it.
     pub fn open(&self, b: &mut Builder, unit: Value) -> Opened {
         let ty = b.ty(unit);
+        if self.fp8 == Fp8::Tables && self.halves(ty.lanes) {
+            return self.looked_up(b, unit);
+        }
         if self.halves(ty.lanes) {
             let (down, mask) = self.upper();
             let odd = b.bitcast(unit, Type::vector(Scalar::I16, 2 * ty.lanes));
@@ -75,7 +99,7 @@ impl Decoder {
             return Opened { halves };
         }
         let whole = match self.codes.code {
-            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if !self.shifts => {
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.fp8 == Fp8::Casts => {
                 let scalar = scalar_of(self.codes.code.float().unwrap_or(DType::E4m3fn));
                 let bytes = b.bitcast(unit, Type::vector(scalar, 4 * b.ty(unit).lanes));
                 b.cast(CastOp::Float, bytes, Scalar::F32)
@@ -83,6 +107,36 @@ impl Decoder {
             _ => unit,
         };
         Opened { halves: [whole; 2] }
+    }
+
+    /// A unit of fp8 by tables: the low bytes of all numbers, then the high ones.
+    fn looked_up(&self, b: &mut Builder, unit: Value) -> Opened {
+        let ty = b.ty(unit);
+        let codes = b.bitcast(unit, Type::vector(Scalar::I8, 4 * ty.lanes));
+        let float = self.codes.code.float().unwrap_or(DType::E4m3fn);
+        // No code that is stored is NaN or infinite; but past the last token lies anything, which has a weight of 0.
+        let number = |code| Some(float.decode(code)).filter(|number| number.is_finite()).unwrap_or(0.0);
+        let smaller = |code| DType::Bf16.encode(number(code) * 2f64.powi(-SMALLER));
+        let numbers: Vec<u64> = (0..128).map(|code| smaller(code).into()).collect();
+        let [low, high] = [0, 8].map(|shift| {
+            let [low, high] = [&numbers[..64], &numbers[64..]].map(|half| {
+                let bytes: Vec<u64> = half.iter().map(|number| number >> shift & 0xff).collect();
+                b.lanes(Scalar::I8, &bytes)
+            });
+            b.push(b.ty(codes), Inst::PermuteLong { low, high, index: codes })
+        });
+        let sign = b.bin_imm(BinOp::And, codes, 0x80);
+        let high = b.bin(BinOp::Or, sign, high);
+        let [low, high] = [low, high].map(|bytes| b.bitcast(bytes, Type::vector(Scalar::I16, 2 * ty.lanes)));
+        let up = b.bin_imm(BinOp::Shl, high, 8);
+        let even = b.bin_imm(BinOp::And, low, 0xff);
+        let down = b.bin_imm(BinOp::ShrU, low, 8);
+        let odd = b.bin_imm(BinOp::And, high, 0xff00);
+        let halves = [(even, up), (odd, down)].map(|(kept, moved)| {
+            let half = b.bin(BinOp::Or, kept, moved);
+            b.bitcast(half, ty)
+        });
+        Opened { halves }
     }
 
     /// Number `j` of a unit; the bias of nibbles is still in it. One is made at a time, right before it is multiplied: all of
@@ -102,7 +156,7 @@ impl Decoder {
                 let bits = if j < 2 { b.bin_imm(BinOp::Shl, opened, 16) } else { b.bin_imm(BinOp::And, opened, high) };
                 b.bitcast(bits, floats)
             }
-            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.shifts => {
+            KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 if self.fp8 == Fp8::Shifts => {
                 let (down, mask) = self.upper();
                 let top = if j == 3 { opened } else { b.bin_imm(BinOp::Shl, opened, 24 - 8 * j as i64) };
                 let bits = b.bin_imm(BinOp::ShrS, top, down);
@@ -169,6 +223,15 @@ pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let bits = b.bin_imm(BinOp::Shl, bits, 23);
     let power = b.bitcast(bits, ty);
     b.mul(sum, power)
+}
+
+/// A number of less than 2^110 as the nearest one that bf16 has; NaN stays.
+pub fn nearest_bf16(b: &mut Builder, x: Value) -> Value {
+    // The sum's last digit is 2^16 times that of `x`; what is left without the larger part is `x` to that digit.
+    let lanes = b.ty(x).lanes;
+    let (up, down) = (b.f32(lanes, 65536.0), b.f32(lanes, -65536.0));
+    let sum = b.fma(x, up, x);
+    b.fma(x, down, sum)
 }
 
 /// `format::kv::codes::sanitize`.

@@ -106,6 +106,12 @@ pub fn takes_matrix(op: &Attend, caps: &Caps) -> bool {
     attend::matrix::refuses(op, caps).is_none()
 }
 
+/// Whether a device sums up an attention by products of bf16 numbers in pairs ([`Arithmetic::Bf16`]), however the operation
+/// itself says that products are summed up.
+pub fn takes_bf16(op: &Attend, caps: &Caps) -> bool {
+    attend::refuses_bf16(op, caps).is_none()
+}
+
 /// Turns an operation and a schedule into a kernel for devices of these caps.
 pub fn lower(op: &KvOp, schedule: &KvSchedule, caps: &Caps) -> Result<Kernel> {
     let op = op.checked()?;

@@ -47,6 +47,10 @@ pub enum Arithmetic {
     /// are rounded to multiples of a step, the largest of them over [`Attend::steps`], and the sums are exact. Other codes
     /// become `f32` numbers. It costs what the reference's bound says, for time where processors multiply integers faster.
     Integer,
+    /// Codes of FP8 become bf16 numbers, which is exact, where whole rows of them share a scale: queries and weights are rounded
+    /// to bf16, and products are summed in pairs. Other codes become `f32` numbers. It costs what the reference's bound says,
+    /// a sixteenth of what a code of three bits of mantissa does. Devices that do not multiply bf16 in pairs refuse it.
+    Bf16,
     /// Matrix instructions of a subgroup, with sums in `f32` in the order of the device: queries and codes are exact, and
     /// weights of tokens are rounded to [`Attend::weight_type`]. Devices that lack the instructions refuse it.
     Matrix,
@@ -54,6 +58,9 @@ pub enum Arithmetic {
 
 /// Steps are not smaller than for a largest number of this.
 pub const LEAST: f32 = 1e-30;
+
+/// What rounding to bf16 changes a number by at most, as a share of it.
+const BF16: f64 = 1.0 / 256.0;
 
 /// Tokens that share the step of their weights, at most.
 pub const MOST_TOKENS: usize = 256;
@@ -133,10 +140,6 @@ impl Attend {
     /// codes of 4 bits that share a scale with all of their row it has 8 bits, and still counts for little next to theirs.
     pub fn steps(&self, side: Side) -> Option<i32> {
         let part = self.layout.part(side);
-        let shared = match side {
-            Side::K => part.codes.per != KvPer::Channel,
-            Side::V => !matches!(part.codes.per, KvPer::Group(_)),
-        };
         let largest = match part.codes.code {
             KvCode::Int8 if part.codes.asymmetric => 255,
             KvCode::Int8 => 128,
@@ -155,7 +158,28 @@ impl Attend {
             },
             _ => i32::from(i16::MAX).min(i32::MAX / (terms as i32 * largest)),
         };
-        (self.arithmetic == Arithmetic::Integer && shared).then_some(most)
+        (self.arithmetic == Arithmetic::Integer && self.shares_scales(side)).then_some(most)
+    }
+
+    /// Whether a side's factors may be rounded: no scale of codes is a part of them.
+    fn shares_scales(&self, side: Side) -> bool {
+        let codes = self.layout.part(side).codes;
+        match side {
+            Side::K => codes.per != KvPer::Channel,
+            Side::V => !matches!(codes.per, KvPer::Group(_)),
+        }
+    }
+
+    /// Whether a side's factors are bf16 numbers: queries (`Side::K`) or weights.
+    pub fn takes_bf16(&self, side: Side) -> bool {
+        let fp8 = matches!(self.layout.part(side).codes.code, KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2);
+        fp8 && self.arithmetic == Arithmetic::Bf16 && self.shares_scales(side)
+    }
+
+    /// Whether [`Arithmetic::Bf16`] rounds anything to bf16 here.
+    pub fn has_bf16(&self) -> bool {
+        let rounded = Attend { arithmetic: Arithmetic::Bf16, ..*self };
+        [Side::K, Side::V].into_iter().any(|side| rounded.takes_bf16(side))
     }
 
     /// Whether what is lost as weights become multiples of a step may be carried over to the next ones, so that few of many
@@ -183,13 +207,14 @@ impl Attend {
         }
     }
 
-    /// What rounding a weight changes it by under [`Arithmetic::Matrix`], as a share of it, and what is added for small ones, as a
-    /// share of the largest. Weights go up to 2^15, f16 has numbers from 2^-24 on.
+    /// What rounding a weight to a shorter float changes it by, as a share of it, and what is added for small ones, as a share of
+    /// the largest. Weights go up to 2^15 under [`Arithmetic::Matrix`], f16 has numbers from 2^-24 on.
     fn weight_rounding(&self) -> (f64, f64) {
-        match self.weight_type() {
-            _ if self.arithmetic != Arithmetic::Matrix => (0.0, 0.0),
-            Some(DType::Bf16) => (1.0 / 256.0, 0.0),
-            _ => (1.0 / 2048.0, 1.0 / (1u64 << 40) as f64),
+        match (self.arithmetic, self.weight_type()) {
+            (Arithmetic::Matrix, Some(DType::Bf16)) => (BF16, 0.0),
+            (Arithmetic::Matrix, _) => (1.0 / 2048.0, 1.0 / (1u64 << 40) as f64),
+            (Arithmetic::Bf16, _) if self.takes_bf16(Side::V) => (BF16, 0.0),
+            _ => (0.0, 0.0),
         }
     }
 
@@ -241,6 +266,7 @@ impl Attend {
             // Half a step, and what rounding quotients and products adds to it.
             let least = LEAST as f64 / self.scale as f64;
             let step = here.steps(Side::K).map_or(0.0, |steps| 0.51 * largest.max(least) / f64::from(steps));
+            let share = if here.takes_bf16(Side::K) { BF16 } else { 0.0 };
             for t in (start..end).filter(|&t| self.sight.sees(inputs.position, t)) {
                 let (page, token) = (pages[(t - start) / pool.layout.page], (t - start) % pool.layout.page);
                 let (mut dot, mut size, mut all) = (0.0, 0.0, 0.0);
@@ -248,7 +274,7 @@ impl Attend {
                     dot += q as f64 * pool.value(Side::K, page, inputs.head, token, c);
                     let magnitude = pool.magnitude(Side::K, page, inputs.head, token, c);
                     size += (q as f64).abs() * magnitude;
-                    all += step * magnitude;
+                    all += (step + share * (q as f64).abs()) * magnitude;
                 }
                 let mut score = dot * self.scale as f64;
                 size *= self.scale as f64;

@@ -448,6 +448,7 @@ impl<'a> Emitter<'a> {
             }
             Inst::Dot2 { .. } => unreachable!("the pass list expands dot2"),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
+            Inst::PermuteLong { .. } => unreachable!("`support` refuses permute_long"),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
             Inst::AtomicAdd { address, value } => {
@@ -503,6 +504,7 @@ pub(super) fn uses(block: &ir::Block, f: &mut impl FnMut(&Inst, ir::Value)) {
             Inst::Extract { vector, .. } => each(&[*vector]),
             Inst::Swizzle { a, b, .. } => each(&[*a, *b]),
             Inst::PermuteBytes { table, index } => each(&[*table, *index]),
+            Inst::PermuteLong { low, high, index } => each(&[*low, *high, *index]),
             Inst::Shuffle { value, index, .. } => each(&[*value, *index]),
             Inst::Load { address, .. } => each(address.index.as_slice()),
             Inst::Prefetch(address) => each(address.index.as_slice()),

@@ -213,7 +213,7 @@ fn host_level() -> Option<&'static str> {
     let v4 = v3 && all!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl");
     Some(match (v2, v3, v4) {
         (false, ..) => return None,
-        (_, _, true) if all!("avx512vnni", "avx512bf16") => "x86-64-v4+vnni+bf16",
+        (_, _, true) if all!("avx512vnni", "avx512bf16", "avx512vbmi") => "x86-64-v4+vnni+bf16",
         (_, _, true) if all!("avx512vnni") => "x86-64-v4+vnni",
         (_, true, _) if all!("avxvnni") => "x86-64-v3+vnni",
         (_, _, true) => "x86-64-v4",

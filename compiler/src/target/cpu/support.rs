@@ -17,8 +17,7 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     if let Some(shared) = kernel.shared.iter().find(|shared| shared.align > 64) {
         lacks.push(format!("shared array `{}` aligned to {} (64 is the most)", shared.name, shared.align));
     }
-    let has_bf16 = caps.features.has(Feature::Dot2Bf16);
-    kernel.body.each(&mut |statement| lacking(kernel, (wide, has_bf16), statement, &mut lacks));
+    kernel.body.each(&mut |statement| lacking(kernel, (wide, caps), statement, &mut lacks));
     lacks.dedup();
     if lacks.is_empty() {
         return Ok(());
@@ -26,7 +25,7 @@ pub(super) fn check(kernel: &ir::Kernel, caps: &Caps, wide: bool) -> Result<()> 
     Err(Error::Unsupported(format!("kernel `{}` on {}: {}", kernel.name, caps.name, lacks.join("; "))))
 }
 
-fn lacking(kernel: &ir::Kernel, (wide, has_bf16): (bool, bool), statement: &ir::Statement, lacks: &mut Vec<String>) {
+fn lacking(kernel: &ir::Kernel, (wide, caps): (bool, &Caps), statement: &ir::Statement, lacks: &mut Vec<String>) {
     match &statement.inst {
         Inst::Bin(_, a, _) | Inst::Cmp(_, a, _) | Inst::Fma(a, ..) | Inst::SubgroupReduce(_, a) => {
             arithmetic(kernel.ty(*a).scalar, lacks);
@@ -50,8 +49,11 @@ fn lacking(kernel: &ir::Kernel, (wide, has_bf16): (bool, bool), statement: &ir::
         Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => {
             lacks.push("asynchronous copies".to_string());
         }
-        Inst::Dot2 { a, .. } if kernel.ty(*a).scalar == Scalar::Bf16 && !has_bf16 => {
+        Inst::Dot2 { a, .. } if kernel.ty(*a).scalar == Scalar::Bf16 && !caps.features.has(Feature::Dot2Bf16) => {
             lacks.push("dot2 of bf16".to_string());
+        }
+        Inst::PermuteLong { .. } if !caps.features.has(Feature::PermuteLong) => {
+            lacks.push("byte look-ups in tables of 128".to_string());
         }
         Inst::PermuteBytes { index, .. } => {
             if kernel.ty(*index).lanes < 16 {
@@ -78,6 +80,7 @@ fn lacking(kernel: &ir::Kernel, (wide, has_bf16): (bool, bool), statement: &ir::
         | Inst::Unpack { .. }
         | Inst::Dot4 { .. }
         | Inst::Dot2 { .. }
+        | Inst::PermuteLong { .. }
         | Inst::Shuffle { .. }
         | Inst::AtomicAdd { .. } => {}
     }

@@ -62,6 +62,7 @@ impl Emitter<'_> {
             Inst::Extract { vector, lane } => self.extract(*vector, *lane),
             Inst::Swizzle { a, b, lanes } => self.swizzle(*a, *b, lanes, ty),
             Inst::Unpack { .. } | Inst::Dot2 { .. } => unreachable!("the pass list expands unpack and dot2"),
+            Inst::PermuteLong { .. } => unreachable!("`support` refuses permute_long"),
             Inst::Dot4 { signs, a_bits, a, b, acc } => {
                 let words = self.ty(*acc);
                 let (a, b, sum) = (self.bits(*a, words), self.bits(*b, words), self.operand(*acc));

@@ -336,7 +336,7 @@ fn stem(inst: &Inst, ty: Type, fact: &Fact<'_>) -> &'static str {
         Inst::Fma(..) | Inst::Dot4 { .. } | Inst::Dot2 { .. } | Inst::Mma { .. } => "sum",
         Inst::Vector(_) | Inst::Splat(_) | Inst::Swizzle { .. } => "lanes",
         Inst::Extract { .. } => "part",
-        Inst::Unpack { .. } | Inst::PermuteBytes { .. } => "codes",
+        Inst::Unpack { .. } | Inst::PermuteBytes { .. } | Inst::PermuteLong { .. } => "codes",
         Inst::Shuffle { .. } => "other",
         Inst::SubgroupReduce(..) => "total",
         Inst::AtomicAdd { .. } => "before",

@@ -76,6 +76,7 @@ impl Asks {
             Inst::Asynchronous(inner) => self.beside.push(inner.name()),
             Inst::Cooperative(inner) => self.beside.push(inner.name()),
             Inst::Dot2 { .. } => self.beside.push("dot2"),
+            Inst::PermuteLong { .. } => self.beside.push("permute_long"),
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.async_copy = true,
             Inst::For(_)
             | Inst::If(_)

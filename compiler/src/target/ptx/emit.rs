@@ -341,9 +341,13 @@ impl Emitter<'_> {
             // Refused by `support` before.
             Inst::Cooperative(_) => Vec::new(),
             // Written by `block`, expanded before, or a hint that threads in great numbers make up for.
-            Inst::Dot2 { .. } | Inst::Prefetch(_) | Inst::Const(_) | Inst::For(_) | Inst::If(_) | Inst::Yield(_) => {
-                Vec::new()
-            }
+            Inst::Dot2 { .. }
+            | Inst::PermuteLong { .. }
+            | Inst::Prefetch(_)
+            | Inst::Const(_)
+            | Inst::For(_)
+            | Inst::If(_)
+            | Inst::Yield(_) => Vec::new(),
         }
     }
 }

@@ -191,6 +191,7 @@ fn casts(block: &ir::Block, kernel: &ir::Kernel, fp8: bool, faults: &mut Vec<Str
             }
             Inst::Cooperative(inner) => faults.push(inner.name().to_string()),
             Inst::Dot2 { .. } => faults.push("dot2".to_string()),
+            Inst::PermuteLong { .. } => faults.push("permute_long".to_string()),
             Inst::For(inner) => casts(&inner.body, kernel, fp8, faults),
             Inst::If(inner) => {
                 casts(&inner.then, kernel, fp8, faults);

@@ -202,6 +202,7 @@ impl Emitter<'_> {
             Inst::Unpack { .. }
             | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
+            | Inst::PermuteLong { .. }
             | Inst::Mma { .. }
             | Inst::AsyncCopy { .. }
             | Inst::AsyncCommit

@@ -164,6 +164,7 @@ impl Walk<'_> {
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
             Inst::Dot2 { .. } => self.lacks("dot2, which is to be expanded before"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
+            Inst::PermuteLong { .. } => self.lacks("permute_long"),
             Inst::For(_)
             | Inst::If(_)
             | Inst::Const(_)

@@ -246,6 +246,7 @@ impl Emitter<'_> {
             Inst::Unpack { .. }
             | Inst::Dot2 { .. }
             | Inst::PermuteBytes { .. }
+            | Inst::PermuteLong { .. }
             | Inst::Shuffle { .. }
             | Inst::SubgroupReduce(..)
             | Inst::Mma { .. }

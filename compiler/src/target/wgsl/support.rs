@@ -68,6 +68,7 @@ impl Walk<'_> {
             Inst::AsyncCopy { .. } | Inst::AsyncCommit | Inst::AsyncWait(_) => self.lacks("asynchronous copies"),
             Inst::Dot2 { .. } => self.lacks("dot2, which is to be expanded before"),
             Inst::PermuteBytes { .. } => self.lacks("permute_bytes, which is to be expanded before"),
+            Inst::PermuteLong { .. } => self.lacks("permute_long"),
             Inst::Shuffle { .. } | Inst::SubgroupReduce(..) => self.lacks("subgroups of more than one thread"),
             Inst::For(_)
             | Inst::If(_)

@@ -10,11 +10,11 @@
 //!
 //! Query rows that share a KV head share every load and every unpacking of keys and values, as many as registers hold. A
 //! scale of a whole token is applied to its score and to its weight, not to its channels; the bias of nibbles and offsets
-//! are added as sums of queries and of weights. Where the operation sums up in integers, queries and the weights of a tile
-//! are multiples of a step of their row. Threads meet at a barrier between the steps; on a CPU there is one thread,
+//! are added as sums of queries and of weights. Where the operation says so, queries and the weights of a tile are multiples
+//! of a step of their row, or bf16 numbers. Threads meet at a barrier between the steps; on a CPU there is one thread,
 //! and lanes are those of its vectors. Tokens before an item's range or unseen weigh nothing, whatever lies there.
 
-mod integers;
+mod factors;
 pub(super) mod matrix;
 mod place;
 mod scores;
@@ -31,7 +31,7 @@ use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
-use crate::op::kv::{Attend, ITEM};
+use crate::op::kv::{Arithmetic, Attend, ITEM};
 use crate::schedule::KvSchedule;
 
 /// Scores start from here: below every score, and finite, so that differences are numbers.
@@ -53,8 +53,25 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     KvSchedule { threads, tile: threads.max(64), rows: op.rows().min(8) as u32, vectors: 1, heads: 1 }
 }
 
+/// Why a device does not sum up products of bf16 numbers in an operation; `None` if it does.
+pub fn refuses_bf16(op: &Attend, caps: &Caps) -> Option<String> {
+    if !op.has_bf16() {
+        return Some(format!("takes FP8 with scales of tensors, heads and tokens, not {}", op.layout.format));
+    }
+    let missing = [Feature::Dot2Bf16, Feature::PermuteLong].into_iter().find(|&feature| !caps.features.has(feature));
+    match missing {
+        Some(feature) => Some(format!("needs {feature}, which {} lacks", caps.name)),
+        None => (caps.vector_bytes < 64).then(|| format!("needs vectors of 64 bytes, not {}", caps.vector_bytes)),
+    }
+}
+
 pub fn build(b: &mut Builder, op: &Attend, params: &Params, schedule: &KvSchedule, caps: &Caps) -> Result<()> {
     let many = caps.features.has(Feature::Workgroups);
+    if op.arithmetic == Arithmetic::Bf16
+        && let Some(why) = refuses_bf16(op, caps)
+    {
+        return Err(Error::Unsupported(format!("attend by products of bf16 in pairs {why}")));
+    }
     let lanes = if many { 1 } else { (caps.vector_bytes / 4).min(16) as u8 };
     let fits = [16, 32, 64, 128, 256].contains(&schedule.tile)
         && (1..=16).contains(&schedule.rows)
@@ -123,7 +140,10 @@ impl<'a> Kernel<'a> {
         caps: &Caps,
         (lanes, tile): (u8, usize),
     ) -> Kernel<'a> {
-        let (keys, values) = (Decoder::new(op.layout.k.codes, caps), Decoder::new(op.layout.v.codes, caps));
+        let [keys, values] = [Side::K, Side::V].map(|side| {
+            let decoder = Decoder::new(op.layout.part(side).codes, caps);
+            if op.takes_bf16(side) { decoder.in_pairs() } else { decoder }
+        });
         let rows = op.rows();
         let padded = rows.next_multiple_of(softmax::ROWS);
         let (arrays, stride, shared_bytes) = Arrays::new(b, op, (rows, padded), tile, schedule.heads as usize);
@@ -256,13 +276,25 @@ impl<'a> Kernel<'a> {
                 self.write(b, self.arrays.stat, row, i * self.padded, value);
             }
         });
+        let pre = self.keys.factors().0;
+        if pre != 1.0 {
+            self.meet(b);
+            let end = int(b, self.rows * k_dim);
+            self.each(b, end, lanes as usize, &mut |b, i| {
+                let x = self.read(b, self.arrays.q, i, 0, lanes);
+                let x = self.times_constant(b, x, pre);
+                self.write(b, self.arrays.q, i, 0, x);
+            });
+        }
         if let Some(factors) = &self.arrays.q_factors {
             self.meet(b);
             let end = self.rows_value(b);
             let count = int(b, k_dim);
             self.each(b, end, 1, &mut |b, row| {
                 let line = times(b, row, k_dim);
-                self.quantize(b, &factors.packing, self.arrays.q, (row, line, count), 0);
+                if factors.packing.steps().is_some() {
+                    self.quantize(b, &factors.packing, self.arrays.q, (row, line, count), 0);
+                }
                 self.pack(b, factors, self.arrays.q, (row, line, count));
             });
         }
@@ -280,16 +312,6 @@ impl<'a> Kernel<'a> {
                 });
                 let sum = across(b, BinOp::Add, sum[0]);
                 self.write(b, memory, i, 0, sum);
-            });
-        }
-        let pre = self.keys.factors().0;
-        if pre != 1.0 {
-            self.meet(b);
-            let end = int(b, self.rows * k_dim);
-            self.each(b, end, lanes as usize, &mut |b, i| {
-                let x = self.read(b, self.arrays.q, i, 0, lanes);
-                let x = self.times_constant(b, x, pre);
-                self.write(b, self.arrays.q, i, 0, x);
             });
         }
     }

@@ -81,6 +81,8 @@ pub(super) fn vectors_of(op: &Attend) -> u32 {
         _ if op.rows() > 4 => 4,
         KvCode::F16 | KvCode::Bf16 => 1,
         KvCode::Int8 if op.steps(side).is_some() => 1,
+        // Opening codes takes as long as multiplying them: two streams share the numbers.
+        _ if op.takes_bf16(side) => 2,
         KvCode::Int8 | KvCode::Int4 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => 4,
     };
     of(Side::K).max(of(Side::V))

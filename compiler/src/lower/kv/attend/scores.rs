@@ -189,7 +189,7 @@ impl Kernel<'_> {
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         // What is the same for all tokens pays where it serves more than one block of them.
-        if kind.is_static() && self.arrays.q_factors.is_some() && lanes as usize * vectors > TOKENS {
+        if kind.is_static() && self.has_steps(Side::K) && lanes as usize * vectors > TOKENS {
             return self.scaled_at_once(b, rows, &sums);
         }
         let mut out = vec![Vec::new(); sums.len()];
@@ -248,13 +248,19 @@ impl Kernel<'_> {
 
     /// Scores from multiples of the queries' steps.
     fn in_steps(&self, b: &mut Builder, rows: std::ops::Range<usize>, mut scores: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
-        if self.arrays.q_factors.is_some() {
+        if self.has_steps(Side::K) {
             for (row, scores) in rows.zip(&mut scores) {
                 let step = self.step(b, row, 0);
                 scores.iter_mut().for_each(|score| *score = b.mul(*score, step));
             }
         }
         scores
+    }
+
+    /// Whether the factors of a side are multiples of a step.
+    pub(super) fn has_steps(&self, side: Side) -> bool {
+        let factors = if side == Side::K { &self.arrays.q_factors } else { &self.arrays.p_factors };
+        factors.as_ref().is_some_and(|factors| factors.packing.steps().is_some())
     }
 
     pub(super) fn times_constant(&self, b: &mut Builder, x: Value, factor: f32) -> Value {

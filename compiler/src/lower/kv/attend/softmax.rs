@@ -6,8 +6,8 @@
 //! Always holds: a NaN among scores is a NaN among weights, though the largest score passes it over.
 
 use super::super::{codes, int};
-use super::integers::Factors;
-use super::values::{grouped, has_offsets};
+use super::factors::Factors;
+use super::values::{grouped, has_offsets, scales_weights};
 use super::{Kernel, LOWEST, Tile};
 use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CmpOp, Scalar, UnOp, Value};
@@ -96,7 +96,8 @@ impl Kernel<'_> {
         self.write(b, stat, first, 0, now);
         self.write(b, stat, first, padded, correction);
 
-        let integers = self.arrays.p_factors.is_some();
+        let integers = self.has_steps(Side::V);
+        let rounds = self.arrays.p_factors.is_some() && !integers;
         let offset = kind.asymmetric && !grouped(&kind);
         let biased = !integers && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
         // One scale for all tokens: the largest weight of the tile is that of the largest score, so that weights become
@@ -114,7 +115,7 @@ impl Kernel<'_> {
                 b.splat(top, lanes)
             })
             .collect();
-        let width = if steps.is_some() { self.chunk() } else { lanes as usize };
+        let width = if rounds || steps.is_some() { self.chunk() } else { lanes as usize };
         let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
@@ -131,6 +132,11 @@ impl Kernel<'_> {
                     state[row] = b.add(state[row], p);
                     let mut weight = p;
                     match (self.arrays.p, scale, &steps) {
+                        (_, Some(scale), None) if rounds => {
+                            let scaled = b.mul(p, scale);
+                            let scaled = if kind.is_static() { scaled } else { self.where_seen(b, p, scaled) };
+                            numbers[row].push(codes::nearest_bf16(b, scaled));
+                        }
                         (_, _, Some(inverses)) => {
                             let carried = carries.then(|| &mut state[(lists - 1) * count + row]);
                             let (number, multiple) = self.rounded(b, (p, inverses[row]), carried, multiples);
@@ -140,17 +146,14 @@ impl Kernel<'_> {
                             }
                         }
                         (Some(memory), Some(scale), None) => {
-                            // What lies in the place of an unseen token's scale is anything.
                             let scaled = b.mul(p, scale);
-                            let some = b.cmp(CmpOp::Lt, none, p);
-                            weight = b.select(some, scaled, none);
+                            weight = self.where_seen(b, p, scaled);
                             self.write(b, memory, index, place, weight);
                         }
                         _ => self.write(b, self.arrays.s, index, place, p),
                     }
                     if let Some(offsets) = offsets {
-                        let some = b.cmp(CmpOp::Lt, none, p);
-                        let offsets = b.select(some, offsets, none);
+                        let offsets = self.where_seen(b, p, offsets);
                         state[count + row] = b.fma(p, offsets, state[count + row]);
                     } else if biased {
                         state[count + row] = b.add(state[count + row], weight);
@@ -162,7 +165,9 @@ impl Kernel<'_> {
                     }
                 }
             }
-            if let (Some(factors), Some(_)) = (&self.arrays.p_factors, &steps) {
+            if let Some(factors) = &self.arrays.p_factors
+                && (rounds || steps.is_some())
+            {
                 self.write_factors(b, factors, (first, t), &numbers);
             }
             state
@@ -192,6 +197,14 @@ impl Kernel<'_> {
         }
     }
 
+    /// What is made of a token's scale or offset, 0 where the token weighs nothing: what lies in the place of an unseen one's is
+    /// anything.
+    fn where_seen(&self, b: &mut Builder, weight: Value, value: Value) -> Value {
+        let none = b.f32(self.lanes, 0.0);
+        let some = b.cmp(CmpOp::Lt, none, weight);
+        b.select(some, value, none)
+    }
+
     /// Whether sums of multiples are asked for: they stand for the bias of codes.
     fn sums_multiples(&self) -> bool {
         let kind = self.op.layout.v.codes;
@@ -209,12 +222,13 @@ impl Kernel<'_> {
     ) -> Option<Vec<Value>> {
         let part = &self.op.layout.v;
         let (Some(factors), Some(steps)) = (&self.arrays.p_factors, self.arrays.steps) else { return None };
+        let most = factors.packing.steps()?;
         if !part.codes.is_static() {
             return None;
         }
         let difference = b.bin(BinOp::Sub, top, now);
         let largest = codes::power_of_two_here(b, difference);
-        let (step, inverse) = step_of(b, factors, largest);
+        let (step, inverse) = step_of(b, most, largest);
         let (scale, _) = self.scales(Side::V).given(b, part, self.head);
         let scale = b.splat(scale, ROWS as u8);
         let step = b.mul(step, scale);
@@ -277,7 +291,7 @@ impl Kernel<'_> {
         (scale, offset): (bool, bool),
     ) -> (Option<Value>, Option<Value>) {
         let part = &self.op.layout.v;
-        let scale = scale && self.arrays.p.is_some();
+        let scale = scale && scales_weights(&part.codes);
         if !scale && !offset {
             return (None, None);
         }
@@ -307,9 +321,9 @@ impl Kernel<'_> {
         else {
             return None;
         };
-        let lanes = self.lanes;
+        let (lanes, most) = (self.lanes, factors.packing.steps()?);
         let top = together(b, tops, &larger);
-        let (step, inverse) = step_of(b, factors, top);
+        let (step, inverse) = step_of(b, most, top);
         self.write(b, steps, first, self.padded, step);
         let inverses = self.of_rows(b, inverse, tops.len());
         let (zero, none) = (int(b, 0), b.f32(lanes, 0.0));
@@ -347,10 +361,10 @@ impl Kernel<'_> {
     }
 }
 
-/// The steps of which the largest weights of four rows are as many as there are, and their inverses.
-fn step_of(b: &mut Builder, factors: &Factors, largest: Value) -> (Value, Value) {
+/// The steps of which the largest weights of four rows are `most`, and their inverses.
+fn step_of(b: &mut Builder, most: i32, largest: Value) -> (Value, Value) {
     let floor = b.f32(ROWS as u8, LEAST);
     let largest = larger(b, floor, largest);
-    let most = b.f32(ROWS as u8, factors.packing.steps() as f32);
+    let most = b.f32(ROWS as u8, most as f32);
     (b.bin(BinOp::Div, largest, most), b.bin(BinOp::Div, most, largest))
 }

@@ -4,7 +4,7 @@
 //! reads a page from its first byte to its last, tile by tile, with one such state for each head. What lives for one tile of
 //! one head is there once.
 
-use super::integers::{Factors, Packing};
+use super::factors::{Factors, Packing};
 use super::values::{has_offsets, scales_weights};
 use super::{Kernel, int};
 use crate::format::kv::{KvPer, Side};
@@ -42,10 +42,10 @@ pub(super) struct Arrays {
     pub s: Slot,
     /// Weights times scales of values, where tokens have some `[row, tile]`.
     pub p: Option<Slot>,
-    /// Queries as integers, and weights.
+    /// Queries in a few bits, and weights.
     pub q_factors: Option<Factors>,
     pub p_factors: Option<Factors>,
-    /// Steps of queries and of weights `[2, padded]`, where one of the two is integers.
+    /// Steps of queries and of weights `[2, padded]`, where one of the two has some.
     pub steps: Option<Slot>,
     /// Outputs `[row, v_dim]`.
     pub o: Slot,
@@ -109,12 +109,17 @@ impl Arrays {
             q_sum: has_offsets(&op.layout.k.codes)
                 .then(|| shared("query_sums", rows * op.layout.k.codes.groups(k_dim), true)),
             s: shared("scores", rows * tile, false),
-            p: scales_weights(&op.layout.v.codes).then(|| shared("weights", rows * tile, false)),
+            p: (scales_weights(&op.layout.v.codes) && !op.takes_bf16(Side::V))
+                .then(|| shared("weights", rows * tile, false)),
             q_factors: keys
                 .map(|packing| Factors { packing, memory: shared("query_factors", packing.words(rows), true) }),
             p_factors: values
                 .map(|packing| Factors { packing, memory: shared("weight_factors", packing.words(rows), false) }),
-            steps: (keys.is_some() || values.is_some()).then(|| shared("steps", padded * 2, true)),
+            steps: [keys, values]
+                .into_iter()
+                .flatten()
+                .any(|packing| packing.steps().is_some())
+                .then(|| shared("steps", padded * 2, true)),
             o: shared("outputs", rows * v_dim, true),
             stat: shared("state", padded * 4, true),
         }

@@ -160,10 +160,11 @@ impl Kernel<'_> {
         let offsets = has_offsets(&part.codes) && !grouped(&part.codes);
         self.each(b, dim, width, &mut |b, channel| {
             for rows in blocks.clone() {
-                // Sums of integers come first: few registers are left while they are made.
+                // Sums of short factors come first: few registers are left while they are made.
                 let factors = self.arrays.p_factors.as_ref();
-                let integers = factors
-                    .map(|factors| self.weighted_integers(b, factors, (tile, count, channel), rows.clone(), vectors));
+                let sums = factors.map(|factors| {
+                    (factors, self.weighted_codes(b, factors, (tile, count, channel), rows.clone(), vectors))
+                });
                 let mut state = Vec::new();
                 for row in rows.clone() {
                     let place = int(b, row);
@@ -179,8 +180,8 @@ impl Kernel<'_> {
                         });
                     }
                 }
-                let state = match integers {
-                    Some(sums) => self.with_steps(b, rows.clone(), &sums, &state),
+                let state = match sums {
+                    Some((factors, sums)) => self.with_steps(b, factors, rows.clone(), &sums, &state),
                     None => self.weighted(b, (tile, count, channel), rows.clone(), state),
                 };
                 for (r, row) in rows.enumerate() {

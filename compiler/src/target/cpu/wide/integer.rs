@@ -38,6 +38,10 @@ impl Lower<'_> {
                 let right = self.get(b);
                 self.shift_each(op, ty, &left, &right)
             }
+            BinOp::Or if self.facts.evex && (self.masked_by(a).is_some() || self.masked_by(b).is_some()) => {
+                let (masked, rest) = if self.masked_by(a).is_some() { (a, b) } else { (b, a) };
+                self.or_masked(masked, rest)
+            }
             BinOp::DivS | BinOp::RemS => self.divide_lanes(op, ty, a, b),
             BinOp::MinS | BinOp::MaxS => {
                 let (left, right) = (self.get(a), self.get(b));
@@ -100,6 +104,28 @@ impl Lower<'_> {
             .map(|(&reg, arg)| self.vec(mnemonic, left.size, &[Arg::Use(reg, left.size), arg]))
             .collect();
         Repr::vector(left.size, regs)
+    }
+
+    /// What a value is made of by a mask, where that is a vector in registers under a constant one.
+    fn masked_by(&self, value: ir::Value) -> Option<(ir::Value, ir::Value)> {
+        let Some(Inst::Bin(BinOp::And, a, mask)) = self.defs[value.0 as usize] else { return None };
+        let constant = matches!(self.defs[mask.0 as usize], Some(Inst::Const(_)));
+        (constant && !self.folded.contains(a) && !is_general(self.kernel.ty(*a))).then_some((*a, *mask))
+    }
+
+    /// `masked | rest` in one instruction: `vpternlog` sets each bit as `own & mask | rest` says. The conjunction itself is
+    /// dropped where nothing else reads it.
+    fn or_masked(&mut self, masked: ir::Value, rest: ir::Value) -> Repr {
+        let Some((own, mask)) = self.masked_by(masked) else { return self.two(M::Vpord, false, masked, rest) };
+        let (own, rest) = (self.get(own), self.get(rest));
+        let (size, mask) = (own.size, self.args(mask));
+        let regs = (own.regs.iter().zip(&rest.regs).zip(mask))
+            .map(|((&own, &rest), mask)| {
+                let args = [Arg::Use(own, size), mask, Arg::Imm(0xf8)];
+                self.accumulate(M::Vpternlogd, size, rest, &args)
+            })
+            .collect();
+        Repr::vector(size, regs)
     }
 
     /// Applies something to each register.

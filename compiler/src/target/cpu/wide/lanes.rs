@@ -361,6 +361,14 @@ impl Lower<'_> {
         let regs = index.regs.iter().map(|&index| self.vec2(M::Vpshufb, size, table, index)).collect();
         Repr::vector(size, regs)
     }
+
+    /// Looks 64 bytes up in a table of 128.
+    pub fn permute_long(&mut self, [low, high]: [ir::Value; 2], index: ir::Value) -> Repr {
+        let index = self.get(index).one();
+        let low = Arg::Use(self.get(low).one(), Size::Z);
+        let high = self.args(high)[0];
+        Repr::vector(Size::Z, vec![self.accumulate(M::Vpermi2b, Size::Z, index, &[low, high])])
+    }
 }
 
 /// The places that `vpshufb` takes bytes from, where lanes of a vector move in the same way within each 16 bytes.

@@ -429,6 +429,7 @@ impl<'a> Lower<'a> {
             },
             Inst::Dot2 { a, b, acc } => self.dot2([*a, *b, *acc]),
             Inst::PermuteBytes { table, index } => self.permute_bytes(*table, *index),
+            Inst::PermuteLong { low, high, index } => self.permute_long([*low, *high], *index),
             // The subgroup is this thread alone.
             Inst::Shuffle { value, .. } | Inst::SubgroupReduce(_, value) => self.get(*value),
             Inst::AtomicAdd { address, value } => self.atomic_add(address, *value),

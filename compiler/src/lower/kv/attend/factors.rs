@@ -1,11 +1,13 @@
-//! Codes as integers: queries and weights become multiples of a step, and products are summed in 32 bits.
+//! Queries and weights in 8 or 16 bits, so that one instruction multiplies two or four codes: beside codes of integers they
+//! become multiples of a step, with sums in 32 bits, beside FP8 bf16 numbers, with sums in `f32`.
 //!
 //! A unit of codes comes apart into fields, each a vector of words or bytes; the factors of a field lie in one 32-bit word,
 //! in the same order, so that a field takes one load, one broadcast and one `dot2` or `dot4` per query row. Always holds: no
-//! sum leaves 32 bits (`Attend::steps`), so that they are exact, and their order does not matter.
+//! sum of integers leaves 32 bits (`Attend::steps`), so that they are exact, and their order does not matter.
 
 use super::super::super::memory::{at, times};
-use super::super::{codes, int, plus};
+use super::super::codes::{self, Opened};
+use super::super::{int, plus};
 use super::place::Hint;
 use super::state::Slot;
 use super::{Kernel, Tile, across, chained, unchained};
@@ -22,8 +24,8 @@ pub(super) struct Packing {
     bits: usize,
     /// Numbers of a row.
     pub row: usize,
-    /// Largest multiple of the step.
-    steps: i32,
+    /// Largest multiple of the step; `None` for bf16 numbers.
+    steps: Option<i32>,
 }
 
 /// Where factors are, and what they are factors of.
@@ -35,17 +37,36 @@ pub(super) struct Factors {
 }
 
 impl Packing {
-    /// Of a side that is summed up in integers; `row` numbers a row.
+    /// Of a side whose factors are short; `row` numbers a row.
     pub fn of(op: &Attend, side: Side, row: usize) -> Option<Packing> {
-        let steps = op.steps(side)?;
+        let steps = op.steps(side);
+        if steps.is_none() && !op.takes_bf16(side) {
+            return None;
+        }
         let codes = op.layout.part(side).codes;
-        let bits = if steps < 128 { 8 } else { 16 };
+        let bits = if steps.is_some_and(|steps| steps < 128) { 8 } else { 16 };
         Some(Packing { code: codes.code, signed: codes.code == KvCode::Int8 && !codes.asymmetric, bits, row, steps })
     }
 
-    /// Largest multiple of the step.
-    pub fn steps(&self) -> i32 {
+    /// Largest multiple of the step, where factors are integers.
+    pub fn steps(&self) -> Option<i32> {
         self.steps
+    }
+
+    /// No products.
+    pub fn none(&self, b: &mut Builder, lanes: u8) -> Value {
+        match self.steps {
+            Some(_) => b.int(Type::vector(Scalar::I32, lanes), 0),
+            None => b.f32(lanes, 0.0),
+        }
+    }
+
+    /// A sum of products, in steps where there are some.
+    fn number(&self, b: &mut Builder, sum: Value) -> Value {
+        match self.steps {
+            Some(_) => b.cast(CastOp::IntToFloatS, sum, Scalar::F32),
+            None => sum,
+        }
     }
 
     /// The word that holds the factor of a number, where that is the first of one (`i64`).
@@ -76,7 +97,7 @@ impl Packing {
         })
     }
 
-    /// The words of numbers (`i32`, of which the low bits count) in one vector or two.
+    /// The words of numbers (`i32`, of which the low bits count; `f32` that are bf16 numbers already) in one vector or two.
     pub fn joined(&self, b: &mut Builder, numbers: &[Value]) -> Value {
         let words = self.held(numbers.len() * b.ty(numbers[0]).lanes as usize);
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
@@ -89,8 +110,17 @@ impl Packing {
             // One number of lanes after the other, then the low halves of all: where vectors are so long, either is one
             // instruction.
             let picks: Vec<u8> = words.iter().flatten().map(|&number| number as u8).collect();
-            let ordered = b.swizzle(first, last, &picks);
-            let halves = b.cast(CastOp::Truncate, ordered, Scalar::I16);
+            let halves = match self.steps {
+                Some(_) => {
+                    let ordered = b.swizzle(first, last, &picks);
+                    b.cast(CastOp::Truncate, ordered, Scalar::I16)
+                }
+                None => {
+                    let halves = b.bitcast(first, Type::vector(Scalar::I16, 32));
+                    let picks: Vec<u8> = picks.iter().map(|&number| 2 * number + 1).collect();
+                    b.swizzle(halves, halves, &picks)
+                }
+            };
             return b.bitcast(halves, Type::vector(Scalar::I32, words.len() as u8));
         }
         let parts = (0..32 / self.bits)
@@ -127,17 +157,22 @@ impl Packing {
     }
 
     fn part(&self, lanes: u8) -> Type {
-        match self.bits {
-            8 => Type::vector(Scalar::I8, 4 * lanes),
-            _ => Type::vector(Scalar::I16, 2 * lanes),
+        match (self.bits, self.steps) {
+            (8, _) => Type::vector(Scalar::I8, 4 * lanes),
+            (_, Some(_)) => Type::vector(Scalar::I16, 2 * lanes),
+            (_, None) => Type::vector(Scalar::Bf16, 2 * lanes),
         }
     }
 
     /// A field of a unit: codes as words or bytes.
-    fn field(&self, b: &mut Builder, unit: Value, field: usize) -> Value {
-        let part = self.part(b.ty(unit).lanes);
+    fn field(&self, b: &mut Builder, unit: Opened, field: usize) -> Value {
+        let half = unit.halves[field % 2];
+        let part = self.part(b.ty(half).lanes);
+        if self.steps.is_none() {
+            return b.bitcast(half, part);
+        }
         let bits = self.code.bits() as u8;
-        b.unpack(unit, field as u8 * bits, bits, self.signed, part)
+        b.unpack(half, field as u8 * bits, bits, self.signed, part)
     }
 
     /// `sum` and the products of a field with its factors.
@@ -166,7 +201,7 @@ impl Kernel<'_> {
         place: usize,
     ) -> Value {
         let wide = self.wide();
-        let Some(steps) = self.arrays.steps else { return b.f32(1, 0.0) };
+        let (Some(steps), Some(most)) = (self.arrays.steps, packing.steps) else { return b.f32(1, 0.0) };
         let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
         let top = b.for_loop(zero, count, wide as i64, &[none], |b, i, top| {
             let index = b.add(line, i);
@@ -177,7 +212,7 @@ impl Kernel<'_> {
         let top = across(b, BinOp::Max, top[0]);
         let floor = b.f32(1, LEAST);
         let top = b.bin(BinOp::Max, top, floor);
-        let most = b.f32(1, packing.steps as f32);
+        let most = b.f32(1, most as f32);
         let step = b.bin(BinOp::Div, top, most);
         self.write(b, steps, row, place * self.padded, step);
         let inverse = b.bin(BinOp::Div, most, top);
@@ -213,7 +248,10 @@ impl Kernel<'_> {
                 let numbers: Vec<Value> = (0..chunk / lanes)
                     .map(|v| {
                         let x = self.read(b, from, index, v * lanes, self.lanes);
-                        b.cast(CastOp::FloatToIntS, x, Scalar::I32)
+                        match packing.steps {
+                            Some(_) => b.cast(CastOp::FloatToIntS, x, Scalar::I32),
+                            None => codes::nearest_bf16(b, x),
+                        }
                     })
                     .collect();
                 let word = packing.joined(b, &numbers);
@@ -260,12 +298,13 @@ impl Kernel<'_> {
     ) -> Vec<Value> {
         let packing = factors.packing;
         let (pool, lanes) = (self.params.get("pool"), self.lanes);
+        let decoder = if side == Side::K { self.keys } else { self.values };
         let vectors = state.len() / rows.len();
         let ty = Type::vector(Scalar::I32, lanes);
         let align = ty.bytes().min(32);
         let size = packing.code.unit_bytes();
         let line = packing.row * packing.bits / 32;
-        let nothing = b.int(ty, 0);
+        let nothing = packing.none(b, lanes);
         let chains = self.chains(state.len(), turn);
         let count = state.len();
         let sums = b.for_loop(first, end, turn as i64, &chained(state, nothing, chains), |b, unit, state| {
@@ -279,10 +318,11 @@ impl Kernel<'_> {
             let index = times(b, own, packing.fields());
             self.foresee(b, side, hint, (place, further), turn * TOKENS * size);
             for i in 0..turn {
-                let units: Vec<Value> = (0..vectors)
+                let units: Vec<Opened> = (0..vectors)
                     .map(|v| {
                         let offset = i * TOKENS * size + self.vector_offset(side, v);
-                        b.load(ty, at(pool, Some(place), offset), align)
+                        let unit = b.load(ty, at(pool, Some(place), offset), align);
+                        decoder.open(b, unit)
                     })
                     .collect();
                 for field in 0..packing.fields() {
@@ -320,14 +360,14 @@ impl Kernel<'_> {
         let most = if factors.packing.bits == 8 { 4 } else { 2 };
         let turn = [4, 2, 1].into_iter().find(|&turn| turn <= most && units.is_multiple_of(turn)).unwrap_or(1);
         let end = plus(b, first, units);
-        let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
+        let nothing = factors.packing.none(b, self.lanes);
         let zeros = vec![nothing; rows.len() * vectors];
         let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &zeros);
-        sums.into_iter().map(|sum| b.cast(CastOp::IntToFloatS, sum, Scalar::F32)).collect()
+        sums.into_iter().map(|sum| factors.packing.number(b, sum)).collect()
     }
 
     /// Products of weights with the values of `count` tokens, in steps of the weights: sums `[row][vector]`.
-    pub(super) fn weighted_integers(
+    pub(super) fn weighted_codes(
         &self,
         b: &mut Builder,
         factors: &Factors,
@@ -337,7 +377,7 @@ impl Kernel<'_> {
     ) -> Vec<Value> {
         let per = factors.packing.code.per_unit();
         let page = self.op.layout.page;
-        let nothing = b.int(Type::vector(Scalar::I32, self.lanes), 0);
+        let nothing = factors.packing.none(b, self.lanes);
         let zeros = vec![nothing; rows.len() * vectors];
         let zero = int(b, 0);
         self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
@@ -364,10 +404,11 @@ impl Kernel<'_> {
         })
     }
 
-    /// Adds sums of [`Kernel::weighted_integers`] to what is `before` them.
+    /// Adds sums of [`Kernel::weighted_codes`] to what is `before` them.
     pub(super) fn with_steps(
         &self,
         b: &mut Builder,
+        factors: &Factors,
         rows: std::ops::Range<usize>,
         sums: &[Value],
         before: &[Value],
@@ -375,10 +416,13 @@ impl Kernel<'_> {
         let vectors = sums.len() / rows.len();
         let mut out = Vec::new();
         for (r, row) in rows.enumerate() {
-            let step = self.step(b, row, 1);
+            let step = factors.packing.steps.map(|_| self.step(b, row, 1));
             for i in r * vectors..(r + 1) * vectors {
-                let sum = b.cast(CastOp::IntToFloatS, sums[i], Scalar::F32);
-                out.push(b.fma(sum, step, before[i]));
+                let sum = factors.packing.number(b, sums[i]);
+                out.push(match step {
+                    Some(step) => b.fma(sum, step, before[i]),
+                    None => b.add(before[i], sum),
+                });
             }
         }
         out
