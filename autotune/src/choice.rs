@@ -138,6 +138,7 @@ mod tests {
             schedule,
             seconds: 1.0,
             columns: 64,
+            rows: None,
             chooser_seconds: 1.0,
             chooser: schedule,
             bound: "read".into(),

@@ -56,7 +56,8 @@ pub fn compare(
             if entry.schedule == *other {
                 continue;
             }
-            let part = Slice { columns: entry.columns, cycle };
+            // All rows, also where fewer were measured: what those say about the rest shows here.
+            let part = Slice { columns: entry.columns, rows: entry.key.m, cycle };
             let mut bench = DeviceBench::new(device, clock, &entry.key, part, last.take())?;
             visits[i].push(visit(&mut bench, entry, other, (turn, seconds / VISITS as f64))?);
             last = Some(bench.into_problem());
@@ -68,7 +69,7 @@ pub fn compare(
             key: entry.key.clone(),
             tuned: entry.schedule,
             other: *other,
-            seconds: if visits.is_empty() { entry.seconds } else { over(&|visit| visit.seconds) },
+            seconds: if visits.is_empty() { entry.of_all_rows() } else { over(&|visit| visit.seconds) },
             ratio: if visits.is_empty() { 1.0 } else { over(&|visit| visit.ratio) },
             pairs: visits.iter().map(|visit| visit.pairs).sum(),
         }

@@ -20,7 +20,7 @@ pub(crate) struct Group {
     pub(crate) keys: Vec<Key>,
     pub(crate) op: Op,
     pub(crate) chooser: Schedule,
-    pub(crate) columns: usize,
+    pub(crate) part: Slice,
 }
 
 /// What the looks of a run share.
@@ -44,29 +44,28 @@ pub(crate) struct Found {
 }
 
 impl Work<'_> {
-    /// Looks at an entry for so many seconds, where some schedules did well nearby; again, where a `first` look was had.
+    /// Looks at an entry for so many seconds, where some schedules did well nearby; again, where so many looks were had `before`.
     pub(crate) fn look(
         &mut self,
         group: &Group,
-        (near, seconds, first): (&[Schedule], f64, Option<Outcome>),
+        (near, seconds, before): (&[Schedule], f64, Option<(Outcome, usize)>),
         journal: &mut Journal,
         progress: &mut dyn Progress,
     ) -> Result<Found> {
         let (device, options, key) = (self.device, self.options, &group.keys[0]);
-        let points = self.refusals.points(&group.op, device.caps(), key.m)?;
+        let points = self.refusals.points(&group.op, device.caps(), group.part.rows)?;
         let ceiling = self.provenance.ceiling.over(&group.op);
-        let sliced = Key { n: group.columns, ..key.clone() };
+        let sliced = Key { n: group.part.columns, m: group.part.rows, ..key.clone() };
         let space = Space::new(&sliced, &group.op, device.caps(), &ceiling, device.info().threads, &points);
-        let part = Slice { columns: group.columns, cycle: options.cycle };
-        let mut bench = DeviceBench::new(device, self.clock, key, part, self.last.take())?;
+        let mut bench = DeviceBench::new(device, self.clock, key, group.part, self.last.take())?;
         let ideal = bench.ideal();
         let outcome = {
             let mut recorded = journal.record(key, &mut bench);
             let effort = Effort { seconds, ..Effort::default() };
             let seed = self.provenance.seed ^ crate::hash(key);
             let chooser = &group.chooser;
-            match first {
-                Some(first) => search::again(&space, chooser, first, near, &mut recorded, effort, progress)?,
+            match before {
+                Some(before) => search::again(&space, chooser, before, near, &mut recorded, effort, progress)?,
                 None if options.exhaustive => search::exhaustive(&space, chooser, &mut recorded, effort, progress)?,
                 None => search::search(&space, chooser, near, &mut recorded, effort, seed, progress)?,
             }
@@ -77,9 +76,12 @@ impl Work<'_> {
 }
 
 /// Entries of a chain that give a second look what did best for them.
-pub(crate) const NEIGHBOURS: usize = 4;
+pub(crate) const NEIGHBOURS: usize = 6;
 
-/// What the first looks left of their time, for second looks at all of them: as many samples for each.
+/// Looks at each entry of a chain, from the second on in what time the first one left.
+pub(crate) const LOOKS: usize = 3;
+
+/// What looks left of their time, for others at all entries of a chain: as many samples for each.
 pub(crate) fn left(found: &[Found], each: f64) -> Vec<f64> {
     let left: f64 = found.iter().map(|found| (each - found.outcome.spent).max(0.0)).sum();
     let sample = |found: &Found| found.outcome.spent / found.outcome.samples.max(1) as f64;

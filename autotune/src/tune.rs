@@ -10,7 +10,7 @@ use crate::bucket::DECODE_ROWS;
 use crate::ceiling::{Ceiling, round};
 use crate::journal::Journal;
 use crate::key::Key;
-use crate::look::{Found, Group, NEIGHBOURS, Work, left, nearest, warm};
+use crate::look::{Found, Group, LOOKS, NEIGHBOURS, Work, left, nearest, warm};
 use crate::measure::statistics::geometric_mean;
 use crate::measure::{Clock, slice};
 use crate::search::{Outcome, Watch};
@@ -68,7 +68,7 @@ pub struct Options {
     pub code_generator: String,
 }
 
-/// How long a launch may take before only a part of its columns is measured.
+/// How long a launch may take before only a part of it is measured.
 const LAUNCH_SECONDS: f64 = 0.02;
 
 /// What the head of a journal says: a run goes on only under the same.
@@ -129,8 +129,9 @@ fn chains(device: &dyn Device, keys: &[Key], ceiling: &Ceiling, options: &Option
         let op = key.op()?;
         let chooser = lower::choose(&op, device.caps(), key.m)?;
         let over = ceiling.over(&op);
-        let columns = slice(&key, bytes(&op), over.read_gbs, over.gops, LAUNCH_SECONDS, options.cycle).columns;
-        let op = Key { n: columns, ..key.clone() }.op()?;
+        let roofs = (over.read_gbs, over.gops);
+        let part = slice(&key, bytes(&op), roofs, LAUNCH_SECONDS, options.cycle, device.caps());
+        let op = Key { n: part.columns, ..key.clone() }.op()?;
         let phase = |m: usize| m <= DECODE_ROWS;
         let own = |chain: &&mut Vec<Group>| {
             let first = &chain[0].keys[0];
@@ -144,15 +145,15 @@ fn chains(device: &dyn Device, keys: &[Key], ceiling: &Ceiling, options: &Option
                 &mut chains[last]
             }
         };
-        let same = |g: &&mut Group| g.op == op && g.chooser == chooser && g.keys[0].m == key.m;
+        let same = |g: &&mut Group| g.op == op && g.chooser == chooser && g.part == part;
         match chain.iter_mut().find(same) {
             Some(group) => group.keys.push(key),
-            None => chain.push(Group { keys: vec![key], op, chooser, columns }),
+            None => chain.push(Group { keys: vec![key], op, chooser, part }),
         }
     }
     for chain in &mut chains {
         // The same operation stays together, so that its weights are made once.
-        chain.sort_by_key(|g| (std::cmp::Reverse(g.columns), g.keys[0].n, g.keys[0].m));
+        chain.sort_by_key(|g| (std::cmp::Reverse(g.part.columns), g.keys[0].n, g.keys[0].m));
     }
     Ok(chains)
 }
@@ -169,7 +170,7 @@ pub(crate) fn bytes(op: &Op) -> f64 {
 pub fn extent(device: &dyn Device, keys: &[Key], options: &Options) -> Result<(usize, f64)> {
     let chains = chains(device, keys, &Ceiling::guess(), options)?;
     let memory = |g: &Group| {
-        let (m, n, k) = (g.keys[0].m as f64, g.columns as f64, g.keys[0].k as f64);
+        let (m, n, k) = (g.part.rows as f64, g.part.columns as f64, g.keys[0].k as f64);
         n * k * 3.0 + options.cycle as f64 + 4.0 * bytes(&g.op) + m * (24.0 * k + 8.0 * n)
     };
     let groups = || chains.iter().flatten();
@@ -220,12 +221,14 @@ pub fn tune(
             found.push(work.look(group, (&warm, provenance.seconds_per_entry, None), &mut journal, progress)?);
             done += 1;
         }
-        let seconds = if options.exhaustive { Vec::new() } else { left(&found, provenance.seconds_per_entry) };
-        for (i, seconds) in seconds.into_iter().enumerate() {
-            let near = nearest(&chain[i].keys[0], chain, &found).map(|found| found.outcome.best);
-            let near: Vec<Schedule> = near.take(NEIGHBOURS).collect();
-            let first = found[i].outcome.clone();
-            found[i] = work.look(&chain[i], (&near, seconds, Some(first)), &mut journal, progress)?;
+        for looks in 1..if options.exhaustive { 1 } else { LOOKS } {
+            let share = 1.0 / (LOOKS - looks) as f64;
+            for (i, seconds) in left(&found, provenance.seconds_per_entry).into_iter().enumerate() {
+                let near = nearest(&chain[i].keys[0], chain, &found).map(|found| found.outcome.best);
+                let near: Vec<Schedule> = near.take(NEIGHBOURS).collect();
+                let before = Some((found[i].outcome.clone(), looks));
+                found[i] = work.look(&chain[i], (&near, share * seconds, before), &mut journal, progress)?;
+            }
         }
         for (group, found) in chain.iter().zip(found) {
             for key in &group.keys {
@@ -324,7 +327,8 @@ fn entry(key: &Key, group: &Group, found: &Found, provenance: &Provenance) -> En
         key: key.clone(),
         schedule: outcome.best,
         seconds: round(outcome.seconds),
-        columns: group.columns,
+        columns: group.part.columns,
+        rows: (group.part.rows < key.m).then_some(group.part.rows),
         chooser_seconds: round(outcome.incumbent_seconds),
         chooser: group.chooser,
         bound,

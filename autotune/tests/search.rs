@@ -54,7 +54,7 @@ impl World {
     }
 
     fn bench<'a>(&'a self, clock: &'a bitsmith_autotune::simulate::SimulatedClock) -> DeviceBench<'a> {
-        let part = Slice { columns: self.key.n, cycle: 0 };
+        let part = Slice { columns: self.key.n, rows: self.key.m, cycle: 0 };
         DeviceBench::new(&self.device, clock, &self.key, part, None).unwrap()
     }
 
@@ -263,7 +263,8 @@ fn a_second_look_takes_what_did_best_by_both() {
         ([0.9, 0.95, 0.5], guest),
     ] {
         let mut bench = machine(times[0], times[1], times[2]);
-        let outcome = again(&world.space, &incumbent, first.clone(), &[guest], &mut bench, effort, &mut ()).unwrap();
+        let outcome =
+            again(&world.space, &incumbent, (first.clone(), 1), &[guest], &mut bench, effort, &mut ()).unwrap();
         assert_eq!(outcome.best, best, "{times:?}");
         assert!(outcome.samples > first.samples && outcome.measured.iter().any(|m| m.schedule == best));
     }

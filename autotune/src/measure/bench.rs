@@ -8,6 +8,7 @@ use crate::bucket::DECODE_ROWS;
 use crate::execute::Prepared;
 use crate::key::Key;
 use crate::problem::{Problem, Sample as Lines};
+use bitsmith_compiler::caps::{Caps, Feature};
 use bitsmith_compiler::lower::{Packing, packing};
 use bitsmith_compiler::op::Op;
 use bitsmith_compiler::schedule::Schedule;
@@ -16,7 +17,7 @@ use bitsmith_runtime::Device;
 use std::collections::BTreeMap;
 
 /// Shortest sample: launches are repeated to fill it.
-const SAMPLE_SECONDS: f64 = 2e-3;
+const SAMPLE_SECONDS: f64 = 5e-3;
 /// Most launches of a sample.
 const MOST_LAUNCHES: usize = 10_000;
 
@@ -24,27 +25,38 @@ const MOST_LAUNCHES: usize = 10_000;
 /// whole favours.
 const LEAST_COLUMNS: usize = 1024;
 
-/// The columns of Y that are measured: columns are independent of each other, so that of a large matmul a part will do.
+/// Least rows of a part, on a processor: more than a block of rows whose activations a cache holds, so that more rows are more
+/// of the same. On a GPU rows decide how many workgroups there are, and all of them are measured.
+const LEAST_ROWS: usize = 1024;
+
+/// The part of Y that is measured: columns are independent of each other, and so are rows, so that of a large matmul a part will
+/// do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// Columns that are measured.
     pub columns: usize,
+    /// Rows that are measured.
+    pub rows: usize,
     /// Bytes of weights to cycle through while decoding.
     pub cycle: usize,
 }
 
-/// The part of a matmul that takes about `seconds` at `gops` and `gbs`: all of it, or halves of it in multiples of 64, at
-/// least 1024 columns.
-pub fn slice(key: &Key, bytes: f64, gbs: f64, gops: f64, seconds: f64, cycle: usize) -> Slice {
-    let mut columns = key.n;
-    let time = |columns: usize| {
-        let operations = 2.0 * key.m as f64 * columns as f64 * key.k as f64;
+/// The part of a matmul that takes about `seconds` at `gops` and `gbs`: all of it, or halves of its columns in multiples of 64, at
+/// least 1024, then, on a processor, halves of its rows, at least 1024.
+pub fn slice(key: &Key, bytes: f64, (gbs, gops): (f64, f64), seconds: f64, cycle: usize, caps: &Caps) -> Slice {
+    let (mut columns, mut rows) = (key.n, key.m);
+    let time = |columns: usize, rows: usize| {
+        let operations = 2.0 * rows as f64 * columns as f64 * key.k as f64;
         (operations / gops / 1e9).max(bytes * columns as f64 / key.n as f64 / gbs / 1e9)
     };
-    while time(columns) > seconds && columns / 2 >= LEAST_COLUMNS {
+    while time(columns, rows) > seconds && columns / 2 >= LEAST_COLUMNS {
         columns = (columns / 2).next_multiple_of(64);
     }
-    Slice { columns, cycle }
+    let processor = !caps.features.has(Feature::Workgroups);
+    while processor && time(columns, rows) > seconds && rows / 2 >= LEAST_ROWS {
+        rows /= 2;
+    }
+    Slice { columns, rows, cycle }
 }
 
 /// A device that measures candidates for one key.
@@ -66,7 +78,7 @@ struct Ready<'d> {
 }
 
 impl<'d> DeviceBench<'d> {
-    /// For a key whose first `slice.columns` columns are measured. `last` is the problem of an entry before, whose weights
+    /// For a key whose first rows and columns are measured, as many as the slice says. `last` is the problem of an entry before, whose weights
     /// are taken again where they are the same.
     pub fn new(
         device: &'d dyn Device,
@@ -78,8 +90,8 @@ impl<'d> DeviceBench<'d> {
         let op = sliced(key, slice)?;
         let seed = crate::hash(key);
         let problem = match last {
-            Some(last) if last.op == op => last.with_rows(key.m, seed)?,
-            _ => Problem::random(&op, key.m, seed)?,
+            Some(last) if last.op == op => last.with_rows(slice.rows, seed)?,
+            _ => Problem::random(&op, slice.rows, seed)?,
         };
         let copies =
             if key.m <= DECODE_ROWS { slice.cycle.div_ceil(problem.traffic().max(1)).clamp(1, 4096) } else { 1 };

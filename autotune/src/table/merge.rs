@@ -57,8 +57,8 @@ pub fn diff(a: &Table, b: &Table, tolerance: f64) -> Vec<Change> {
             changes.push((old.key.clone(), Change::Removed(old.clone())));
             continue;
         };
-        // Columns may differ, so times are compared per column.
-        let ratio = (old.seconds / old.columns as f64) / (new.seconds / new.columns as f64);
+        // What was measured may differ, so times are compared per row and column.
+        let ratio = (old.of_all_rows() / old.columns as f64) / (new.of_all_rows() / new.columns as f64);
         if old.schedule != new.schedule {
             let change = Change::Schedule(old.key.clone(), old.schedule, new.schedule, ratio);
             changes.push((old.key.clone(), change));

@@ -100,10 +100,13 @@ pub struct Entry {
     pub key: Key,
     /// How it should run.
     pub schedule: Schedule,
-    /// Seconds per launch over the columns that were measured.
+    /// Seconds per launch over the part that was measured.
     pub seconds: f64,
     /// Columns that were measured: all, or a part of a large matmul.
     pub columns: usize,
+    /// Rows that were measured, where they are fewer than the key's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
     /// Seconds per launch of what the chooser takes, in the same samples.
     pub chooser_seconds: f64,
     /// What the chooser takes.
@@ -120,6 +123,13 @@ pub struct Entry {
     pub tried: Tried,
     /// Day of the measurement.
     pub date: String,
+}
+
+impl Entry {
+    /// Seconds per launch over all rows of the key, and the columns that were measured.
+    pub fn of_all_rows(&self) -> f64 {
+        self.seconds * self.rows.map_or(1.0, |rows| self.key.m as f64 / rows as f64)
+    }
 }
 
 /// What was tried for an entry.

@@ -243,7 +243,7 @@ fn print(io: &mut Io<'_>, summary: &Summary) -> Outcome {
             format!("{}x{}", entry.key.n, entry.key.k),
             entry.key.m.to_string(),
             describe_schedule(&entry.schedule),
-            time(entry.seconds * entry.key.n as f64 / entry.columns as f64),
+            time(entry.of_all_rows() * entry.key.n as f64 / entry.columns as f64),
             entry.share.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
             entry.bound.clone(),
             describe_schedule(&entry.chooser),

@@ -198,7 +198,7 @@ impl Groups {
         let ceiling = Ceiling::guess().over(&op);
         let space = Space::new(&key, &op, device.caps(), &ceiling, device.info().threads, &points);
         let chooser = lower::choose(&op, device.caps(), key.m)?;
-        let slice = Slice { columns: key.n, cycle: 64 << 20 };
+        let slice = Slice { columns: key.n, rows: key.m, cycle: 64 << 20 };
         let mut bench = DeviceBench::new(device, &*timed.clock, &key, slice, None)?;
         let effort = Effort { seconds: self.seconds, ..Effort::default() };
         let outcome = search::search(&space, &chooser, &[], &mut bench, effort, 1, &mut ())?;
