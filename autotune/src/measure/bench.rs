@@ -17,7 +17,7 @@ use bitsmith_runtime::Device;
 use std::collections::BTreeMap;
 
 /// Shortest sample: launches are repeated to fill it.
-const SAMPLE_SECONDS: f64 = 5e-3;
+const SAMPLE_SECONDS: f64 = 2e-3;
 /// Most launches of a sample.
 const MOST_LAUNCHES: usize = 10_000;
 
