@@ -78,8 +78,8 @@ struct Ready<'d> {
 }
 
 impl<'d> DeviceBench<'d> {
-    /// For a key whose first rows and columns are measured, as many as the slice says. `last` is the problem of an entry before, whose weights
-    /// are taken again where they are the same.
+    /// For a key whose first rows and columns are measured, as many as the slice says. `last` is the problem of an entry before,
+    /// whose weights are taken again where they are the same.
     pub fn new(
         device: &'d dyn Device,
         clock: &'d dyn Clock,

@@ -195,7 +195,7 @@ fn roofline(entries: &[Entry], ceiling: &Ceiling, threads: usize) -> Option<Stri
     for (series, seconds) in [("chooser", (|e| e.chooser_seconds) as fn(&Entry) -> f64), ("tuned", |e| e.seconds)] {
         for e in entries {
             let Ok(op) = e.key.op() else { continue };
-            let m = e.rows.unwrap_or(e.key.m) as f64;
+            let m = e.measured_rows() as f64;
             let operations = 2.0 * m * e.columns as f64 * e.key.k as f64;
             let weights = crate::tune::bytes(&op) * e.columns as f64 / e.key.n as f64;
             let bytes = weights + m * (e.key.k + e.columns) as f64 * 2.0;

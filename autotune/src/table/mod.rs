@@ -126,9 +126,14 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Rows that were measured.
+    pub fn measured_rows(&self) -> usize {
+        self.rows.unwrap_or(self.key.m)
+    }
+
     /// Seconds per launch over all rows of the key, and the columns that were measured.
     pub fn of_all_rows(&self) -> f64 {
-        self.seconds * self.rows.map_or(1.0, |rows| self.key.m as f64 / rows as f64)
+        self.seconds * (self.key.m as f64 / self.measured_rows() as f64)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Codes of a cache to numbers and back, in kernels. The only place here that knows what a code is.
 
 use super::super::memory::{at, scalar_of, times};
+use super::super::unpack::pairs::interleaved;
 use super::{int, plus};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
@@ -127,15 +128,7 @@ impl Decoder {
         });
         let sign = b.bin_imm(BinOp::And, codes, 0x80);
         let high = b.bin(BinOp::Or, sign, high);
-        let [low, high] = [low, high].map(|bytes| b.bitcast(bytes, Type::vector(Scalar::I16, 2 * ty.lanes)));
-        let up = b.bin_imm(BinOp::Shl, high, 8);
-        let even = b.bin_imm(BinOp::And, low, 0xff);
-        let down = b.bin_imm(BinOp::ShrU, low, 8);
-        let odd = b.bin_imm(BinOp::And, high, 0xff00);
-        let halves = [(even, up), (odd, down)].map(|(kept, moved)| {
-            let half = b.bin(BinOp::Or, kept, moved);
-            b.bitcast(half, ty)
-        });
+        let halves = interleaved(b, low, high).map(|half| b.bitcast(half, ty));
         Opened { halves }
     }
 

@@ -37,13 +37,19 @@ impl Lookup {
         let [low, high] = [0, 8].map(|shift| {
             let bytes: Vec<u64> = self.0.iter().map(|&number| u64::from(number >> shift & 0xff)).collect();
             let table = b.lanes(Scalar::I8, &bytes);
-            let found = b.push(ty, Inst::PermuteBytes { table, index: codes });
-            b.bitcast(found, Type::vector(Scalar::I16, 2 * weights.lanes))
+            b.push(ty, Inst::PermuteBytes { table, index: codes })
         });
-        let even = b.bin_imm(BinOp::And, low, 0xff);
-        let up = b.bin_imm(BinOp::Shl, high, 8);
-        let down = b.bin_imm(BinOp::ShrU, low, 8);
-        let odd = b.bin_imm(BinOp::And, high, 0xff00);
-        [b.bin(BinOp::Or, even, up), b.bin(BinOp::Or, down, odd)]
+        interleaved(b, low, high)
     }
+}
+
+/// Words of their low and high bytes (vectors of bytes): those of even places, and of odd ones.
+pub(in crate::lower) fn interleaved(b: &mut Builder, low: Value, high: Value) -> [Value; 2] {
+    let ty = Type::vector(Scalar::I16, b.ty(low).lanes / 2);
+    let [low, high] = [low, high].map(|bytes| b.bitcast(bytes, ty));
+    let even = b.bin_imm(BinOp::And, low, 0xff);
+    let up = b.bin_imm(BinOp::Shl, high, 8);
+    let down = b.bin_imm(BinOp::ShrU, low, 8);
+    let odd = b.bin_imm(BinOp::And, high, 0xff00);
+    [b.bin(BinOp::Or, even, up), b.bin(BinOp::Or, down, odd)]
 }
