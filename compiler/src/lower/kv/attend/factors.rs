@@ -69,6 +69,11 @@ impl Packing {
         }
     }
 
+    /// Products that one instruction makes in a lane.
+    pub fn together(&self) -> usize {
+        32 / self.bits
+    }
+
     /// The word that holds the factor of a number, where that is the first of one (`i64`).
     pub fn word_of(&self, b: &mut Builder, number: Value) -> Value {
         b.bin_imm(BinOp::ShrU, number, (32 / self.bits).trailing_zeros() as i64)

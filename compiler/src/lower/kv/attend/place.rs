@@ -68,8 +68,8 @@ pub(super) enum Hint {
 /// Parts that the codes of a page are divided into, to be asked for in the steps of a tile.
 const SHARES: usize = 8;
 
-/// Bytes that are read in the time that softmax takes for a token and a row.
-const SOFTMAX: usize = 16;
+/// Quarters of a cycle that softmax takes for a token and a row.
+const SOFTMAX: usize = 4;
 
 /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
 const LINE: usize = 12 << 10;
@@ -169,10 +169,10 @@ impl Kernel<'_> {
             Some((base, Ahead::Line(line))) => {
                 let part = self.op.layout.part(side);
                 let done = b.bin_imm(BinOp::Add, unit, -(part.code as i64));
-                let done = self.paced(b, done);
+                let done = self.paced(b, side, done);
                 let before = match side {
                     Side::K => part.code,
-                    Side::V => part.code + self.code_bytes(Side::V) * self.share() / SHARES,
+                    Side::V => part.code + self.code_bytes(Side::V) * (SHARES - self.asked(side)) / SHARES,
                 };
                 let place = plus(b, done, before);
                 Some(Hint::From(self.line_later(b, base, line, place)))
@@ -200,26 +200,39 @@ impl Kernel<'_> {
         self.op.layout.page * part.head_dim * part.codes.code.bits() / 8
     }
 
-    /// Of [`SHARES`] parts of a page's codes, so many are asked for between scores and outputs, when none are read: as many as
-    /// are read in the time that softmax takes.
-    fn share(&self) -> usize {
-        let all = self.code_bytes(Side::K) + self.code_bytes(Side::V);
-        (SHARES * self.tile * self.rows * SOFTMAX / all).min(3)
+    /// Of [`SHARES`] parts of a side's codes, so many are asked for while it is read, the others between scores and outputs:
+    /// memory delivers at its own pace, so that each step asks for as many bytes as its time allows.
+    fn asked(&self, side: Side) -> usize {
+        let bytes = [Side::K, Side::V].map(|side| self.code_bytes(side));
+        let times = [Side::K, Side::V].map(|side| self.quarter_cycles(side));
+        let (all, time) = (bytes[0] + bytes[1], times[0] + times[1] + SOFTMAX * self.rows);
+        let own = usize::from(side == Side::V);
+        let (share, whole) = (SHARES * all * times[own], time * bytes[own]);
+        ((2 * share + whole) / (2 * whole)).min(SHARES)
+    }
+
+    /// About how long the products of a token take on a side, in quarters of a cycle: two instructions start in each, of vectors of
+    /// 64 bytes, and opening codes takes some.
+    fn quarter_cycles(&self, side: Side) -> usize {
+        let factors = if side == Side::K { &self.arrays.q_factors } else { &self.arrays.p_factors };
+        let together = factors.as_ref().map_or(1, |factors| factors.packing.together());
+        (4 * self.rows / together + 1) * self.op.layout.part(side).head_dim.div_ceil(32)
     }
 
     /// The part of so many bytes that is asked for while as many are read.
-    fn paced(&self, b: &mut Builder, bytes: Value) -> Value {
-        let bytes = times(b, bytes, SHARES - self.share());
+    fn paced(&self, b: &mut Builder, side: Side, bytes: Value) -> Value {
+        let bytes = times(b, bytes, self.asked(side));
         b.bin_imm(BinOp::ShrU, bytes, SHARES.trailing_zeros() as i64)
     }
 
     /// Asks for codes while the weights of `count` tokens from token `t` of a tile on are made.
     pub(super) fn foresee_between(&self, b: &mut Builder, tile: Tile, t: Value, count: usize) {
         let Some(Home { base, ahead: Ahead::Line(line), .. }) = tile.home else { return };
-        let (keys, values) = (self.code_bytes(Side::K), self.code_bytes(Side::V));
-        let per_token = (keys + values) * self.share() / SHARES / self.tile;
+        let [keys, values] = [Side::K, Side::V].map(|side| (self.code_bytes(side), self.asked(side)));
+        let rest = |(bytes, asked): (usize, usize)| bytes * (SHARES - asked) / SHARES;
+        let per_token = (rest(keys) + rest(values)) / self.tile;
         let place = times(b, t, per_token);
-        let place = plus(b, place, self.op.layout.k.code + keys * (SHARES - self.share()) / SHARES);
+        let place = plus(b, place, self.op.layout.k.code + keys.0 * keys.1 / SHARES);
         let place = self.line_later(b, base, line, place);
         for line in (0..per_token * count).step_by(64) {
             b.prefetch(at(self.params.get("pool"), Some(place), line));
@@ -290,9 +303,9 @@ impl Kernel<'_> {
                 // Shorter vectors are parts of a block.
                 let blocks = (self.vectors(side) * self.lanes as usize / TOKENS).max(1);
                 let further = times(b, further, blocks);
-                let further = self.paced(b, further);
+                let further = self.paced(b, side, further);
                 let place = b.add(first, further);
-                for line in (0..bytes * blocks * (SHARES - self.share()) / SHARES).step_by(64) {
+                for line in (0..bytes * blocks * self.asked(side) / SHARES).step_by(64) {
                     b.prefetch(at(pool, Some(place), line));
                 }
             }
