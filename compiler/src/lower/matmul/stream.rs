@@ -176,13 +176,13 @@ fn staged_cycles(tile_m: u32, vectors: u32, shape: staged::Shape) -> f64 {
     instructions.max(waits).max(reads)
 }
 
-/// How a tile is held whose codes are converted where they stand; `None` where they are not, or where it does not fit.
-fn staged_shape(op: &Op, schedule: &Schedule, caps: &Caps) -> Option<staged::Shape> {
+/// How a tile of `rows` by `vectors` is held whose codes are converted where they stand; `None` where they are not, or where it
+/// does not fit.
+fn staged_shape(op: &Op, (rows, vectors): (u32, u32), caps: &Caps) -> Option<staged::Shape> {
     let op = as_matmul(op).ok()?;
     let layout = N16::of(&op.weight, op.k).ok()?;
     staged::fields(op, &layout, caps)?;
-    let vectors = schedule.tile_n / (caps.vector_bytes / 4).min(16);
-    staged::shape(schedule.tile_m as usize, vectors.max(1) as usize, &layout, caps.vector_registers as usize)
+    staged::shape(rows as usize, vectors as usize, &layout, caps.vector_registers as usize)
 }
 
 /// Register tiles for codes that are converted where they stand.
@@ -227,7 +227,7 @@ fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> Estimate {
     let lanes = (caps.vector_bytes / 4).min(16);
     let (tile_m, vectors) = (schedule.tile_m, (schedule.tile_n / lanes).max(1));
     let sums = tile_m * vectors;
-    if let Some(shape) = staged_shape(op, schedule, caps) {
+    if let Some(shape) = staged_shape(op, (tile_m, vectors), caps) {
         // Two multiply-adds start in a cycle: half a cycle per vector of products is the best.
         let rows = (m as u32).div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
         let work = (2.0 * staged_cycles(tile_m, vectors, shape) / sums as f64).max(1.0);

@@ -76,7 +76,7 @@ impl Packing {
 
     /// The word that holds the factor of a number, where that is the first of one (`i64`).
     pub fn word_of(&self, b: &mut Builder, number: Value) -> Value {
-        b.bin_imm(BinOp::ShrU, number, (32 / self.bits).trailing_zeros() as i64)
+        b.bin_imm(BinOp::ShrU, number, self.together().trailing_zeros() as i64)
     }
 
     /// What each word holds, among `count` numbers.
@@ -128,7 +128,7 @@ impl Packing {
             };
             return b.bitcast(halves, Type::vector(Scalar::I32, words.len() as u8));
         }
-        let parts = (0..32 / self.bits)
+        let parts = (0..self.together())
             .map(|i| {
                 let picks: Vec<u8> = words.iter().map(|word| word[i] as u8).collect();
                 b.swizzle(first, last, &picks)
@@ -149,7 +149,7 @@ impl Packing {
 
     /// The numbers of a unit whose factors a field takes, lowest first.
     fn members(&self, field: usize) -> Vec<usize> {
-        (0..32 / self.bits)
+        (0..self.together())
             .map(|i| {
                 // The bit where the code starts.
                 let bit = i * self.bits + field * self.code.bits();

@@ -172,7 +172,7 @@ impl Kernel<'_> {
                 let done = self.paced(b, side, done);
                 let before = match side {
                     Side::K => part.code,
-                    Side::V => part.code + self.code_bytes(Side::V) * (SHARES - self.asked(side)) / SHARES,
+                    Side::V => part.code + self.between(side),
                 };
                 let place = plus(b, done, before);
                 Some(Hint::From(self.line_later(b, base, line, place)))
@@ -211,6 +211,11 @@ impl Kernel<'_> {
         ((2 * share + whole) / (2 * whole)).min(SHARES)
     }
 
+    /// Bytes of a side's codes that are asked for between scores and outputs.
+    fn between(&self, side: Side) -> usize {
+        self.code_bytes(side) * (SHARES - self.asked(side)) / SHARES
+    }
+
     /// About how long the products of a token take on a side, in quarters of a cycle: two instructions start in each, of vectors of
     /// 64 bytes, and opening codes takes some.
     fn quarter_cycles(&self, side: Side) -> usize {
@@ -228,11 +233,10 @@ impl Kernel<'_> {
     /// Asks for codes while the weights of `count` tokens from token `t` of a tile on are made.
     pub(super) fn foresee_between(&self, b: &mut Builder, tile: Tile, t: Value, count: usize) {
         let Some(Home { base, ahead: Ahead::Line(line), .. }) = tile.home else { return };
-        let [keys, values] = [Side::K, Side::V].map(|side| (self.code_bytes(side), self.asked(side)));
-        let rest = |(bytes, asked): (usize, usize)| bytes * (SHARES - asked) / SHARES;
-        let per_token = (rest(keys) + rest(values)) / self.tile;
+        let keys = self.between(Side::K);
+        let per_token = (keys + self.between(Side::V)) / self.tile;
         let place = times(b, t, per_token);
-        let place = plus(b, place, self.op.layout.k.code + keys.0 * keys.1 / SHARES);
+        let place = plus(b, place, self.op.layout.k.code + self.code_bytes(Side::K) - keys);
         let place = self.line_later(b, base, line, place);
         for line in (0..per_token * count).step_by(64) {
             b.prefetch(at(self.params.get("pool"), Some(place), line));
