@@ -10,7 +10,7 @@ use super::super::codes::{self, Opened};
 use super::super::{int, plus};
 use super::place::Hint;
 use super::state::Slot;
-use super::{Kernel, Tile, across, chained, unchained};
+use super::{FMA, Kernel, Tile, across, chained, unchained};
 use crate::format::kv::{KvCode, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Scalar, Type, UnOp, Value};
 use crate::op::kv::{Attend, LEAST};
@@ -180,6 +180,11 @@ impl Packing {
         b.unpack(half, field as u8 * bits, bits, self.signed, part)
     }
 
+    /// Cycles after which the next product may join a sum: pairs of bf16 numbers take longest, here those of Zen 5.
+    fn cycles(&self) -> usize {
+        if self.steps.is_none() { 6 } else { FMA }
+    }
+
     /// `sum` and the products of a field with its factors.
     fn dot(&self, b: &mut Builder, field: Value, factors: Value, sum: Value) -> Value {
         match self.bits {
@@ -310,7 +315,7 @@ impl Kernel<'_> {
         let size = packing.code.unit_bytes();
         let line = packing.row * packing.bits / 32;
         let nothing = packing.none(b, lanes);
-        let chains = self.chains(state.len(), turn);
+        let chains = self.chains(state.len(), turn, packing.cycles());
         let count = state.len();
         let sums = b.for_loop(first, end, turn as i64, &chained(state, nothing, chains), |b, unit, state| {
             let mut state = state.to_vec();

@@ -348,6 +348,9 @@ impl<'a> Kernel<'a> {
     }
 }
 
+/// Cycles after which the next multiply-add may join a sum, on Zen 5 and Intel's since Skylake; integers take as many.
+const FMA: usize = 4;
+
 /// Sums `0..count`, and as many more that start from zero for every further chain.
 fn chained(sums: &[Value], zero: Value, chains: usize) -> Vec<Value> {
     let mut all = sums.to_vec();

@@ -3,7 +3,7 @@
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
 use super::place::Hint;
-use super::{Kernel, Tile, chained, row_blocks, unchained};
+use super::{FMA, Kernel, Tile, chained, row_blocks, unchained};
 use crate::format::kv::{KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::op::kv::Sight;
@@ -113,7 +113,7 @@ impl Kernel<'_> {
                 return self.key_products(b, factors, (keys, hint), (first, channels), rows.clone());
             }
             let end = plus(b, first, channels / per);
-            let chains = self.chains(state.len(), turn);
+            let chains = self.chains(state.len(), turn, FMA);
             let all = b.for_loop(first, end, turn as i64, &chained(state, zero, chains), |b, unit, state| {
                 let mut state = state.to_vec();
                 let further = times(b, unit, TOKENS * size);

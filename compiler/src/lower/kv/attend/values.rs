@@ -2,7 +2,7 @@
 
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
-use super::{Kernel, LOWEST, Tile, across, chained, row_blocks, unchained};
+use super::{FMA, Kernel, LOWEST, Tile, across, chained, row_blocks, unchained};
 use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
 
@@ -221,7 +221,7 @@ impl Kernel<'_> {
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
             let run = |b: &mut Builder, (from, to, turn): (Value, Value, usize), state: &[Value]| {
-                let (chains, count) = (self.chains(state.len(), turn), state.len());
+                let (chains, count) = (self.chains(state.len(), turn, FMA), state.len());
                 let none = b.f32(lanes, 0.0);
                 let all = b.for_loop(from, to, turn as i64, &chained(state, none, chains), |b, unit, state| {
                     let mut state = state.to_vec();
