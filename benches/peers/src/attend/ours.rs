@@ -32,7 +32,12 @@ const PIECE: usize = 512;
 
 impl Ours {
     /// Appends all keys and values to each layer.
-    pub fn new(format: &str, arithmetic: Arithmetic, numbers: &Numbers, effort: &Effort) -> Result<Ours, Error> {
+    pub fn new(
+        format: &str,
+        arithmetic: Option<Arithmetic>,
+        numbers: &Numbers,
+        effort: &Effort,
+    ) -> Result<Ours, Error> {
         let Shape { heads, kv_heads, dim, page, tokens } = numbers.shape;
         let parsed: KvFormat = format.parse()?;
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(effort.threads)?);
@@ -63,9 +68,8 @@ impl Ours {
             cache.grow(&[(request, count)])?;
             (0..layers).try_for_each(|layer| cache.append(layer, k.view(), v.view()))?;
         }
-        let options =
-            AttendOptions { arithmetic: Some(arithmetic), ..AttendOptions::causal(1.0 / (dim as f32).sqrt()) };
-        let sums = if arithmetic == Arithmetic::Integer { ", integer sums" } else { "" };
+        let options = AttendOptions { arithmetic, ..AttendOptions::causal(1.0 / (dim as f32).sqrt()) };
+        let sums = arithmetic.map(|arithmetic| format!(", {arithmetic:?} sums").to_lowercase()).unwrap_or_default();
         // The last step brings one token, as decoding does: its query is the one that attends.
         cache.truncate(request, tokens - 1)?;
         let last = |side: &[f32]| -> Vec<f32> {

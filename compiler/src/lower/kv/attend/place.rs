@@ -43,7 +43,8 @@ enum Ahead {
 struct Line {
     /// From this byte of the record on, what is asked for is beyond the last head of the page.
     last: Value,
-    /// How far behind it lies from there on.
+    /// How far behind it lies before, and from there on.
+    next: Value,
     beyond: Value,
 }
 
@@ -51,8 +52,7 @@ impl Line {
     /// How far behind byte `place` of the record that lies which is asked for.
     fn distance(self, b: &mut Builder, place: Value) -> Value {
         let within = b.cmp(CmpOp::LtS, place, self.last);
-        let next = int(b, LINE);
-        b.select(within, next, self.beyond)
+        b.select(within, self.next, self.beyond)
     }
 }
 
@@ -71,12 +71,9 @@ const SHARES: usize = 8;
 /// Quarters of a cycle that softmax takes for a token and a row.
 const SOFTMAX: usize = 4;
 
-/// Bytes between what is read and what is asked for, where codes are read in the order of memory.
-const LINE: usize = 16 << 10;
-
 /// Bytes that are asked for at once: twice those that a turn reads, up to so many, from a multiple of them on. A block is asked
 /// for again until the next one's turn comes. Measured on Zen 5 with two threads: lines that are asked for one by one, wherever
-/// a turn happens to be, come 6 to 10 % more slowly.
+/// a turn happens to be, come 6 to 10 % more slowly; but turns of one vector would ask for each block four times, and lose 4 %.
 const BLOCK: usize = 512;
 
 /// Vectors of 64 bytes that share a number. Four sums wait for their own last multiply-adds, sixteen do not, and share loads
@@ -192,6 +189,16 @@ impl Kernel<'_> {
         }
     }
 
+    /// Whether whole blocks are asked for: not where a turn reads one vector of codes for packed factors.
+    fn in_blocks(&self) -> bool {
+        self.arrays.q_factors.is_none() || self.vectors(Side::K) > 1
+    }
+
+    /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
+    fn distance(&self) -> usize {
+        if self.in_blocks() { 16 << 10 } else { 12 << 10 }
+    }
+
     /// The byte of the pool that is asked for at byte `place` of a record.
     fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
         let further = line.distance(b, place);
@@ -279,13 +286,14 @@ impl Kernel<'_> {
         // Heads that are left on this page, and all that are read on either.
         let left = b.bin(BinOp::Sub, heads.end, self.head);
         let left = times(b, left, self.op.layout.record);
-        let last = b.bin_imm(BinOp::Add, left, -(LINE as i64));
+        let last = b.bin_imm(BinOp::Add, left, -(self.distance() as i64));
         let all = b.bin(BinOp::Sub, heads.end, heads.first);
         let all = times(b, all, self.op.layout.record);
         let jump = b.bin(BinOp::Sub, there, here);
         let beyond = b.bin(BinOp::Sub, jump, all);
-        let beyond = plus(b, beyond, LINE);
-        Some(Line { last, beyond })
+        let beyond = plus(b, beyond, self.distance());
+        let next = int(b, self.distance());
+        Some(Line { last, next, beyond })
     }
 
     /// Asks for lines while `bytes` of each block of a side are read, those `further` than the first of a step, at `place`.
@@ -314,10 +322,14 @@ impl Kernel<'_> {
                 let further = times(b, further, blocks);
                 let further = self.paced(b, side, further);
                 let place = b.add(first, further);
-                let bytes = (bytes * blocks).next_power_of_two();
-                let block = (2 * bytes).min(BLOCK).max(bytes);
-                let place = b.bin_imm(BinOp::And, place, -(block as i64));
-                for line in (0..block).step_by(64) {
+                let (place, asked) = if self.in_blocks() {
+                    let bytes = (bytes * blocks).next_power_of_two();
+                    let block = (2 * bytes).min(BLOCK).max(bytes);
+                    (b.bin_imm(BinOp::And, place, -(block as i64)), block)
+                } else {
+                    (place, bytes * blocks * self.asked(side) / SHARES)
+                };
+                for line in (0..asked).step_by(64) {
                     b.prefetch(at(pool, Some(place), line));
                 }
             }
