@@ -43,8 +43,9 @@ enum Ahead {
 struct Line {
     /// From this byte of the record on, what is asked for is beyond the last head of the page.
     last: Value,
-    /// How far behind it lies before, and from there on.
+    /// How far behind it lies before there.
     next: Value,
+    /// How far behind it lies from there on.
     beyond: Value,
 }
 
@@ -73,7 +74,8 @@ const SOFTMAX: usize = 4;
 
 /// Bytes that are asked for at once: twice those that a turn reads, up to so many, from a multiple of them on. A block is asked
 /// for again until the next one's turn comes. Measured on Zen 5 with two threads: lines that are asked for one by one, wherever
-/// a turn happens to be, come 6 to 10 % more slowly; but turns of one vector would ask for each block four times, and lose 4 %.
+/// a turn happens to be, come 6 to 10 % more slowly. Turns of one vector of packed factors' codes (128 bytes) lose up to 4 % by
+/// it, for which no reason was found.
 const BLOCK: usize = 512;
 
 /// Vectors of 64 bytes that share a number. Four sums wait for their own last multiply-adds, sixteen do not, and share loads
