@@ -1,6 +1,6 @@
 //! Aligned host memory that kernels reach by address.
 
-use crate::pages;
+use crate::pages::{self, Pages};
 use bitsmith_compiler::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -19,8 +19,8 @@ pub(super) struct Memory {
 enum Owner {
     /// Allocated here.
     Here,
-    /// Pages of the system's, freed with this.
-    Pages { _map: pages::Zeroed },
+    /// Pages of the system's, given back with this.
+    Pages { _pages: pages::Zeroed },
     /// Somebody else.
     Foreign,
 }
@@ -31,13 +31,13 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Zeroed memory; fails where the system has none left.
-    pub fn new(bytes: usize) -> Result<Memory> {
+    /// Zeroed memory, of these pages where it is long; fails where the system has none left.
+    pub fn new(bytes: usize, pages: &Pages) -> Result<Memory> {
         let refuse = || Error::invalid(format!("{bytes} bytes of memory: the system has not that much"));
-        if bytes >= pages::LARGE {
-            let mut map = pages::zeroed(bytes).map_err(|_| refuse())?;
-            let start = NonNull::new(map.as_mut_ptr()).ok_or_else(refuse)?;
-            return Ok(Memory { start, bytes, owner: Owner::Pages { _map: map } });
+        if bytes >= pages::LEAST {
+            let mut pages = pages.zeroed(bytes).map_err(|_| refuse())?;
+            let start = NonNull::new(pages.as_mut_ptr()).ok_or_else(refuse)?;
+            return Ok(Memory { start, bytes, owner: Owner::Pages { _pages: pages } });
         }
         let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| refuse())?;
         // SAFETY: the layout's size is at least 1.

@@ -11,6 +11,7 @@ pub use self::direct::{DirectArg, DirectCall};
 use self::memory::Memory;
 pub use self::pool::{Pool, PoolOptions, Split};
 use crate::device::{Buffer, Device, DeviceInfo, Launch, LaunchArg, Program, check_launch};
+use crate::pages::Pages;
 use bitsmith_compiler::artifact::{ArgKind, Artifact};
 use bitsmith_compiler::target::Target;
 use bitsmith_compiler::target::cpu::CpuTarget;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub struct CpuDevice {
     target: CpuTarget,
     pool: Pool,
+    pages: Pages,
     /// Held by whoever touches device memory: launches and copies never overlap. Holds the scratch of each thread.
     scratch: Mutex<Vec<Memory>>,
 }
@@ -46,7 +48,8 @@ impl CpuDevice {
         if !target.runs_here() {
             return Err(Error::Unsupported(format!("running {} code on this machine", target.caps().name)));
         }
-        Ok(CpuDevice { target, pool: Pool::with_options(threads, options), scratch: Mutex::new(Vec::new()) })
+        let pool = Pool::with_options(threads, options);
+        Ok(CpuDevice { target, pool, pages: Pages::default(), scratch: Mutex::new(Vec::new()) })
     }
 
     /// The pool, for measurements of its own cost.
@@ -100,7 +103,7 @@ impl Device for CpuDevice {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Buffer> {
-        Ok(Buffer::new(Arc::new(Memory::new(bytes)?), bytes))
+        Ok(Buffer::new(Arc::new(Memory::new(bytes, &self.pages)?), bytes))
     }
 
     unsafe fn wrap(&self, memory: *mut u8, bytes: usize) -> Result<Buffer> {
@@ -168,10 +171,10 @@ impl Device for CpuDevice {
         let mut scratch = self.lock();
         let shared = launch.program.artifact.shared_bytes as usize;
         while scratch.len() < self.pool.threads() {
-            scratch.push(Memory::new(0)?);
+            scratch.push(Memory::new(0, &self.pages)?);
         }
         for memory in scratch.iter_mut().filter(|memory| memory.bytes() < shared) {
-            *memory = Memory::new(shared)?;
+            *memory = Memory::new(shared, &self.pages)?;
         }
         let scratch = &*scratch;
         self.pool.run(total, &|thread, begin, end| {
