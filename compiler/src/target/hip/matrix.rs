@@ -49,7 +49,8 @@ pub(super) fn helper(shape: &MmaShape, gpu: &AmdGpu, vectors: &mut Vectors) -> O
             "    __builtin_amdgcn_sched_barrier(0x3f4); // An operand is decoded after the product before.\n"
         }
     };
-    let call = if integer { format!("bits_as<{sum_name}>({call})") } else { call };
+    // The builtin returns GCC's vector type, which is mangled as clang's own is: a template over both would be defined twice.
+    let call = if integer { format!("({sum_name}){call}") } else { call };
     Some(format!(
         "/// {}: `a` times `b` plus `sum`.\n__device__ inline {sum_name} {}({a_name} a, {b_name} b, {sum_name} sum) {{\n{order}    return {call};\n}}",
         shape,

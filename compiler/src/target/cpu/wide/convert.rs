@@ -5,7 +5,7 @@ use iced_x86::Mnemonic as M;
 use super::lower::Lower;
 use super::machine::{Arg, Reg, Size};
 use super::value::{Repr, general_size, is_general};
-use crate::ir::{self, CastOp, Scalar, Type};
+use crate::ir::{self, CastOp, Inst, Scalar, Type, UnOp};
 
 impl Lower<'_> {
     pub fn cast(&mut self, op: CastOp, value: ir::Value, to: Type) -> Repr {
@@ -17,8 +17,13 @@ impl Lower<'_> {
                 self.int_to_float(&a, from, op == CastOp::IntToFloatS)
             }
             CastOp::FloatToIntS => {
+                // The conversion rounds to the nearest one by itself.
+                let (value, convert) = match self.defs[value.0 as usize] {
+                    Some(&Inst::Un(UnOp::Nearest, exact)) => (exact, M::Vcvtps2dq),
+                    _ => (value, M::Vcvttps2dq),
+                };
                 let a = self.get(value);
-                self.float_to_int(&a, to)
+                self.float_to_int(&a, convert, to)
             }
             CastOp::Float => self.half_cast(value, from, to),
         }
@@ -240,7 +245,7 @@ impl Lower<'_> {
 
     /// Rounded to zero, saturating, NaN to 0. The instruction gives the least integer for all that does not fit; from
     /// 2^31 on its bits are flipped.
-    fn float_to_int(&mut self, a: &Repr, to: Type) -> Repr {
+    fn float_to_int(&mut self, a: &Repr, convert: M, to: Type) -> Repr {
         const ORDERED: i64 = 7;
         const AT_LEAST: i64 = 13;
         let limit = u64::from(2147483648f32.to_bits());
@@ -249,7 +254,7 @@ impl Lower<'_> {
                 let number = l.mask(M::Vcmpps, &[Arg::Use(a, size), Arg::Use(a, size), Arg::Imm(ORDERED)]);
                 let limit = l.number_arg(size, 32, limit);
                 let above = l.mask(M::Vcmpps, &[Arg::Use(a, size), limit, Arg::Imm(AT_LEAST)]);
-                let ints = l.masked(M::Vcvttps2dq, size, (number, true), &[Arg::Use(a, size)]);
+                let ints = l.masked(convert, size, (number, true), &[Arg::Use(a, size)]);
                 let flip = l.vec(M::Vpmovm2d, size, &[Arg::Use(above, Size::K)]);
                 return l.xor(size, ints, Arg::Use(flip, size));
             }
@@ -257,7 +262,7 @@ impl Lower<'_> {
             let clean = l.and(size, a, Arg::Use(number, size));
             let limit = l.number_arg(size, 32, limit);
             let above = l.vec(M::Vcmpps, size, &[Arg::Use(clean, size), limit, Arg::Imm(AT_LEAST)]);
-            let ints = l.vec(M::Vcvttps2dq, size, &[Arg::Use(clean, size)]);
+            let ints = l.vec(convert, size, &[Arg::Use(clean, size)]);
             l.xor(size, ints, Arg::Use(above, size))
         });
         if to.lanes > 1 {
