@@ -268,8 +268,9 @@ impl Machine {
             }
             M::Vcvtdq2ps => self.one(i, 4, |a| bits(a as u32 as i32 as f32)),
             M::Vcvtudq2ps => self.one(i, 4, |a| bits(a as u32 as f32)),
-            M::Vcvttps2dq => self.one(i, 4, |a| {
-                let number = float(a);
+            M::Vcvttps2dq | M::Vcvtps2dq => self.one(i, 4, |a| {
+                // By the mode that a process starts in, to the nearest one.
+                let number = if i.mnemonic() == M::Vcvtps2dq { float(a).round_ties_even() } else { float(a) };
                 let fits = (-2147483648.0..2147483648.0).contains(&number);
                 u64::from(if fits { number as i32 as u32 } else { 0x8000_0000 })
             }),
