@@ -42,11 +42,10 @@ struct Run {
 impl Run {
     /// A run of at least so many bytes, not 0.
     fn new(bytes: usize) -> Result<Run> {
-        let too_many = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         // Of the last page too the system makes a large one only where it is whole.
-        let bytes = if bytes < LEAST { Some(bytes) } else { bytes.checked_next_multiple_of(LARGE) };
-        let bytes = bytes.ok_or_else(too_many)?;
-        let map = MmapRaw::from(MmapMut::map_anon(bytes.checked_add(LARGE).ok_or_else(too_many)?)?);
+        let whole = bytes.checked_next_multiple_of(LARGE).and_then(|bytes| Some((bytes, bytes.checked_add(LARGE)?)));
+        let (bytes, with_start) = whole.ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let map = MmapRaw::from(MmapMut::map_anon(with_start)?);
         let before = map.as_mut_ptr().align_offset(LARGE);
         // A wish: without large pages the memory is as good as any other.
         #[cfg(target_os = "linux")]
@@ -82,8 +81,7 @@ impl Pages {
                 Err(_) => return zeroed(bytes),
             },
         };
-        // The end may lie behind the run's: then nothing more fits.
-        *open = Some((run.clone(), (from + bytes.next_multiple_of(SMALL)).min(run.bytes)));
+        *open = Some((run.clone(), from + bytes.next_multiple_of(SMALL)));
         Ok(Zeroed { run, from, bytes })
     }
 }
@@ -96,7 +94,6 @@ impl Drop for Zeroed {
         #[cfg(target_os = "linux")]
         if Arc::strong_count(&self.run) > 1 {
             let (start, bytes) = (self.run.before + self.from, self.bytes.next_multiple_of(SMALL));
-            let bytes = bytes.min(self.run.bytes - self.from);
             // SAFETY: nobody else has these pages, and nobody reads them again. Where the advice is not taken they stay
             // until the run goes.
             let _ = unsafe { self.run.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, bytes) };

@@ -7,12 +7,12 @@
 
 mod rows;
 
-use self::rows::Rows;
+use self::rows::{AT_ONCE, Rows};
 use super::Implementation;
 use super::memory::Params;
 use super::space::Axis;
 use super::team::Team;
-use super::walk::{Pos, repeat, share};
+use super::walk::{Pos, share};
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Kernel, Scalar, Value};
@@ -77,11 +77,15 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let together = team.as_ref().map(|team| (team, team.split(&mut b)));
     let lanes = schedule.tile_n as usize;
     // On a device of many threads each has little to do, and many wait at a time: short loops serve those best.
-    let (vectors, held) = match many {
-        true => (1, 0),
-        false => (lanes * schedule.unroll as usize / wide, lanes * caps.vector_registers as usize / 2),
+    let (vectors, most, held) = if many {
+        (1, 1, 0)
+    } else {
+        let unroll = schedule.unroll as usize;
+        let most = if unroll >= AT_ONCE { AT_ONCE } else { 1 };
+        (lanes * unroll / wide, most, lanes * caps.vector_registers as usize / 2)
     };
-    let mut kernel = Rows { op: quantize, params: &params, row, wide, vectors, lanes, held, gain: None, together };
+    let params = &params;
+    let mut kernel = Rows { op: quantize, params, row, wide, vectors, most, lanes, held, gain: None, together };
     if let Some(norm) = quantize.norm {
         kernel.gain = Some(kernel.root(&mut b, norm.eps));
     }
@@ -101,14 +105,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
         }
         return Ok(b.finish());
     }
-    let most = kernel.groups_at_once(group);
-    repeat(&mut b, groups / most, most, Vec::new(), |b, index, _| {
-        kernel.groups(b, (index, most), group);
-        Vec::new()
-    });
-    for index in groups / most * most..groups {
-        kernel.groups(&mut b, (Pos::fixed(index), 1), group);
-    }
+    kernel.whole_groups(&mut b, groups, group);
     if quantize.k % group != 0 {
         kernel.groups(&mut b, (Pos::fixed(groups), 1), quantize.k % group);
     }
@@ -137,19 +134,24 @@ fn entry(op: &Quantize, schedule: &Schedule) -> String {
 
 /// All lanes combined, by halves.
 pub(super) fn across(b: &mut Builder, op: BinOp, value: Value) -> Value {
-    let lanes = b.ty(value).lanes;
-    if lanes == 1 {
+    let pair = narrowed(b, op, value, 2);
+    if b.ty(pair).lanes == 1 {
+        return pair;
+    }
+    let (x, y) = (b.extract(pair, 0), b.extract(pair, 1));
+    b.bin(op, x, y)
+}
+
+/// The two halves of a vector's lanes combined, until it has no more than `lanes`.
+fn narrowed(b: &mut Builder, op: BinOp, value: Value, lanes: usize) -> Value {
+    let own = b.ty(value).lanes;
+    if own as usize <= lanes {
         return value;
     }
-    let half = lanes / 2;
-    let low: Vec<u8> = (0..half).collect();
-    let high: Vec<u8> = (half..lanes).collect();
-    if half == 1 {
-        let (x, y) = (b.extract(value, 0), b.extract(value, 1));
-        return b.bin(op, x, y);
-    }
-    let x = b.swizzle(value, value, &low);
-    let y = b.swizzle(value, value, &high);
-    let combined = b.bin(op, x, y);
-    across(b, op, combined)
+    let [low, high] = [0, own / 2].map(|from| {
+        let lanes: Vec<u8> = (from..from + own / 2).collect();
+        b.swizzle(value, value, &lanes)
+    });
+    let both = b.bin(op, low, high);
+    narrowed(b, op, both, lanes)
 }

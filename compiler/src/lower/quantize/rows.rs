@@ -1,6 +1,6 @@
 //! One row under quantization: its sweeps, and what becomes of their states.
 
-use super::across;
+use super::{across, narrowed};
 use crate::dtype::DType;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::lower::memory::{Params, Role, alignment, at, byte_index, scalar_of};
@@ -11,8 +11,8 @@ use crate::op::{Per, Quantize};
 /// Segments from which on each is one thread's.
 const ENOUGH: usize = 32;
 
-/// Groups or segments that one thread takes at once.
-const AT_ONCE: usize = 4;
+/// Groups or segments that a thread which is alone takes at once.
+pub(super) const AT_ONCE: usize = 4;
 
 /// Columns up to which groups or segments are short: the code for several stays small, since a launch of one row reads it but
 /// a few times.
@@ -28,6 +28,8 @@ pub(super) struct Rows<'a> {
     pub wide: usize,
     /// Vectors in a turn of a sweep's loop.
     pub vectors: usize,
+    /// Most groups or segments that are taken at once: [`AT_ONCE`] or 1.
+    pub most: usize,
     /// Lanes of the device's vectors.
     pub lanes: usize,
     /// Columns whose numbers half of the device's registers hold, as they do from one sweep to the next in straight code.
@@ -44,21 +46,19 @@ type State = Vec<Value>;
 impl Rows<'_> {
     /// How many groups of `len` columns are taken at once: as segments are, but where registers would hold their numbers from
     /// one sweep to the next, and are too few.
-    pub fn groups_at_once(&self, len: usize) -> usize {
+    fn groups_at_once(&self, len: usize) -> usize {
         let again = self.is_straight(len) || len >= 2 * self.vectors * self.wide;
         if again { self.segments_at_once(len) } else { 1 }
     }
 
-    /// How many segments of `len` columns are taken at once: [`AT_ONCE`], where each is short and made of whole vectors.
+    /// How many segments of `len` columns are taken at once: several, where each is short and made of whole vectors.
     fn segments_at_once(&self, len: usize) -> usize {
-        let several = self.vectors * self.wide >= AT_ONCE * self.lanes && self.lanes >= AT_ONCE;
-        let fits = self.together.is_none() && len <= SHORT && len.is_multiple_of(self.wide);
-        if several && fits { AT_ONCE } else { 1 }
+        if len <= SHORT && len.is_multiple_of(self.wide) { self.most } else { 1 }
     }
 
     /// Whether so many columns are swept in straight code.
     fn is_straight(&self, len: usize) -> bool {
-        self.together.is_none() && AT_ONCE * len <= self.held
+        AT_ONCE * len <= self.held
     }
 
     /// Sweeps columns `start .. start + len`: a few vectors in a turn of a loop, then vector by vector, then one by one.
@@ -187,6 +187,11 @@ impl Rows<'_> {
         b.bin(BinOp::Div, one, root)
     }
 
+    /// Scales, codes and sums of all groups that have `len` columns, the first `groups` of the row.
+    pub fn whole_groups(&self, b: &mut Builder, groups: usize, len: usize) {
+        in_turn(b, groups, self.groups_at_once(len), |b, index, count| self.groups(b, (index, count), len));
+    }
+
     /// Scales, codes and sums of `count` groups from the first one on, each with `len` columns.
     pub fn groups(&self, b: &mut Builder, (first, count): (Pos, usize), len: usize) {
         let starts: Vec<Pos> = (0..count).map(|i| first.plus(i).times(b, self.op.group())).collect();
@@ -198,11 +203,9 @@ impl Rows<'_> {
             }
             Per::Token | Per::Group(_) => self.scales(b, first, &starts, len),
         };
-        // Of one group, or of the tensor, there is one.
-        let several = b.ty(inverses).lanes > 1;
-        let runs: Vec<(Pos, Value)> = (starts.into_iter().enumerate())
-            .map(|(i, start)| (start, if several { b.extract(inverses, i as u8) } else { inverses }))
-            .collect();
+        // The tensor's alone is no vector, and extracted as it is.
+        let runs: Vec<(Pos, Value)> =
+            starts.into_iter().enumerate().map(|(i, start)| (start, b.extract(inverses, i as u8))).collect();
         if self.op.sum_group == 0 {
             runs.iter().for_each(|&run| _ = self.codes(b, run, len));
             return;
@@ -241,10 +244,7 @@ impl Rows<'_> {
             }
             _ => {
                 let most = self.segments_at_once(segment);
-                repeat(b, full / most, most, Vec::new(), |b, turn, _| several(b, self, turn, most));
-                for turn in full / most * most..full {
-                    several(b, self, Pos::fixed(turn), 1);
-                }
+                in_turn(b, full, most, |b, turn, count| _ = several(b, self, turn, count));
             }
         }
         if !len.is_multiple_of(segment) {
@@ -327,18 +327,15 @@ fn integer_codes(b: &mut Builder, scaled: Value) -> Value {
     b.bin(BinOp::MinS, above, high)
 }
 
-/// The two halves of a vector's lanes combined, until it has no more than `lanes`.
-fn narrowed(b: &mut Builder, op: BinOp, value: Value, lanes: usize) -> Value {
-    let own = b.ty(value).lanes;
-    if own as usize <= lanes {
-        return value;
-    }
-    let [low, high] = [0, own / 2].map(|from| {
-        let lanes: Vec<u8> = (from..from + own / 2).collect();
-        b.swizzle(value, value, &lanes)
+/// Does something for `count` things, `most` of them at a time and the rest one by one.
+fn in_turn(b: &mut Builder, count: usize, most: usize, mut body: impl FnMut(&mut Builder, Pos, usize)) {
+    repeat(b, count / most, most, Vec::new(), |b, index, _| {
+        body(b, index, most);
+        Vec::new()
     });
-    let both = b.bin(op, low, high);
-    narrowed(b, op, both, lanes)
+    for index in count / most * most..count {
+        body(b, Pos::fixed(index), 1);
+    }
 }
 
 /// Vectors of as many lanes, a power of two of them and at most as many as lanes, each combined across its lanes: one number
