@@ -5,22 +5,24 @@
 //! ```text
 //! page     record of head 0 | record of head 1 | …                each at a multiple of 64 bytes
 //! record   K codes | V codes | K scales | K offsets | V scales | V offsets      each at a multiple of 16 bytes
-//! K codes  [16-token block][unit of channels][16 tokens]          so that a lane is a token
-//! V codes  [16-channel block][unit of tokens][16 channels]        so that a lane is a channel
+//! K codes  [block of tokens][unit of channels][token]             so that a lane is a token
+//! V codes  [block of channels][unit of tokens][channel]           so that a lane is a channel
 //! scales   [group][token], or [channel] for scales per channel; two levels: [token] bf16, then [group][token] bytes
 //! ```
 //!
 //! A unit is a 16-bit number or a 32-bit word of 4 or 8 codes. Byte `j` of a word of bytes holds code `j`; byte `j` of a
 //! word of nibbles holds code `j` (low) and code `j + 4` (high), as the weights of N16 do: one mask gives four neighbours.
 //! Attention contracts keys over channels and values over tokens, so both unpack into whole vectors without a shuffle, and
-//! both are read from the first byte to the last.
+//! both are read from the first byte to the last. A block has 32 lanes ([`Part::block`]): two vectors of 64 bytes, which share
+//! a query's or a weight's number, or the lanes of a subgroup.
 
 use super::{KvCode, KvCodes, KvFormat, KvPer};
 use crate::error::{Error, Result};
 use crate::layout::{Bit, Dim, Layout};
 
-/// Tokens of a block of keys, channels of a block of values.
-pub const TOKENS: usize = 16;
+/// Lanes of a block, where they come in whole ones. With 16, a kernel that takes two vectors of 64 bytes at once reads two runs
+/// of memory side by side: of a long cache on Zen 5, FP8 comes 1.06 and INT4 1.15 to 1.2 times as fast in one.
+const BLOCK: usize = 32;
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +40,8 @@ pub struct Part {
     pub codes: KvCodes,
     /// Channels of a head.
     pub head_dim: usize,
+    /// Tokens of a block of keys, channels of a block of values: 32, or 16 where a page or a head has no whole number of those.
+    pub block: usize,
     /// Codes.
     pub code: usize,
     /// Scales, bf16; with two levels, those of tokens.
@@ -97,7 +101,7 @@ impl KvLayout {
         };
         let (k_code, v_code) =
             (section(code_bytes(&format.k, page, k_dim)), section(code_bytes(&format.v, page, v_dim)));
-        let mut part = |codes: KvCodes, head_dim: usize, code: usize| {
+        let mut part = |codes: KvCodes, head_dim: usize, lanes: usize, code: usize| {
             let scales = match codes.per {
                 KvPer::Tensor | KvPer::Head => 0,
                 KvPer::Token => page,
@@ -108,9 +112,10 @@ impl KvLayout {
             let inner_bytes = if codes.two_level { page * codes.groups(head_dim) } else { 0 };
             let scale = section(2 * scales);
             let offset = section(if codes.asymmetric { 2 * scales } else { 0 });
-            Part { codes, head_dim, code, scale, offset, inner: section(inner_bytes) }
+            let block = if lanes.is_multiple_of(BLOCK) { BLOCK } else { BLOCK / 2 };
+            Part { codes, head_dim, block, code, scale, offset, inner: section(inner_bytes) }
         };
-        let (k, v) = (part(format.k, k_dim, k_code), part(format.v, v_dim, v_code));
+        let (k, v) = (part(format.k, k_dim, page, k_code), part(format.v, v_dim, v_dim, v_code));
         Ok(KvLayout { format, page, heads, k, v, record: at.next_multiple_of(64) })
     }
 
@@ -145,20 +150,26 @@ impl KvLayout {
         }
     }
 
+    /// Units that a lane has in a page.
+    pub fn units(&self, side: Side) -> usize {
+        let part = self.part(side);
+        let along = match side {
+            Side::K => part.head_dim,
+            Side::V => self.page,
+        };
+        along / part.codes.code.per_unit()
+    }
+
     /// Byte (from the record's start) and bit of the code of a token and channel.
     pub fn place(&self, side: Side, token: usize, channel: usize) -> (usize, usize) {
         let part = self.part(side);
         let (per, bytes) = (part.codes.code.per_unit(), part.codes.code.unit_bytes());
-        let (unit, within) = match side {
-            Side::K => {
-                let units = part.head_dim / per;
-                ((token / TOKENS * units + channel / per) * TOKENS + token % TOKENS, channel % per)
-            }
-            Side::V => {
-                let units = self.page / per;
-                ((channel / TOKENS * units + token / per) * TOKENS + channel % TOKENS, token % per)
-            }
+        let (lane, along) = match side {
+            Side::K => (token, channel),
+            Side::V => (channel, token),
         };
+        let (block, within) = (part.block, along % per);
+        let unit = (lane / block * self.units(side) + along / per) * block + lane % block;
         let (byte, bit) = match per {
             8 => (within % 4, within / 4 * 4),
             _ => (within, 0),
@@ -178,14 +189,14 @@ impl KvLayout {
         section + index * size
     }
 
-    /// The address bits of the codes of a tile of 16 tokens (dimension `N`) and 16 channels (`K`), as a bijection of bits.
+    /// The address bits of the codes of a tile of tokens (dimension `N`) and channels (`K`), as a bijection of bits: a block's
+    /// lanes, and 16 of what is contracted.
     pub fn tile(&self, side: Side) -> Layout {
-        let bit = |dim, index| Bit::new(dim, index);
-        let (b, n, k) = (|i| bit(Dim::B, i), |i| bit(Dim::N, i), |i| bit(Dim::K, i));
-        let tokens = [n(0), n(1), n(2), n(3)];
-        let channels = [k(0), k(1), k(2), k(3)];
+        let b = |i| Bit::new(Dim::B, i);
         // The contracted coordinate fills units; the other one is the lane.
-        let (inner, lane) = if side == Side::K { (channels, tokens) } else { (tokens, channels) };
+        let (along, across) = if side == Side::K { (Dim::K, Dim::N) } else { (Dim::N, Dim::K) };
+        let inner = [0, 1, 2, 3].map(|i| Bit::new(along, i));
+        let lane = (0..self.part(side).block.trailing_zeros() as u8).map(|i| Bit::new(across, i));
         let mut bits = Vec::new();
         let rest = match self.part(side).codes.code {
             KvCode::F16 | KvCode::Bf16 => {
@@ -265,15 +276,17 @@ mod tests {
     #[test]
     fn tiles_are_layouts() {
         for name in ["f16", "int8-token", "int4-token", "fp8e5m2-head"] {
-            let layout = KvLayout::new(name.parse().unwrap(), 16, 1, 16, 16).unwrap();
-            for side in [Side::K, Side::V] {
-                let (tile, bits) = (layout.tile(side), layout.part(side).codes.code.bits());
-                assert_eq!(tile.size() as usize, 256 * bits);
-                for token in 0..16 {
-                    for channel in 0..16 {
-                        let coords = Coords::ORIGIN.with(Dim::N, token).with(Dim::K, channel);
-                        let (byte, bit) = layout.place(side, token as usize, channel as usize);
-                        assert_eq!(tile.address(coords), (byte - layout.part(side).code) * 8 + bit, "{name} {side:?}");
+            for (page, dim, block) in [(16, 16, 16), (32, 64, 32), (64, 48, 16)] {
+                let layout = KvLayout::new(name.parse().unwrap(), page, 1, dim, dim).unwrap();
+                assert_eq!(layout.v.block, block);
+                for side in [Side::K, Side::V] {
+                    let (tile, part) = (layout.tile(side), layout.part(side));
+                    assert_eq!(tile.size() as usize, 16 * part.block * part.codes.code.bits());
+                    let (tokens, channels) = if side == Side::K { (part.block, 16) } else { (16, part.block) };
+                    for (token, channel) in (0..tokens).flat_map(|t| (0..channels).map(move |c| (t, c))) {
+                        let coords = Coords::ORIGIN.with(Dim::N, token as u32).with(Dim::K, channel as u32);
+                        let (byte, bit) = layout.place(side, token, channel);
+                        assert_eq!(tile.address(coords), (byte - part.code) * 8 + bit, "{name} {side:?}");
                     }
                 }
             }

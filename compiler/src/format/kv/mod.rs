@@ -16,7 +16,7 @@ pub mod codes;
 mod grammar;
 mod layout;
 
-pub use layout::{KvLayout, Part, Side, TOKENS};
+pub use layout::{KvLayout, Part, Side};
 
 use crate::dtype::DType;
 

@@ -1,6 +1,6 @@
 //! Codes of a cache to numbers and back, in kernels. The only place here that knows what a code is.
 
-use super::super::memory::{at, scalar_of, times};
+use super::super::memory::{at, scalar_of, split, times};
 use super::super::unpack::pairs::interleaved;
 use super::{int, plus};
 use crate::caps::{Caps, Feature};
@@ -371,27 +371,16 @@ pub fn index(b: &mut Builder, layout: &KvLayout, side: Side, token: Value, group
 pub fn unit_place(b: &mut Builder, layout: &KvLayout, side: Side, token: Value, channel: Value) -> Value {
     let part = layout.part(side);
     let (per, size) = (part.codes.code.per_unit(), part.codes.code.unit_bytes());
-    let shift = per.trailing_zeros() as i64;
-    let unit = match side {
-        Side::K => {
-            let block = b.bin_imm(BinOp::ShrU, token, 4);
-            let block = times(b, block, part.head_dim / per);
-            let column = b.bin_imm(BinOp::ShrU, channel, shift);
-            let column = b.add(block, column);
-            let before = times(b, column, 16);
-            let lane = b.bin_imm(BinOp::And, token, 15);
-            b.add(before, lane)
-        }
-        Side::V => {
-            let block = b.bin_imm(BinOp::ShrU, channel, 4);
-            let block = times(b, block, layout.page / per);
-            let row = b.bin_imm(BinOp::ShrU, token, shift);
-            let row = b.add(block, row);
-            let before = times(b, row, 16);
-            let lane = b.bin_imm(BinOp::And, channel, 15);
-            b.add(before, lane)
-        }
+    let (lane, along) = match side {
+        Side::K => (token, channel),
+        Side::V => (channel, token),
     };
+    let (block, lane) = split(b, lane, part.block);
+    let block = times(b, block, layout.units(side));
+    let unit = b.bin_imm(BinOp::ShrU, along, per.trailing_zeros() as i64);
+    let unit = b.add(block, unit);
+    let before = times(b, unit, part.block);
+    let unit = b.add(before, lane);
     let place = times(b, unit, size);
     plus(b, place, part.code)
 }

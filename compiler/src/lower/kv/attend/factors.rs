@@ -10,8 +10,8 @@ use super::super::codes::{self, Opened};
 use super::super::{int, plus};
 use super::place::Hint;
 use super::state::Slot;
-use super::{FMA, Kernel, Tile, across, chained, unchained};
-use crate::format::kv::{KvCode, Side, TOKENS};
+use super::{FMA, Kernel, STEP, Tile, across, chained, unchained};
+use crate::format::kv::{KvCode, Side};
 use crate::ir::{BinOp, Builder, CastOp, Dot4Signs, Scalar, Type, UnOp, Value};
 use crate::op::kv::{Attend, LEAST};
 
@@ -295,8 +295,8 @@ impl Kernel<'_> {
         }
     }
 
-    /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` is `TOKENS` words behind unit
-    /// `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. The hint says which codes are asked for.
+    /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` lies a block's words behind
+    /// unit `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. The hint says which codes are asked for.
     pub(super) fn products(
         &self,
         b: &mut Builder,
@@ -312,25 +312,25 @@ impl Kernel<'_> {
         let vectors = state.len() / rows.len();
         let ty = Type::vector(Scalar::I32, lanes);
         let align = ty.bytes().min(32);
-        let size = packing.code.unit_bytes();
+        let stride = self.stride(side);
         let line = packing.row * packing.bits / 32;
         let nothing = packing.none(b, lanes);
         let chains = self.chains(state.len(), turn, packing.cycles());
         let count = state.len();
         let sums = b.for_loop(first, end, turn as i64, &chained(state, nothing, chains), |b, unit, state| {
             let mut state = state.to_vec();
-            let further = times(b, unit, TOKENS * size);
+            let further = times(b, unit, stride);
             let place = b.add(place, further);
             let own = match skipped {
                 Some(skipped) => b.add(unit, skipped),
                 None => unit,
             };
             let index = times(b, own, packing.fields());
-            self.foresee(b, side, hint, (place, further), turn * TOKENS * size);
+            self.foresee(b, side, hint, unit, turn);
             for i in 0..turn {
                 let units: Vec<Opened> = (0..vectors)
                     .map(|v| {
-                        let offset = i * TOKENS * size + self.vector_offset(side, v);
+                        let offset = i * stride + self.vector_offset(side, v);
                         let unit = b.load(ty, at(pool, Some(place), offset), align);
                         decoder.open(b, unit)
                     })
@@ -392,12 +392,12 @@ impl Kernel<'_> {
         let zero = int(b, 0);
         self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
             let (base, within) = self.page_of(b, tile, done);
-            // Whole blocks: weights of tokens past the last are 0, and so is any code times 0.
-            let units = plus(b, left, TOKENS - 1);
-            let units = b.bin_imm(BinOp::And, units, -(TOKENS as i64));
+            // Whole steps: weights of tokens past the last are 0, and so is any code times 0.
+            let units = plus(b, left, STEP - 1);
+            let units = b.bin_imm(BinOp::And, units, -(STEP as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, (done, place)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, done, (base, channel)) } else { None };
             let place = b.add(base, place);
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
             // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.
@@ -405,7 +405,7 @@ impl Kernel<'_> {
             let most = b.bin_imm(BinOp::And, units, -(turn as i64));
             let at = (place, Some(skipped), hint);
             let sums = self.products(b, (Side::V, factors), at, (zero, most, turn), rows.clone(), sums);
-            // A block has two units of nibbles, four of bytes.
+            // A step has two units of nibbles, four of bytes.
             if turn > 2 {
                 self.products(b, (Side::V, factors), at, (most, units, 2), rows.clone(), &sums)
             } else {

@@ -29,7 +29,7 @@ use super::codes::{Decoder, Scales};
 use super::{Params, field, floats, int, least, local, plus};
 use crate::caps::{Caps, Feature};
 use crate::error::{Error, Result};
-use crate::format::kv::{KvPer, Side, TOKENS};
+use crate::format::kv::{KvPer, Side};
 use crate::ir::{BinOp, Builder, Builtin, CastOp, Scalar, Value};
 use crate::op::kv::{Arithmetic, Attend, ITEM};
 use crate::schedule::KvSchedule;
@@ -203,8 +203,8 @@ impl<'a> Kernel<'a> {
             let left = b.bin(BinOp::Sub, end, start);
             let whole = int(b, self.tile);
             let count = least(b, left, whole);
-            // Scores come in whole blocks, as many at a time as share a query's number.
-            let step = TOKENS.max(self.lanes as usize * self.vectors(Side::K));
+            // As many scores at a time as share a query's number.
+            let step = STEP.max(self.lanes as usize * self.vectors(Side::K));
             let blocks = plus(b, count, step - 1);
             let blocks = b.bin_imm(BinOp::And, blocks, -(step as i64));
             self.each_head(b, &|own, b| own.turn(b, start, count, blocks));
@@ -347,6 +347,9 @@ impl<'a> Kernel<'a> {
         });
     }
 }
+
+/// Tokens that scores and weights come in, at least: every page has a whole number of these.
+const STEP: usize = 16;
 
 /// Cycles after which the next multiply-add may join a sum, on Zen 5 and Intel's since Skylake; integers take as many.
 const FMA: usize = 4;

@@ -5,7 +5,7 @@ use super::super::codes;
 use super::super::{int, least, plus};
 use super::Kernel;
 use super::values::grouped;
-use crate::format::kv::{KvCode, Side, TOKENS};
+use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Value};
 use crate::lower::memory::{at, split, times};
 use crate::op::kv::Attend;
@@ -57,13 +57,13 @@ impl Line {
     }
 }
 
-/// What is asked for while codes are read.
+/// What is asked for while codes are read, as a step goes on.
 #[derive(Clone, Copy)]
 pub(super) enum Hint {
-    /// What lies so far behind them.
-    Behind(Value),
-    /// What lies from this byte of the pool on, as a step goes on.
-    From(Value),
+    /// As many bytes as are read, from this one of the pool on.
+    All(Value),
+    /// A share of as many, from this one of the pool on, in whole blocks.
+    Share(Value),
 }
 
 /// Parts that the codes of a page are divided into, to be asked for in the steps of a tile.
@@ -72,24 +72,19 @@ const SHARES: usize = 8;
 /// Quarters of a cycle that softmax takes for a token and a row.
 const SOFTMAX: usize = 4;
 
-/// Bytes that are asked for at once: twice those that a turn reads, up to so many, from a multiple of them on. A block is asked
-/// for again until the next one's turn comes. Measured on Zen 5 with two threads: lines that are asked for one by one, wherever
-/// a turn happens to be, come 6 to 10 % more slowly. Turns of one vector of packed factors' codes (128 bytes) lose up to 4 % by
-/// it, for which no reason was found.
-const BLOCK: usize = 512;
+/// Bytes that are asked for at once: four times those that a turn reads, up to so many, from a multiple of them on. A block is
+/// asked for again until the next one's turn comes. Measured on Zen 5 with two threads, of plain reading: lines one by one 82 %
+/// (INT8), blocks of 512 bytes 90 (INT4) to 92, of 1024 93 and 98; those of 2048 read as well, but asking takes longer.
+/// Blocks that are asked for once, or in the first quarter of their turns alone, come more slowly than lines.
+const BLOCK: usize = 1024;
 
-/// Vectors of 64 bytes that share a number. Four sums wait for their own last multiply-adds, sixteen do not, and share loads
-/// of numbers; but where few rows make reading the longer of the two, one stream of codes is read faster than four.
+/// Bytes between what is read and what is asked for, where codes are read in the order of memory.
+const DISTANCE: usize = 16 << 10;
+
+/// Vectors of 64 bytes that share a number, so that loads of numbers are no more than those of codes: where few rows make
+/// reading the longer of the two, as many as a block of codes has, which are one stream.
 pub(super) fn vectors_of(op: &Attend) -> u32 {
-    let of = |side| match op.layout.part(side).codes.code {
-        _ if op.rows() > 4 => 4,
-        KvCode::F16 | KvCode::Bf16 => 1,
-        KvCode::Int8 if op.steps(side).is_some() => 1,
-        // Opening codes takes as long as multiplying them: two streams share the numbers.
-        _ if op.takes_bf16(side) => 2,
-        KvCode::Int8 | KvCode::Int4 | KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2 => 4,
-    };
-    of(Side::K).max(of(Side::V))
+    if op.rows() > 4 { 4 } else { 2 }
 }
 
 impl Kernel<'_> {
@@ -116,16 +111,18 @@ impl Kernel<'_> {
         if few && turn.is_multiple_of(2) { 2 } else { 1 }
     }
 
-    /// Bytes from the units of the first of these vectors to those of vector `v`: past 16 lanes the next block begins.
+    /// Bytes from a unit of a lane to its next one.
+    pub(super) fn stride(&self, side: Side) -> usize {
+        let part = self.op.layout.part(side);
+        part.block * part.codes.code.unit_bytes()
+    }
+
+    /// Bytes from the units of the first of these vectors to those of vector `v`: past the lanes of a block the next one begins.
     pub(super) fn vector_offset(&self, side: Side, v: usize) -> usize {
         let part = self.op.layout.part(side);
-        let (per, size) = (part.codes.code.per_unit(), part.codes.code.unit_bytes());
-        let line = match side {
-            Side::K => part.head_dim,
-            Side::V => self.op.layout.page,
-        };
         let lane = v * self.lanes as usize;
-        (lane / TOKENS * (line / per) * TOKENS + lane % TOKENS) * size
+        lane / part.block * self.op.layout.units(side) * self.stride(side)
+            + lane % part.block * part.codes.code.unit_bytes()
     }
 
     /// The tile from a token on.
@@ -162,43 +159,44 @@ impl Kernel<'_> {
         (codes::record(b, &self.op.layout, number, self.head), within)
     }
 
-    /// What to ask for while the codes of a step are read: those of token `local` of a tile, from byte `unit` of their record
-    /// on. The last tile has none behind it, and anything does.
-    pub(super) fn hint(&self, b: &mut Builder, side: Side, tile: Tile, (local, unit): (Value, Value)) -> Option<Hint> {
+    /// What to ask for while the codes of a step are read: those of token `local` of a tile in the record at `base`, from a lane
+    /// (a token of keys, a channel of values) on. The last tile has none behind it, and anything does.
+    pub(super) fn hint(
+        &self,
+        b: &mut Builder,
+        side: Side,
+        tile: Tile,
+        local: Value,
+        (base, lane): (Value, Value),
+    ) -> Option<Hint> {
         if !self.ahead {
             return None;
         }
-        match tile.home.map(|home| (home.base, home.ahead)) {
-            Some((_, Ahead::Tile(distances))) => Some(Hint::Behind(distances[usize::from(side == Side::V)])),
-            Some((base, Ahead::Line(line))) => {
-                let part = self.op.layout.part(side);
-                let done = b.bin_imm(BinOp::Add, unit, -(part.code as i64));
-                let done = self.paced(b, side, done);
-                let before = match side {
-                    Side::K => part.code,
-                    Side::V => part.code + self.between(side),
-                };
-                let place = plus(b, done, before);
-                Some(Hint::From(self.line_later(b, base, line, place)))
-            }
-            None => {
-                let token = b.add(tile.start, local);
-                let Some(line) = self.line(b, token) else {
-                    return Some(Hint::Behind(self.tile_later(b, side, token)));
-                };
-                Some(Hint::Behind(line.distance(b, unit)))
-            }
+        let part = self.op.layout.part(side);
+        // A step may take some lanes of a block: asked for is what as many whole lanes would be.
+        let done = times(b, lane, self.op.layout.units(side) * part.codes.code.unit_bytes());
+        if let Some(Home { ahead: Ahead::Line(line), .. }) = tile.home {
+            let done = self.paced(b, side, done);
+            let before = match side {
+                Side::K => part.code,
+                Side::V => part.code + self.between(side),
+            };
+            let place = plus(b, done, before);
+            return Some(Hint::Share(self.line_later(b, base, line, place)));
         }
-    }
-
-    /// Whether whole blocks are asked for: not where a turn reads one vector of codes for packed factors.
-    fn in_blocks(&self) -> bool {
-        self.arrays.q_factors.is_none() || self.vectors(Side::K) > 1
-    }
-
-    /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
-    fn distance(&self) -> usize {
-        if self.in_blocks() { 16 << 10 } else { 12 << 10 }
+        let place = plus(b, done, part.code);
+        let further = match tile.home {
+            Some(Home { ahead: Ahead::Tile(distances), .. }) => distances[usize::from(side == Side::V)],
+            _ => {
+                let token = b.add(tile.start, local);
+                match self.line(b, token) {
+                    Some(line) => line.distance(b, place),
+                    None => self.tile_later(b, side, token),
+                }
+            }
+        };
+        let place = b.add(base, place);
+        Some(Hint::All(b.add(place, further)))
     }
 
     /// The byte of the pool that is asked for at byte `place` of a record.
@@ -288,53 +286,33 @@ impl Kernel<'_> {
         // Heads that are left on this page, and all that are read on either.
         let left = b.bin(BinOp::Sub, heads.end, self.head);
         let left = times(b, left, self.op.layout.record);
-        let last = b.bin_imm(BinOp::Add, left, -(self.distance() as i64));
+        let last = b.bin_imm(BinOp::Add, left, -(DISTANCE as i64));
         let all = b.bin(BinOp::Sub, heads.end, heads.first);
         let all = times(b, all, self.op.layout.record);
         let jump = b.bin(BinOp::Sub, there, here);
         let beyond = b.bin(BinOp::Sub, jump, all);
-        let beyond = plus(b, beyond, self.distance());
-        let next = int(b, self.distance());
+        let beyond = plus(b, beyond, DISTANCE);
+        let next = int(b, DISTANCE);
         Some(Line { last, next, beyond })
     }
 
-    /// Asks for lines while `bytes` of each block of a side are read, those `further` than the first of a step, at `place`.
-    pub(super) fn foresee(
-        &self,
-        b: &mut Builder,
-        side: Side,
-        hint: Option<Hint>,
-        (place, further): (Value, Value),
-        bytes: usize,
-    ) {
-        let pool = self.params.get("pool");
-        match hint {
-            None => {}
-            Some(Hint::Behind(distance)) => {
-                let place = b.add(place, distance);
-                for v in (0..self.vectors(side)).filter(|&v| (v * self.lanes as usize).is_multiple_of(TOKENS)) {
-                    for line in (0..bytes).step_by(64) {
-                        b.prefetch(at(pool, Some(place), self.vector_offset(side, v) + line));
-                    }
-                }
-            }
-            Some(Hint::From(first)) => {
-                // Shorter vectors are parts of a block.
-                let blocks = (self.vectors(side) * self.lanes as usize / TOKENS).max(1);
-                let further = times(b, further, blocks);
+    /// Asks for lines while a turn reads so many units of a side's vectors, from unit `unit` of a step on.
+    pub(super) fn foresee(&self, b: &mut Builder, side: Side, hint: Option<Hint>, unit: Value, turn: usize) {
+        let Some(hint) = hint else { return };
+        let read = self.vectors(side) * self.lanes as usize * self.op.layout.part(side).codes.code.unit_bytes();
+        let further = times(b, unit, read);
+        let (place, asked) = match hint {
+            Hint::All(first) => (b.add(first, further), turn * read),
+            Hint::Share(first) => {
                 let further = self.paced(b, side, further);
                 let place = b.add(first, further);
-                let (place, asked) = if self.in_blocks() {
-                    let bytes = (bytes * blocks).next_power_of_two();
-                    let block = (2 * bytes).min(BLOCK).max(bytes);
-                    (b.bin_imm(BinOp::And, place, -(block as i64)), block)
-                } else {
-                    (place, bytes * blocks * self.asked(side) / SHARES)
-                };
-                for line in (0..asked).step_by(64) {
-                    b.prefetch(at(pool, Some(place), line));
-                }
+                let bytes = (turn * read).next_power_of_two();
+                let block = (4 * bytes).min(BLOCK).max(bytes);
+                (b.bin_imm(BinOp::And, place, -(block as i64)), block)
             }
+        };
+        for line in (0..asked).step_by(64) {
+            b.prefetch(at(self.params.get("pool"), Some(place), line));
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
 use super::place::Hint;
-use super::{FMA, Kernel, Tile, chained, row_blocks, unchained};
-use crate::format::kv::{KvPer, Side, TOKENS};
+use super::{FMA, Kernel, STEP, Tile, chained, row_blocks, unchained};
+use crate::format::kv::{KvPer, Side};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::op::kv::Sight;
 
@@ -71,7 +71,7 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
-            let mut hint = self.hint(b, Side::K, tile, (local, unit));
+            let mut hint = self.hint(b, Side::K, tile, local, (base, within));
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
                 // Asking once for each line is enough.
                 let sums = self.dots(b, base, (keys, hint.take()), within, rows.clone());
@@ -98,7 +98,7 @@ impl Kernel<'_> {
     ) -> Vec<Vec<Value>> {
         let (part, lanes, vectors) = (&self.op.layout.k, self.lanes, self.vectors(Side::K));
         let kind = part.codes;
-        let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
+        let (per, stride) = (kind.code.per_unit(), self.stride(Side::K));
         let queries = self.arrays.q_page.unwrap_or(self.arrays.q);
         let pool = self.params.get("pool");
         let ty = self.keys.unit_type(lanes);
@@ -116,14 +116,14 @@ impl Kernel<'_> {
             let chains = self.chains(state.len(), turn, FMA);
             let all = b.for_loop(first, end, turn as i64, &chained(state, zero, chains), |b, unit, state| {
                 let mut state = state.to_vec();
-                let further = times(b, unit, TOKENS * size);
+                let further = times(b, unit, stride);
                 let place = b.add(keys, further);
                 let channel = times(b, unit, per);
-                self.foresee(b, Side::K, hint, (place, further), turn * TOKENS * size);
+                self.foresee(b, Side::K, hint, unit, turn);
                 for i in 0..turn {
                     let units: Vec<codes::Opened> = (0..vectors)
                         .map(|v| {
-                            let offset = i * TOKENS * size + self.vector_offset(Side::K, v);
+                            let offset = i * stride + self.vector_offset(Side::K, v);
                             let align = (ty.bytes()).min(32);
                             let unit = b.load(ty, at(pool, Some(place), offset), align);
                             self.keys.open(b, unit)
@@ -189,7 +189,7 @@ impl Kernel<'_> {
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
         // What is the same for all tokens pays where it serves more than one block of them.
-        if kind.is_static() && self.has_steps(Side::K) && lanes as usize * vectors > TOKENS {
+        if kind.is_static() && self.has_steps(Side::K) && lanes as usize * vectors > STEP {
             return self.scaled_at_once(b, rows, &sums);
         }
         let mut out = vec![Vec::new(); sums.len()];

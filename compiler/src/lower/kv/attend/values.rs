@@ -3,7 +3,7 @@
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
 use super::{FMA, Kernel, LOWEST, Tile, across, chained, row_blocks, unchained};
-use crate::format::kv::{KvCodes, KvPer, Side, TOKENS};
+use crate::format::kv::{KvCodes, KvPer, Side};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
 
 /// What is done for the tokens of a page: from the number in the tile of the first one, how many there are, and the state.
@@ -205,7 +205,7 @@ impl Kernel<'_> {
         let (part, lanes) = (&self.op.layout.v, self.lanes);
         let kind = part.codes;
         let vectors = state.len() / rows.len();
-        let (per, size) = (kind.code.per_unit(), kind.code.unit_bytes());
+        let (per, stride) = (kind.code.per_unit(), self.stride(Side::V));
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);
         let ty = self.values.unit_type(lanes);
@@ -216,7 +216,7 @@ impl Kernel<'_> {
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, (done, place)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, done, (base, channel)) } else { None };
             let place = b.add(base, place);
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
@@ -225,14 +225,14 @@ impl Kernel<'_> {
                 let none = b.f32(lanes, 0.0);
                 let all = b.for_loop(from, to, turn as i64, &chained(state, none, chains), |b, unit, state| {
                     let mut state = state.to_vec();
-                    let further = times(b, unit, TOKENS * size);
+                    let further = times(b, unit, stride);
                     let place = b.add(place, further);
-                    self.foresee(b, Side::V, hint, (place, further), turn * TOKENS * size);
+                    self.foresee(b, Side::V, hint, unit, turn);
                     for i in 0..turn {
                         let unit = plus(b, unit, i);
                         let words: Vec<codes::Opened> = (0..vectors)
                             .map(|v| {
-                                let offset = i * TOKENS * size + self.vector_offset(Side::V, v);
+                                let offset = i * stride + self.vector_offset(Side::V, v);
                                 let word = b.load(ty, at(pool, Some(place), offset), align);
                                 self.values.open(b, word)
                             })

@@ -1,8 +1,8 @@
 //! The end of a work item: what its subgroups have found becomes one result, through shared memory.
 
 use super::super::super::codes;
-use super::{COLUMNS, Matrix, State};
-use crate::format::kv::{Side, TOKENS};
+use super::{CHUNK, COLUMNS, Matrix, State};
+use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, Value};
 use crate::lower::memory::{at, times};
 
@@ -36,7 +36,7 @@ impl Matrix<'_> {
         });
         let quad = b.bin_imm(BinOp::And, self.g, 3);
         for pair in 0..self.value_pairs() {
-            let lone = (2 * pair + 1) * TOKENS >= v_dim;
+            let lone = self.is_half(pair);
             let store = |b: &mut Builder| {
                 for (e, &factor) in factors.iter().enumerate() {
                     let own: Vec<Value> = (0..4)
@@ -51,7 +51,7 @@ impl Matrix<'_> {
                     let quad = if lone { quad } else { self.g };
                     let quad = times(b, quad, 16);
                     let place = b.add(line, quad);
-                    let fixed = (e * v_dim + 2 * pair * TOKENS) * 4;
+                    let fixed = (e * v_dim + pair * CHUNK) * 4;
                     b.store(at(self.sums, Some(place), fixed), 16, own);
                 }
             };

@@ -5,8 +5,9 @@
 //! Always holds: no load leaves the pages of the item; what lies past its last token in them is read, and weighs nothing.
 
 use super::super::super::codes;
+use super::operands::ROWS;
 use super::{CHUNK, Matrix};
-use crate::format::kv::{Side, TOKENS};
+use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, Value};
 use crate::lower::memory::{at, times};
 
@@ -24,7 +25,8 @@ impl Matrix<'_> {
         let shift = self.op.layout.page.trailing_zeros() as i64;
         (0..self.pages())
             .map(|part| {
-                let token = if part == 0 { start } else { b.bin_imm(BinOp::Add, start, (part * TOKENS) as i64) };
+                let before = part * self.op.layout.page;
+                let token = if part == 0 { start } else { b.bin_imm(BinOp::Add, start, before as i64) };
                 let token = b.bin(BinOp::MinS, token, self.last);
                 let page = b.bin_imm(BinOp::ShrU, token, shift);
                 let entry = b.add(self.item[2], page);
@@ -45,26 +47,26 @@ impl Matrix<'_> {
         }
     }
 
-    /// Bytes of a unit of every lane of 16.
+    /// Bytes of a unit of every lane of a block.
     fn line(&self, side: Side) -> usize {
-        self.op.layout.part(side).codes.code.unit_bytes() * TOKENS
-    }
-
-    /// Tokens, or channels, of a block of 16 by units: bytes of 16 tokens of keys, or of 16 channels of values.
-    fn block(&self, side: Side) -> usize {
         let part = self.op.layout.part(side);
-        let long = if side == Side::K { part.head_dim } else { self.op.layout.page };
-        long / part.codes.code.per_unit() * self.line(side)
+        part.codes.code.unit_bytes() * part.block
     }
 
-    /// Where a lane starts in the codes of a chunk, `i64`; `lone` leaves out which of two blocks it takes.
+    /// Bytes of a block: of some tokens of keys, or of some channels of values.
+    fn block(&self, side: Side) -> usize {
+        self.op.layout.units(side) * self.line(side)
+    }
+
+    /// Where a lane starts in the codes of a chunk, `i64`. Where a chunk is two blocks, `lone` leaves out which of them it takes.
     fn lane_place(&self, b: &mut Builder, side: Side, lone: bool) -> Value {
         let layout = &self.op.layout;
         let part = layout.part(side);
-        let quad = b.bin_imm(BinOp::And, self.g, 3);
-        let mut place = times(b, quad, part.codes.code.unit_bytes() * super::operands::ROWS);
-        if !lone {
-            let second = b.bin_imm(BinOp::ShrU, self.g, 2);
+        let quads = part.block / ROWS;
+        let quad = if part.block < CHUNK { b.bin_imm(BinOp::And, self.g, quads as i64 - 1) } else { self.g };
+        let mut place = times(b, quad, part.codes.code.unit_bytes() * ROWS);
+        if part.block < CHUNK && !lone {
+            let second = b.bin_imm(BinOp::ShrU, self.g, quads.trailing_zeros() as i64);
             let second = times(b, second, self.block(side));
             place = b.add(place, second);
         }
@@ -72,7 +74,7 @@ impl Matrix<'_> {
         let units = if side == Side::V { layout.page / part.codes.code.per_unit() } else { usize::MAX };
         let t = if units < 4 { b.bin_imm(BinOp::And, self.t, units as i64 - 1) } else { self.t };
         let plain_values = side == Side::V && part.codes.code.is_plain();
-        let unit = times(b, t, self.line(side) * if plain_values { super::operands::ROWS } else { 1 });
+        let unit = times(b, t, self.line(side) * if plain_values { ROWS } else { 1 });
         let place = b.add(place, unit);
         let place = b.bin_imm(BinOp::Add, place, part.code as i64);
         b.cast(CastOp::ExtendS, place, Scalar::I64)
@@ -80,9 +82,9 @@ impl Matrix<'_> {
 
     /// The places of a lane in each side's codes that no turn changes.
     pub(super) fn lane_places(&self, b: &mut Builder) -> [Value; 3] {
-        let small = self.op.layout.page == TOKENS;
+        let small = self.op.layout.page < CHUNK;
         [
-            // With one block to a page, a lane's record is its block's.
+            // With half a chunk to a page, a lane's record is its block's.
             self.lane_place(b, Side::K, small),
             self.lane_place(b, Side::V, false),
             self.lane_place(b, Side::V, true),
@@ -115,7 +117,7 @@ impl Matrix<'_> {
         }
         // A chunk starts with a block.
         let within = self.within(b, start);
-        let within = b.bin_imm(BinOp::ShrU, within, TOKENS.trailing_zeros() as i64);
+        let within = b.bin_imm(BinOp::ShrU, within, self.op.layout.k.block.trailing_zeros() as i64);
         let within = times(b, within, self.block(Side::K));
         let within = b.cast(CastOp::ExtendS, within, Scalar::I64);
         b.add(place, within)
@@ -146,9 +148,14 @@ impl Matrix<'_> {
         CHUNK / (4 * self.values.per_load())
     }
 
-    /// Pairs of blocks of channels of values.
+    /// Chunks of channels of values; the last may be half of one.
     pub(super) fn value_pairs(&self) -> usize {
-        self.op.layout.v.head_dim.div_ceil(2 * TOKENS)
+        self.op.layout.v.head_dim.div_ceil(CHUNK)
+    }
+
+    /// Whether only one half of a chunk of channels is there.
+    pub(super) fn is_half(&self, pair: usize) -> bool {
+        pair * CHUNK + CHUNK / 2 >= self.op.layout.v.head_dim
     }
 
     /// The first bytes of a lane's values of a chunk: for each of [`Matrix::value_steps`], and whether they leave out which of
@@ -183,11 +190,12 @@ impl Matrix<'_> {
     pub(super) fn load_values(&self, b: &mut Builder, places: &[[Value; 2]], pair: usize, step: usize) -> Vec<Value> {
         let pool = self.params.get("pool");
         let (line, part) = (self.line(Side::V), &self.op.layout.v);
-        let lone = (2 * pair + 1) * TOKENS >= part.head_dim;
+        let lone = self.is_half(pair);
         let place = places[step][usize::from(lone)];
         // Where a step has a page of its own, it starts with it.
         let steps = if self.pages() > 1 { 0 } else { step };
-        let first = 2 * pair * self.block(Side::V) + steps * 4 * line * if part.codes.code.is_plain() { 4 } else { 1 };
+        let blocks = pair * CHUNK / part.block;
+        let first = blocks * self.block(Side::V) + steps * 4 * line * if part.codes.code.is_plain() { 4 } else { 1 };
         if part.codes.code.is_plain() {
             let ty = Type::vector(Scalar::I32, 2);
             return (0..4).map(|j| b.load(ty, at(pool, Some(place), first + j * line), 8)).collect();
