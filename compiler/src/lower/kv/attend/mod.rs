@@ -39,8 +39,10 @@ const LOWEST: f32 = -1e30;
 
 pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     if !caps.features.has(Feature::Workgroups) {
-        // A tile is a page as a rule. Sums of all rows and vectors, two vectors of codes and one number stay in registers.
-        let (tile, rows) = (64, op.rows().min(4) as u32);
+        // Sums of all rows and vectors, two vectors of codes and one number stay in registers. A tile of few rows is a whole page
+        // as a rule: of parts of one, INT4 and FP8 read 57 and 74 % as fast as memory alone on Zen 5, of the whole 88 and 90.
+        let rows = op.rows().min(4) as u32;
+        let tile = if op.rows() > 4 { 64 } else { op.layout.page.max(64) as u32 };
         let (vectors, heads) = match caps.vector_bytes {
             64.. => (place::vectors_of(op), state::heads_of(op, tile)),
             _ => (2, 1),

@@ -78,6 +78,9 @@ const SOFTMAX: usize = 4;
 /// Blocks that are asked for once, or in the first quarter of their turns alone, come more slowly than lines.
 const BLOCK: usize = 1024;
 
+/// The same beside products in pairs of bf16, where opening codes leaves less time to ask.
+const SHORT_BLOCK: usize = 512;
+
 /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
 const DISTANCE: usize = 16 << 10;
 
@@ -307,7 +310,8 @@ impl Kernel<'_> {
                 let further = self.paced(b, side, further);
                 let place = b.add(first, further);
                 let bytes = (turn * read).next_power_of_two();
-                let block = (4 * bytes).min(BLOCK).max(bytes);
+                let most = if self.op.takes_bf16(side) { SHORT_BLOCK } else { BLOCK };
+                let block = (4 * bytes).min(most).max(bytes);
                 (b.bin_imm(BinOp::And, place, -(block as i64)), block)
             }
         };
