@@ -54,7 +54,7 @@ fn a_manifest_says_how_to_launch_and_what_every_file_hashes_to() {
     let out = folder.path().join("bundle");
     generate(&out, &[]);
     let manifest: Value = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
-    assert_eq!(manifest["schema"], 3);
+    assert_eq!(manifest["schema"], 4);
     assert_eq!(manifest["recipe"], "W4A8");
     for kernel in manifest["targets"][0]["kernels"].as_array().unwrap() {
         let bytes = fs::read(out.join(kernel["file"].as_str().unwrap())).unwrap();
