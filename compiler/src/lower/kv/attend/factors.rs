@@ -397,7 +397,7 @@ impl Kernel<'_> {
             let units = b.bin_imm(BinOp::And, units, -(STEP as i64));
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, done, (base, channel)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, tile, done, (base, within), Some(channel)) } else { None };
             let place = b.add(base, place);
             let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
             // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.

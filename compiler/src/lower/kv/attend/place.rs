@@ -162,19 +162,20 @@ impl Kernel<'_> {
         (codes::record(b, &self.op.layout, number, self.head), within)
     }
 
-    /// What to ask for while the codes of a step are read: those of token `local` of a tile in the record at `base`, from a lane
-    /// (a token of keys, a channel of values) on. The last tile has none behind it, and anything does.
+    /// What to ask for while the codes of a step are read: those of token `local` of a tile, which is token `within` of the page
+    /// at `base`; of values, from a channel on. The last tile has none behind it, and anything does.
     pub(super) fn hint(
         &self,
         b: &mut Builder,
-        side: Side,
         tile: Tile,
         local: Value,
-        (base, lane): (Value, Value),
+        (base, within): (Value, Value),
+        channel: Option<Value>,
     ) -> Option<Hint> {
         if !self.ahead {
             return None;
         }
+        let (side, lane) = channel.map_or((Side::K, within), |channel| (Side::V, channel));
         let part = self.op.layout.part(side);
         // A step may take some lanes of a block: asked for is what as many whole lanes would be.
         let done = times(b, lane, self.op.layout.units(side) * part.codes.code.unit_bytes());
@@ -187,7 +188,12 @@ impl Kernel<'_> {
             let place = plus(b, done, before);
             return Some(Hint::Share(self.line_later(b, base, line, place)));
         }
-        let place = plus(b, done, part.code);
+        let mut place = plus(b, done, part.code);
+        if side == Side::V {
+            let (unit, _) = split(b, within, part.codes.code.per_unit());
+            let before = times(b, unit, self.stride(side));
+            place = b.add(place, before);
+        }
         let further = match tile.home {
             Some(Home { ahead: Ahead::Tile(distances), .. }) => distances[usize::from(side == Side::V)],
             _ => {

@@ -71,7 +71,7 @@ impl Kernel<'_> {
             let zero = int(b, 0);
             let unit = codes::unit_place(b, &self.op.layout, Side::K, within, zero);
             let keys = b.add(base, unit);
-            let mut hint = self.hint(b, Side::K, tile, local, (base, within));
+            let mut hint = self.hint(b, tile, local, (base, within), None);
             for rows in row_blocks(self.rows, self.schedule.rows as usize) {
                 // Asking once for each line is enough.
                 let sums = self.dots(b, base, (keys, hint.take()), within, rows.clone());

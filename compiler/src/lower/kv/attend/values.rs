@@ -216,7 +216,7 @@ impl Kernel<'_> {
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
             let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
-            let hint = if rows.start == 0 { self.hint(b, Side::V, tile, done, (base, channel)) } else { None };
+            let hint = if rows.start == 0 { self.hint(b, tile, done, (base, within), Some(channel)) } else { None };
             let place = b.add(base, place);
             // A GPU has other threads to go on with while a turn ends.
             let turn = if self.lanes > 1 { (8 / per).max(2) } else { 1 };
