@@ -52,6 +52,13 @@ pub struct Part {
     pub inner: usize,
 }
 
+impl Part {
+    /// Bytes from a unit of a lane to its next one.
+    pub fn stride(&self) -> usize {
+        self.block * self.codes.code.unit_bytes()
+    }
+}
+
 /// A page of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {

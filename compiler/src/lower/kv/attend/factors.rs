@@ -312,7 +312,7 @@ impl Kernel<'_> {
         let vectors = state.len() / rows.len();
         let ty = Type::vector(Scalar::I32, lanes);
         let align = ty.bytes().min(32);
-        let stride = self.stride(side);
+        let stride = self.op.layout.part(side).stride();
         let line = packing.row * packing.bits / 32;
         let nothing = packing.none(b, lanes);
         let chains = self.chains(state.len(), turn, packing.cycles());

@@ -114,17 +114,11 @@ impl Kernel<'_> {
         if few && turn.is_multiple_of(2) { 2 } else { 1 }
     }
 
-    /// Bytes from a unit of a lane to its next one.
-    pub(super) fn stride(&self, side: Side) -> usize {
-        let part = self.op.layout.part(side);
-        part.block * part.codes.code.unit_bytes()
-    }
-
     /// Bytes from the units of the first of these vectors to those of vector `v`: past the lanes of a block the next one begins.
     pub(super) fn vector_offset(&self, side: Side, v: usize) -> usize {
         let part = self.op.layout.part(side);
         let lane = v * self.lanes as usize;
-        lane / part.block * self.op.layout.units(side) * self.stride(side)
+        lane / part.block * self.op.layout.units(side) * part.stride()
             + lane % part.block * part.codes.code.unit_bytes()
     }
 
@@ -191,7 +185,7 @@ impl Kernel<'_> {
         let mut place = plus(b, done, part.code);
         if side == Side::V {
             let (unit, _) = split(b, within, part.codes.code.per_unit());
-            let before = times(b, unit, self.stride(side));
+            let before = times(b, unit, part.stride());
             place = b.add(place, before);
         }
         let further = match tile.home {

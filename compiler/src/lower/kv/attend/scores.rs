@@ -98,7 +98,7 @@ impl Kernel<'_> {
     ) -> Vec<Vec<Value>> {
         let (part, lanes, vectors) = (&self.op.layout.k, self.lanes, self.vectors(Side::K));
         let kind = part.codes;
-        let (per, stride) = (kind.code.per_unit(), self.stride(Side::K));
+        let (per, stride) = (kind.code.per_unit(), part.stride());
         let queries = self.arrays.q_page.unwrap_or(self.arrays.q);
         let pool = self.params.get("pool");
         let ty = self.keys.unit_type(lanes);
@@ -188,7 +188,7 @@ impl Kernel<'_> {
             return self.in_steps(b, rows, totals);
         }
         let sums = per_row(run(b, zero, part.head_dim, &zeros));
-        // What is the same for all tokens pays where it serves more than one block of them.
+        // What is the same for all tokens pays where it serves more than one step of them.
         if kind.is_static() && self.has_steps(Side::K) && lanes as usize * vectors > STEP {
             return self.scaled_at_once(b, rows, &sums);
         }

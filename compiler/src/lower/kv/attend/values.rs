@@ -205,7 +205,7 @@ impl Kernel<'_> {
         let (part, lanes) = (&self.op.layout.v, self.lanes);
         let kind = part.codes;
         let vectors = state.len() / rows.len();
-        let (per, stride) = (kind.code.per_unit(), self.stride(Side::V));
+        let (per, stride) = (kind.code.per_unit(), part.stride());
         let pool = self.params.get("pool");
         let weights = self.arrays.p.unwrap_or(self.arrays.s);
         let ty = self.values.unit_type(lanes);

@@ -47,15 +47,9 @@ impl Matrix<'_> {
         }
     }
 
-    /// Bytes of a unit of every lane of a block.
-    fn line(&self, side: Side) -> usize {
-        let part = self.op.layout.part(side);
-        part.codes.code.unit_bytes() * part.block
-    }
-
     /// Bytes of a block: of some tokens of keys, or of some channels of values.
     fn block(&self, side: Side) -> usize {
-        self.op.layout.units(side) * self.line(side)
+        self.op.layout.units(side) * self.op.layout.part(side).stride()
     }
 
     /// Where a lane starts in the codes of a chunk, `i64`. Where a chunk is two blocks, `lone` leaves out which of them it takes.
@@ -74,7 +68,7 @@ impl Matrix<'_> {
         let units = if side == Side::V { layout.page / part.codes.code.per_unit() } else { usize::MAX };
         let t = if units < 4 { b.bin_imm(BinOp::And, self.t, units as i64 - 1) } else { self.t };
         let plain_values = side == Side::V && part.codes.code.is_plain();
-        let unit = times(b, t, self.line(side) * if plain_values { ROWS } else { 1 });
+        let unit = times(b, t, part.stride() * if plain_values { ROWS } else { 1 });
         let place = b.add(place, unit);
         let place = b.bin_imm(BinOp::Add, place, part.code as i64);
         b.cast(CastOp::ExtendS, place, Scalar::I64)
@@ -126,7 +120,7 @@ impl Matrix<'_> {
     /// What a lane needs of its keys for four units of channels.
     pub(super) fn load_keys(&self, b: &mut Builder, place: Value, load: usize) -> Vec<Value> {
         let pool = self.params.get("pool");
-        let line = self.line(Side::K);
+        let line = self.op.layout.k.stride();
         if self.op.layout.k.codes.code.is_plain() {
             let ty = Type::vector(Scalar::I32, 2);
             return (0..4).map(|j| b.load(ty, at(pool, Some(place), (16 * load + 4 * j) * line), 8)).collect();
@@ -166,7 +160,7 @@ impl Matrix<'_> {
         let further = (layout.page > CHUNK).then(|| {
             let within = self.within(b, start);
             let within = b.bin_imm(BinOp::ShrU, within, per.trailing_zeros() as i64);
-            let within = times(b, within, self.line(Side::V));
+            let within = times(b, within, self.op.layout.v.stride());
             b.cast(CastOp::ExtendS, within, Scalar::I64)
         });
         (0..self.value_steps())
@@ -189,7 +183,7 @@ impl Matrix<'_> {
     /// What a lane needs of its values of a pair of blocks, for one of [`Matrix::value_steps`].
     pub(super) fn load_values(&self, b: &mut Builder, places: &[[Value; 2]], pair: usize, step: usize) -> Vec<Value> {
         let pool = self.params.get("pool");
-        let (line, part) = (self.line(Side::V), &self.op.layout.v);
+        let (line, part) = (self.op.layout.v.stride(), &self.op.layout.v);
         let lone = self.is_half(pair);
         let place = places[step][usize::from(lone)];
         // Where a step has a page of its own, it starts with it.
