@@ -3,6 +3,7 @@
 //! Counted from what the wide emitter makes of a step. `tests/tests/spills.rs` compiles what the chooser takes.
 
 use super::has_dot;
+use super::integer::WAITING;
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -60,10 +61,12 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
 /// their reads into the instructions that use them. Found by compiling every format with every tile.
 fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let sums = tile.rows * tile.vectors;
+    let short = tile.rows == 1 && tile.segment <= 4 * WAITING;
     match how.bits {
         _ if tile.quarters => sums <= 2,
         8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
         8 if !how.has_table() => sums <= 8 && tile.vectors <= 4,
-        _ => sums <= 4 && (tile.vectors <= 2 || planes == 1 && !how.has_table()),
+        // Words of several planes wait beside the sums, unless short segments go vector by vector of weights.
+        _ => sums <= 4 && (tile.vectors <= 2 || !how.has_table() && (planes == 1 || short)),
     }
 }

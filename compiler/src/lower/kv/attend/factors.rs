@@ -106,7 +106,7 @@ impl Packing {
     pub fn joined(&self, b: &mut Builder, numbers: &[Value]) -> Value {
         let words = self.held(numbers.len() * b.ty(numbers[0]).lanes as usize);
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
-        if b.ty(first).lanes == 16 && self.bits == 8 && numbers.len() == 1 {
+        if b.ty(first).lanes >= 8 && self.bits == 8 && numbers.len() == 1 {
             // Bytes lie in the order of their numbers.
             let bytes = b.cast(CastOp::Truncate, first, Scalar::I8);
             return b.bitcast(bytes, Type::vector(Scalar::I32, words.len() as u8));
@@ -254,7 +254,7 @@ impl Kernel<'_> {
             let index = b.add(line, i);
             let further = packing.word_of(b, i);
             let place = b.add(start, further);
-            if lanes >= 4 && (packing.bits == 16 || lanes == 16) {
+            if lanes >= 8 || lanes >= 4 && packing.bits == 16 {
                 let numbers: Vec<Value> = (0..chunk / lanes)
                     .map(|v| {
                         let x = self.read(b, from, index, v * lanes, self.lanes);
