@@ -180,7 +180,7 @@ impl IntegerSums<'_, '_> {
     fn by_vectors(&self, step: &Step) -> bool {
         let planes = self.tile.weights.layout.planes.len();
         let few = self.tile.rows.count() == 1 && step.quads.len() <= WAITING;
-        self.late && few && planes > 1 && self.how.bits < 8 && !self.quarters
+        self.late && few && planes > 1 && (5..8).contains(&self.how.bits)
     }
 
     /// The results over a whole walk, from nothing, wherever they are in between.

@@ -61,7 +61,7 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
 /// their reads into the instructions that use them. Found by compiling every format with every tile.
 fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let sums = tile.rows * tile.vectors;
-    let short = tile.rows == 1 && tile.segment <= 4 * WAITING;
+    let short = how.bits > 4 && tile.rows == 1 && tile.segment <= 4 * WAITING;
     match how.bits {
         _ if tile.quarters => sums <= 2,
         8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
