@@ -10,7 +10,14 @@ use crate::lower::walk::{Pos, Step, Visit, Walk};
 pub(super) type Bytes<'a> = dyn FnMut(&mut Builder, &Step, usize, usize) -> Value + 'a;
 
 /// Quads whose activations wait in registers while vectors of weights go by.
-pub(super) const WAITING: usize = 4;
+const WAITING: usize = 4;
+
+/// Whether so many quads of a row go vector by vector of weights, not quad by quad, where sums are made in 16 bits first: where
+/// codes of several planes share words, those of one vector at a time leave registers to the sums, and the activations of so few
+/// quads wait meanwhile. (Q3_K, whose codes are shorter, spills that way.)
+pub(super) fn by_vectors(how: &Integers, planes: usize, rows: usize, quads: usize) -> bool {
+    (5..8).contains(&how.bits) && planes > 1 && rows == 1 && quads <= WAITING
+}
 
 /// Visits a walk. Inner state: `i32` sums `[chain][row][vector]`; outer state: `f32` results `[row][vector]`.
 pub(super) struct IntegerSums<'a, 'b> {
@@ -98,14 +105,16 @@ impl Visit for IntegerSums<'_, '_> {
 
     fn step(&mut self, b: &mut Builder, _segment: Pos, step: &Step, mut inner: Vec<Value>) -> Vec<Value> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
-        if self.by_vectors(step) {
+        let chain = |i: usize| (step.first + i) % self.tile.chains() * self.tile.sums();
+        let planes = self.tile.weights.layout.planes.len();
+        if self.late && by_vectors(self.how, planes, rows, step.quads.len()) {
             let x: Vec<Value> = (0..step.quads.len())
                 .map(|i| self.tile.rows.quad_bytes(b, 0, step.column.plus(4 * i), step.quads[i]))
                 .collect();
             for v in 0..vectors {
                 for (i, &x) in x.iter().enumerate() {
                     let w = (self.bytes)(b, step, i, v);
-                    let sum = &mut inner[(step.first + i) % self.tile.chains() * self.tile.sums() + v];
+                    let sum = &mut inner[chain(i) + v];
                     *sum = b.dot4(self.how.signs, self.how.bits, w, x, *sum);
                 }
             }
@@ -113,7 +122,7 @@ impl Visit for IntegerSums<'_, '_> {
         }
         for (i, &valid) in step.quads.iter().enumerate() {
             let column = step.column.plus(4 * i);
-            let chain = (step.first + i) % self.tile.chains() * self.tile.sums();
+            let chain = chain(i);
             if self.quarters {
                 let weights = self.tile.weights;
                 let x: Vec<Value> = (0..rows).map(|row| self.tile.rows.quad_bytes(b, row, column, valid)).collect();
@@ -175,14 +184,6 @@ impl Visit for IntegerSums<'_, '_> {
 }
 
 impl IntegerSums<'_, '_> {
-    /// Whether a step goes vector by vector of weights, not quad by quad: where codes of several planes share words, those of one
-    /// vector at a time leave registers to the sums, and the activations of so few quads wait meanwhile.
-    fn by_vectors(&self, step: &Step) -> bool {
-        let planes = self.tile.weights.layout.planes.len();
-        let few = self.tile.rows.count() == 1 && step.quads.len() <= WAITING;
-        self.late && few && planes > 1 && (5..8).contains(&self.how.bits)
-    }
-
     /// The results over a whole walk, from nothing, wherever they are in between.
     pub fn over(&mut self, b: &mut Builder, walk: &Walk) -> Vec<Value> {
         let count = self.tile.rows.count() * self.tile.vectors;

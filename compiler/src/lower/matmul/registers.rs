@@ -3,7 +3,7 @@
 //! Counted from what the wide emitter makes of a step. `tests/tests/spills.rs` compiles what the chooser takes.
 
 use super::has_dot;
-use super::integer::WAITING;
+use super::integer::by_vectors;
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -61,7 +61,7 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
 /// their reads into the instructions that use them. Found by compiling every format with every tile.
 fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let sums = tile.rows * tile.vectors;
-    let short = how.bits > 4 && tile.rows == 1 && tile.segment <= 4 * WAITING;
+    let short = by_vectors(how, planes as usize, tile.rows as usize, tile.segment.div_ceil(4));
     match how.bits {
         _ if tile.quarters => sums <= 2,
         8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
