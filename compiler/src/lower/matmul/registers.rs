@@ -26,8 +26,17 @@ pub(super) struct Tile {
     pub whole: bool,
 }
 
-/// Where results of a streaming tile live: in scratch or in registers; `None` if the rest alone does not fit.
-pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps: &Caps) -> Option<bool> {
+/// What a streaming tile of integer sums keeps in scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InScratch {
+    /// Results, between segments.
+    pub results: bool,
+    /// Sums, between the turns of a segment.
+    pub sums: bool,
+}
+
+/// What a streaming tile keeps in scratch; `None` if the rest alone does not fit.
+pub(super) fn in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps: &Caps) -> Option<InScratch> {
     let sums = tile.rows * tile.vectors;
     // Sums that a loop carries from turn to turn.
     let carried = if tile.columns < tile.segment { sums } else { 0 };
@@ -52,9 +61,19 @@ pub(super) fn results_in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps
     let spare = spare + if caps.vector_registers > 16 { tile.vectors } else { 0 };
     let needed = accumulators + words + operands + widened + spare;
     if needed <= caps.vector_registers {
-        return Some(needed + sums > caps.vector_registers);
+        return Some(InScratch { results: needed + sums > caps.vector_registers, sums: false });
     }
-    (!dot && caps.vector_registers == 16 && fits_sixteen(tile, how, planes)).then_some(true)
+    if dot || caps.vector_registers != 16 {
+        return None;
+    }
+    if fits_sixteen(tile, how, planes) {
+        return Some(InScratch { results: true, sums: false });
+    }
+    // Eight sums of 16 bits, of codes that come out of one word: a turn holds little else. Sums of 32 bits would wait beside them.
+    // The shorter the codes, the longer their words wait, and four do not fit.
+    let short = how.bits <= 4 && !tile.quarters && !how.has_table() && planes == 1;
+    let most_vectors = if how.bits == 4 { 4 } else { 2 };
+    (short && sums <= 8 && tile.vectors <= most_vectors).then_some(InScratch { results: true, sums: carried > 0 })
 }
 
 /// Tiles that sixteen registers hold, though more values are alive than that: those that wait are few, and the emitter folds

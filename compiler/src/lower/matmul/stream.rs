@@ -6,8 +6,9 @@
 use super::epilogue;
 use super::float::FloatSums;
 use super::integer::{IntegerSums, Results};
+use super::registers::{self, InScratch};
 use super::staged::{self, StagedSums};
-use super::{Plan, Tile, as_matmul, entry, integers_of, refuses, registers};
+use super::{Plan, Tile, as_matmul, entry, integers_of, refuses};
 use crate::caps::Caps;
 use crate::error::{Error, Result};
 use crate::format::Code;
@@ -107,7 +108,7 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 let in_scratch = match (&layout, &integers) {
                     (Ok(layout), Some(how)) if caps.vector_bytes >= 32 => {
                         match in_scratch(op, layout, how, &schedule, caps) {
-                            Some(in_scratch) => in_scratch,
+                            Some(in_scratch) => in_scratch.results,
                             None => continue,
                         }
                     }
@@ -149,8 +150,8 @@ pub(in crate::lower) fn serves_many_rows(op: &Op, caps: &Caps) -> bool {
         && layout.is_ok_and(|layout| layout.planes.len() == 1 && integers_of(op, &layout, caps).is_some())
 }
 
-/// Where results of a tile of integer sums live; `None` if the tile does not fit.
-fn in_scratch(op: &Matmul, layout: &N16, how: &Integers, schedule: &Schedule, caps: &Caps) -> Option<bool> {
+/// What a tile of integer sums keeps in scratch; `None` if the tile does not fit.
+fn in_scratch(op: &Matmul, layout: &N16, how: &Integers, schedule: &Schedule, caps: &Caps) -> Option<InScratch> {
     let tile = registers::Tile {
         rows: schedule.tile_m,
         vectors: schedule.tile_n / (caps.vector_bytes / 4).min(16),
@@ -159,7 +160,7 @@ fn in_scratch(op: &Matmul, layout: &N16, how: &Integers, schedule: &Schedule, ca
         quarters: reads_quarters(layout, caps),
         whole: op.segment() == op.k,
     };
-    registers::results_in_scratch(&tile, how, layout, caps)
+    registers::in_scratch(&tile, how, layout, caps)
 }
 
 /// Whether two-bit codes enter sums of bytes without a shift each: see [`Weights::quarter_bytes`].
@@ -280,9 +281,13 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let results = match &plan.integers {
         Some(how) => {
             // A schedule from elsewhere than the chooser may not fit: then it spills, and is right all the same.
-            let in_scratch =
-                caps.vector_bytes >= 32 && in_scratch(matmul, &plan.layout, how, schedule, caps).unwrap_or(true);
-            let kept = in_scratch.then(|| Kept::declare(&mut b, "results", count, plan.lanes));
+            let own = match caps.vector_bytes {
+                32.. => in_scratch(matmul, &plan.layout, how, schedule, caps)
+                    .unwrap_or(InScratch { results: true, sums: false }),
+                _ => InScratch { results: false, sums: false },
+            };
+            let kept = own.results.then(|| Kept::declare(&mut b, "results", count, plan.lanes));
+            let sums_kept = own.sums.then(|| Kept::integers(&mut b, "sums", count, plan.lanes));
             let mut bytes = |b: &mut Builder, step: &crate::lower::walk::Step, quad: usize, v: usize| {
                 let words = weights.words(b, step.unit, step.first + quad, v);
                 weights.bytes(b, how, &words)
@@ -295,7 +300,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
                 late: !super::has_dot(caps) && caps.vector_bytes >= 32,
                 quarters,
                 results: Results::kept(kept.as_ref()),
-                sums: None,
+                sums: sums_kept.as_ref(),
             };
             sums.over(&mut b, &plan.walk)
         }

@@ -195,11 +195,9 @@ impl<'a> Lower<'a> {
                     Some(start) if self.facts.vnni => {
                         self.accumulate(M::Vpdpwssd, size, start.regs[i], &[own, right[i]])
                     }
-                    // The sum stays in its register, as loops that carry it want.
                     Some(start) => {
                         let products = self.vec(M::Vpmaddwd, size, &[own, right[i]]);
-                        let args = [Arg::Use(start.regs[i], size), Arg::Use(products, size)];
-                        self.accumulate(M::Vpaddd, size, start.regs[i], &args)
+                        self.added(M::Vpaddd, size, start.regs[i], products)
                     }
                     None => self.vec(M::Vpmaddwd, size, &[own, right[i]]),
                 }
@@ -207,6 +205,12 @@ impl<'a> Lower<'a> {
             .collect();
         let sum = Repr::vector(size, regs);
         if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum }
+    }
+
+    /// A sum with something added. It stays in its register, as loops that carry it want; and a few long lives leave an allocator
+    /// more room than many short ones, whose gaps fit nothing.
+    fn added(&mut self, mnemonic: M, size: Size, sum: Reg, more: Reg) -> Reg {
+        self.accumulate(mnemonic, size, sum, &[Arg::Use(sum, size), Arg::Use(more, size)])
     }
 
     fn in_register(&mut self, size: Size, arg: Arg) -> Arg {
@@ -253,7 +257,7 @@ impl<'a> Lower<'a> {
             };
             let (x, y) = (part(self, a_value, a, unsigned), part(self, b_value, b, false));
             let products = self.vec2(M::Vpmaddwd, size, x, y);
-            sum = self.vec2(M::Vpaddd, size, sum, products);
+            sum = self.added(M::Vpaddd, size, sum, products);
         }
         sum
     }
@@ -271,7 +275,7 @@ impl<'a> Lower<'a> {
         let chain = match chain {
             None => Chain { pairs: products, acc, terms: 1 },
             Some(chain) => {
-                let pairs = chain.pairs.iter().zip(products).map(|(&x, y)| self.vec2(M::Vpaddw, size, x, y)).collect();
+                let pairs = chain.pairs.iter().zip(products).map(|(&x, y)| self.added(M::Vpaddw, size, x, y)).collect();
                 Chain { pairs, terms: chain.terms + 1, ..chain }
             }
         };
@@ -289,7 +293,7 @@ impl<'a> Lower<'a> {
             return Some(Repr::vector(size, words));
         }
         let acc = self.get(chain.acc);
-        let regs = words.iter().zip(&acc.regs).map(|(&words, &acc)| self.vec2(M::Vpaddd, size, acc, words)).collect();
+        let regs = words.iter().zip(&acc.regs).map(|(&words, &acc)| self.added(M::Vpaddd, size, acc, words)).collect();
         Some(Repr::vector(size, regs))
     }
 
