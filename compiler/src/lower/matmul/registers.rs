@@ -69,23 +69,28 @@ pub(super) fn in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps: &Caps)
     if fits_sixteen(tile, how, planes) {
         return Some(InScratch { results: true, sums: false });
     }
-    // Eight sums of 16 bits, of codes that come out of one word: a turn holds little else. Sums of 32 bits would wait beside them.
-    // The shorter the codes, the longer their words wait, and four do not fit.
-    let short = how.bits <= 4 && !tile.quarters && !how.has_table() && planes == 1;
-    let most_vectors = if how.bits == 4 { 4 } else { 2 };
-    (short && sums <= 8 && tile.vectors <= most_vectors).then_some(InScratch { results: true, sums: carried > 0 })
+    fits_without_sums(tile, how, planes).then_some(InScratch { results: true, sums: carried > 0 })
 }
 
 /// Tiles that sixteen registers hold, though more values are alive than that: those that wait are few, and the emitter folds
 /// their reads into the instructions that use them. Found by compiling every format with every tile.
 fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let sums = tile.rows * tile.vectors;
-    let short = by_vectors(how, planes as usize, tile.rows as usize, tile.segment.div_ceil(4));
+    let by_vectors = by_vectors(how, planes as usize, tile.rows as usize, tile.segment.div_ceil(4));
     match how.bits {
         _ if tile.quarters => sums <= 2,
         8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
         8 if !how.has_table() => sums <= 8 && tile.vectors <= 4,
         // Words of several planes wait beside the sums, unless short segments go vector by vector of weights.
-        _ => sums <= 4 && (tile.vectors <= 2 || !how.has_table() && (planes == 1 || short)),
+        _ => sums <= 4 && (tile.vectors <= 2 || !how.has_table() && (planes == 1 || by_vectors)),
     }
+}
+
+/// Tiles that sixteen registers hold once sums of 32 bits wait in scratch between turns: a turn of codes that come out of one word
+/// holds little but eight sums of 16 bits. The shorter the codes, the longer their words wait, and four do not fit. More than four
+/// sums always, since [`fits_sixteen`] comes first: so one partial sum per sum, as sums in scratch need.
+fn fits_without_sums(tile: &Tile, how: &Integers, planes: u32) -> bool {
+    let one_word = how.bits <= 4 && !tile.quarters && !how.has_table() && planes == 1;
+    let most_vectors = if how.bits == 4 { 4 } else { 2 };
+    one_word && tile.rows * tile.vectors <= 8 && tile.vectors <= most_vectors
 }
