@@ -29,6 +29,8 @@ pub struct Options {
     pub extended: bool,
     /// `dot2` of bf16, which few devices have.
     pub dot2_bf16: bool,
+    /// `dot2` of bytes, which processors with AVX2 have.
+    pub dot2_bytes: bool,
     /// `permute_long`, which few devices have; with vectors of 64 bytes.
     pub permute_long: bool,
     /// About how many instructions.
@@ -45,6 +47,7 @@ impl Options {
         small_float_arithmetic: false,
         extended: true,
         dot2_bf16: false,
+        dot2_bytes: false,
         permute_long: false,
         size: 60,
     };
@@ -534,6 +537,20 @@ impl Maker {
         b.dot2(factors[0], factors[1], sum)
     }
 
+    /// Any bytes: half of the time so small that the sum of two products does not saturate.
+    fn dot2_bytes(&mut self, b: &mut Builder) -> Value {
+        let acc = self.vector(Scalar::I16);
+        let bytes = Type::vector(Scalar::I8, 2 * acc.lanes);
+        if !self.fits(bytes) {
+            return self.int_bin(b);
+        }
+        let (mut x, y, acc) = (self.value(b, bytes), self.value(b, bytes), self.value(b, acc));
+        if self.rng.bool() {
+            x = b.bin_imm(BinOp::And, x, 0x7f);
+        }
+        b.dot2(x, y, acc)
+    }
+
     fn extended(&mut self, b: &mut Builder) -> Value {
         match self.rng.u32(0..4) {
             0 | 1 => {
@@ -556,6 +573,9 @@ impl Maker {
                 }
                 if self.options.dot2_bf16 && self.rng.u8(..2) == 0 && self.fits(words) {
                     return self.dot2_bf16(b, words, acc);
+                }
+                if self.options.dot2_bytes && self.rng.u8(..3) == 0 {
+                    return self.dot2_bytes(b);
                 }
                 let bytes = Type::vector(Scalar::I8, 4 * acc.lanes);
                 if !self.fits(bytes) {

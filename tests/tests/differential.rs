@@ -85,7 +85,7 @@ fn reference_interpreter_and_cpu_agree() {
 /// with a part of a block, of a tile of rows or of a strip.
 type InBlocks = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
 
-const IN_BLOCKS: [InBlocks; 17] = [
+const IN_BLOCKS: [InBlocks; 23] = [
     // Words in pairs: one segment over several blocks, groups, offsets, zero points, more rows than wait at once.
     ("int8-channel", "int8-token", 40, 1536, 7, (5, 16, 2)),
     ("int8-channel", "int8-token", 56, 768, 9, (2, 32, 1)),
@@ -94,6 +94,13 @@ const IN_BLOCKS: [InBlocks; 17] = [
     ("q8_0", "int8-g32", 33, 1088, 1, (1, 16, 1)),
     ("int8-g128-asym", "int8-g128", 48, 1152, 11, (4, 16, 3)),
     ("int8-g64", "int8-token", 16, 576, 197, (5, 16, 1)),
+    // Two levels of scales: codes with an offset and with offsets per group, groups of 16 and 32, more rows than wait at once.
+    ("q6_k", "int8-token", 40, 1280, 7, (6, 16, 2)),
+    ("q6_k", "int8-g512", 48, 1536, 11, (4, 8, 3)),
+    ("q3_k", "int8-token", 24, 768, 9, (5, 16, 1)),
+    ("q4_k", "int8-token", 56, 1280, 3, (3, 32, 1)),
+    ("q5_k", "int8-g256", 33, 768, 1, (1, 16, 1)),
+    ("q2_k", "int8-token", 16, 1536, 197, (5, 16, 1)),
     // Floats.
     ("int4-g32", "f16", 72, 288, 7, (3, 32, 2)),
     ("int4-g128-asym", "bf16", 40, 640, 13, (6, 16, 3)),

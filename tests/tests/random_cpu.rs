@@ -51,7 +51,8 @@ fn check(options: Options) {
 fn check_on(target: CpuTarget, options: Options, seeds: u64) {
     let has = |feature| target.caps().features.has(feature);
     let permute_long = options.vector_bytes == 64 && has(Feature::PermuteLong);
-    let options = Options { dot2_bf16: has(Feature::Dot2Bf16), permute_long, ..options };
+    let (dot2_bf16, dot2_bytes) = (has(Feature::Dot2Bf16), has(Feature::Dot2));
+    let options = Options { dot2_bf16, dot2_bytes, permute_long, ..options };
     let device = CpuDevice::with_target(target, 1).unwrap();
     let first: u64 = std::env::var("BITSMITH_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     for seed in first..first + seeds {

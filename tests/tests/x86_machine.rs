@@ -82,8 +82,9 @@ fn random_kernels_at_every_wide_level() {
         let target = CpuTarget::named(level).unwrap();
         for vector_bytes in [16, 64] {
             let dot2_bf16 = target.caps().features.has(Feature::Dot2Bf16);
+            let dot2_bytes = target.caps().features.has(Feature::Dot2);
             let permute_long = vector_bytes == 64 && target.caps().features.has(Feature::PermuteLong);
-            let options = Options { vector_bytes, dot2_bf16, permute_long, ..Options::CPU };
+            let options = Options { vector_bytes, dot2_bf16, dot2_bytes, permute_long, ..Options::CPU };
             for seed in first()..first() + count() {
                 if let Err(why) = random_case(&target, &kernel(seed, options)) {
                     panic!("seed {seed}, vectors of {vector_bytes} bytes, {level}: {why}");
@@ -91,6 +92,16 @@ fn random_kernels_at_every_wide_level() {
             }
         }
     }
+}
+
+/// Does something at every level, on a thread each.
+fn at_every_level(each: impl Fn(&str, &CpuTarget) + Sync) {
+    std::thread::scope(|scope| {
+        for level in LEVELS {
+            let each = &each;
+            scope.spawn(move || each(level, &CpuTarget::named(level).unwrap()));
+        }
+    });
 }
 
 fn family_case(target: &CpuTarget, seed: u64) -> Result<(), String> {
@@ -115,14 +126,13 @@ fn family_case(target: &CpuTarget, seed: u64) -> Result<(), String> {
 
 #[test]
 fn families_at_every_wide_level() {
-    for level in LEVELS {
-        let target = CpuTarget::named(level).unwrap();
+    at_every_level(|level, target| {
         for seed in first()..first() + count() {
-            if let Err(why) = family_case(&target, seed) {
+            if let Err(why) = family_case(target, seed) {
                 panic!("seed {seed}, {level}: {why}");
             }
         }
-    }
+    });
 }
 
 fn cache_case(target: &CpuTarget, seed: u64) -> Result<f64, String> {
@@ -143,12 +153,11 @@ fn cache_case(target: &CpuTarget, seed: u64) -> Result<f64, String> {
 fn caches_at_every_wide_level() {
     // A case is several launches over whole caches: a tenth of the others takes as long.
     let count = count().div_ceil(10);
-    for level in LEVELS {
-        let target = CpuTarget::named(level).unwrap();
+    at_every_level(|level, target| {
         for seed in 80_000 + first()..80_000 + first() + count {
-            if let Err(why) = cache_case(&target, seed) {
+            if let Err(why) = cache_case(target, seed) {
                 panic!("seed {seed}, {level}: {why}");
             }
         }
-    }
+    });
 }

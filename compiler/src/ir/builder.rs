@@ -221,7 +221,7 @@ impl Builder {
         self.push(self.ty(acc), Inst::Dot4 { signs, a_bits, a, b, acc })
     }
 
-    /// `acc + Σ a.word * b.word` per 32-bit lane, of 16-bit integers or bf16.
+    /// `acc + Σ a.part * b.part` per lane, of 16-bit integers, bf16, or unsigned by signed bytes.
     pub fn dot2(&mut self, a: Value, b: Value, acc: Value) -> Value {
         self.push(self.ty(acc), Inst::Dot2 { a, b, acc })
     }

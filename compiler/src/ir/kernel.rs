@@ -352,18 +352,21 @@ pub enum Inst {
         /// I32 accumulator.
         acc: Value,
     },
-    /// Per 32-bit lane: `acc + Σ_{j<2} a.word[j] * b.word[j]`. `a`, `b`: I16 or Bf16 with 2 lanes per lane of `acc`.
+    /// Per lane of `acc`: `acc + Σ_{j<2} a.part[j] * b.part[j]`. `a`, `b`: I8, I16 or Bf16 with 2 lanes per lane of `acc`.
     ///
     /// I16 are signed, and sums wrap. Bf16 takes what is gated by [`crate::caps::Feature::Dot2Bf16`], and has one meaning bit
     /// for bit, that of x86: `fma(a.word[0], b.word[0], fma(a.word[1], b.word[1], acc))`, each rounded to nearest even, where
     /// subnormal operands are zeros, and so is what either of the two comes to if it is below the smallest normal number once
     /// rounded to 24 bits.
+    ///
+    /// I8 takes what is gated by [`crate::caps::Feature::Dot2`], and has x86's meaning too: bytes of `a` are unsigned, those of `b`
+    /// signed; the sum of two products saturates to 16 bits, the sum with `acc` wraps.
     Dot2 {
         /// First factor.
         a: Value,
         /// Second factor.
         b: Value,
-        /// Accumulator: I32, or F32 for Bf16.
+        /// Accumulator: I32, F32 for Bf16, or I16 for I8.
         acc: Value,
     },
     /// Byte table look-up: result byte `i` is `table[index[i]]`; `table` is I8x16, `index` I8 with at least 4

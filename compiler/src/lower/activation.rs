@@ -161,6 +161,14 @@ impl Rows {
         b.splat(sum, self.lanes)
     }
 
+    /// The sums of `count` neighbouring segments' codes, `i32`.
+    pub fn sums(&self, b: &mut Builder, row: usize, segment: Pos, count: u8) -> Value {
+        let memory = self.sums.expect("int8 activations have sums");
+        let start = byte_index(b, self.rows[row], self.segments * 4);
+        let start = segment.times(b, 4).add(b, Pos::of(start));
+        b.load(Type::vector(Scalar::I32, count), at(memory, start.index, start.fixed), 4)
+    }
+
     /// The scale of the group that holds a column, in every lane; `None` where a scale serves the whole row.
     pub fn group_scale(&self, b: &mut Builder, row: usize, column: Pos) -> Option<Value> {
         let Some((memory, Per::Group(g))) = self.scales else { return None };

@@ -6,6 +6,7 @@
 pub(super) mod fields;
 pub(super) mod fragments;
 pub(super) mod pairs;
+mod scales;
 
 use super::memory::{at, split, times};
 use super::walk::Pos;
@@ -240,70 +241,6 @@ impl<'a> Weights<'a> {
                 let raw = plain(b, int);
                 table_lookup(b, raw, &table.values)
             }
-        }
-    }
-
-    /// Numbers of a section at `entry` for vector `v`, as `f32`.
-    fn section(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
-        let (address, align) = self.entry(b, section, entry, v);
-        load_number(b, section.dtype, address, self.lanes, align, self.features)
-    }
-
-    fn two_level(&self, b: &mut Builder, inner: &Section, outer: Option<&Section>, group: Pos, v: usize) -> Value {
-        let number = self.section(b, inner, group, v);
-        let Some(outer) = outer else { return number };
-        let entry = if outer.entries == 1 { Pos::fixed(0) } else { group.divide(b, outer.span / self.layout.group) };
-        let factor = self.section(b, outer, entry, v);
-        b.mul(number, factor)
-    }
-
-    /// Scales of a group for vector `v`.
-    pub fn scale(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
-        self.two_level(b, &self.layout.scales, self.layout.outer.as_ref(), group, v)
-    }
-
-    /// Integer zero points of a group, as `i32`; `None` if the format has none.
-    pub fn integer_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
-        let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) else { return None };
-        let (address, align) = self.entry(b, section, group, v);
-        let raw = b.load(Type::vector(Scalar::I8, self.lanes), address, align);
-        Some(b.cast(CastOp::ExtendU, raw, Scalar::I32))
-    }
-
-    /// Zero points of a group as numbers, integer or float; `None` if the format has none.
-    pub fn float_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
-        match (self.layout.format.zero, &self.layout.zeros) {
-            (Zero::Int(_) | Zero::Float(_), Some(section)) => Some(self.section(b, section, group, v)),
-            _ => None,
-        }
-    }
-
-    /// Offsets of a group with their sign, to be added to `scale · code`; `None` if the format has none.
-    pub fn offset(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
-        let (Zero::Offset { sign, .. }, Some(section)) = (self.layout.format.zero, &self.layout.zeros) else {
-            return None;
-        };
-        let offset = self.two_level(b, section, self.layout.zeros_outer.as_ref(), group, v);
-        Some(if sign < 0 { b.un(crate::ir::UnOp::Neg, offset) } else { offset })
-    }
-
-    /// What turns codes of a group into weights for vector `v`: the scale, then the zero point or the offset, if any.
-    pub fn group(&self, b: &mut Builder, group: Pos, v: usize) -> Vec<Value> {
-        let scale = self.scale(b, group, v);
-        let other = self.float_zero(b, group, v).or_else(|| self.offset(b, group, v));
-        std::iter::once(scale).chain(other).collect()
-    }
-
-    /// Weights from codes (of [`Weights::floats`]) and what [`Weights::group`] gave.
-    pub fn weight(&self, b: &mut Builder, code: Value, group: &[Value]) -> Value {
-        let has_offset = matches!(self.layout.format.zero, Zero::Offset { .. });
-        match *group {
-            [scale, offset] if has_offset => b.fma(code, scale, offset),
-            [scale, zero] => {
-                let centred = b.bin(BinOp::Sub, code, zero);
-                b.mul(centred, scale)
-            }
-            _ => b.mul(code, group[0]),
         }
     }
 }

@@ -169,12 +169,16 @@ pub(super) trait Visit {
 }
 
 impl Walk {
-    /// The walk for a layout, cut into segments of `segment` columns.
+    /// The walk for a layout, cut into segments of `segment` columns. Segments of several groups are for visitors that look up the
+    /// scales inside them.
     pub fn new(layout: &N16, segment: usize, unroll: usize) -> Result<Walk> {
         let (group, padded) = (layout.group, layout.padded_group);
         let stride = if segment == group || segment >= layout.k {
             padded
-        } else if segment.is_multiple_of(4) && (layout.groups == 1 || (group % segment == 0 && padded == group)) {
+        } else if segment.is_multiple_of(4)
+            && (layout.groups == 1
+                || ((group.is_multiple_of(segment) || segment.is_multiple_of(group)) && padded == group))
+        {
             segment
         } else {
             return Err(Error::Unsupported(format!(

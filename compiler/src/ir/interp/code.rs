@@ -116,7 +116,7 @@ pub enum Op {
         lanes: u8,
     },
     Dot2 {
-        float: bool,
+        sum: Scalar,
         d: Slot,
         a: Slot,
         b: Slot,
@@ -335,9 +335,7 @@ pub fn pure_op(
         Inst::Dot4 { signs, a_bits, a, b, acc } => {
             Op::Dot4 { signs: *signs, a_bits: *a_bits, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
         }
-        Inst::Dot2 { a, b, acc } => {
-            Op::Dot2 { float: scalar == Scalar::F32, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes }
-        }
+        Inst::Dot2 { a, b, acc } => Op::Dot2 { sum: scalar, d, a: slot(*a), b: slot(*b), c: slot(*acc), lanes },
         Inst::PermuteBytes { table, index } => Op::Permute { d, a: slot(*table), b: slot(*index), bytes: lanes },
         Inst::PermuteLong { low, high, index } => {
             Op::PermuteLong { d, low: slot(*low), high: slot(*high), index: slot(*index), bytes: lanes }

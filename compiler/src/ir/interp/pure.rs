@@ -40,8 +40,14 @@ pub fn step(op: &Op, tables: &[Slot], regs: &mut [u8]) -> Result<(), String> {
         Op::Dot4 { signs, a_bits, d, a, b, c, lanes } => {
             return dot4(signs, a_bits, At { d, a, b, n: 0, lanes }, c, regs);
         }
-        Op::Dot2 { float: false, d, a, b, c, lanes } => dot2(At { d, a, b, n: 0, lanes }, c, regs),
-        Op::Dot2 { float: true, d, a, b, c, lanes } => dot2_bf16(At { d, a, b, n: 0, lanes }, c, regs),
+        Op::Dot2 { sum, d, a, b, c, lanes } => {
+            let dot = match sum {
+                Scalar::F32 => dot2_bf16,
+                Scalar::I16 => dot2_bytes,
+                _ => dot2,
+            };
+            dot(At { d, a, b, n: 0, lanes }, c, regs);
+        }
         Op::Permute { d, a, b, bytes } => return permute(d, a, b, bytes, regs),
         Op::PermuteLong { d, low, high, index, bytes } => permute_long(d, [low, high], index, bytes, regs),
         Op::Builtin { .. }
@@ -441,6 +447,17 @@ fn dot2(at: At, c: Slot, regs: &mut [u8]) {
             sum = sum.wrapping_add(word(regs, at.a, j).wrapping_mul(word(regs, at.b, j)));
         }
         put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
+    }
+}
+
+fn dot2_bytes(at: At, c: Slot, regs: &mut [u8]) {
+    for lane in 0..at.lanes as usize {
+        let a: [u8; 2] = bytes(regs, at.a as usize + 2 * lane);
+        let b: [u8; 2] = bytes(regs, at.b as usize + 2 * lane);
+        let product = |j: usize| i32::from(a[j]) * i32::from(b[j] as i8);
+        let pair = (product(0) + product(1)).clamp(i16::MIN.into(), i16::MAX.into()) as i16;
+        let sum = i16::from_le_bytes(bytes(regs, c as usize + 2 * lane)).wrapping_add(pair);
+        put(regs, at.d as usize + 2 * lane, sum.to_le_bytes());
     }
 }
 

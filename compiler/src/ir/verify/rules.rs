@@ -131,9 +131,13 @@ impl<'k> Check<'k> {
             Inst::Dot4 { signs, a_bits, a, b, acc } => self.dot4(*signs, *a_bits, [*a, *b, *acc], ty),
             Inst::Dot2 { a, b, acc } if self.kernel.ty(*a).scalar == Scalar::Bf16 => {
                 self.needs(Feature::Dot2Bf16, "dot2 of bf16");
-                self.dot(Scalar::Bf16, [*a, *b, *acc], ty);
+                self.dot(Scalar::Bf16, Scalar::F32, [*a, *b, *acc], ty);
             }
-            Inst::Dot2 { a, b, acc } => self.dot(Scalar::I16, [*a, *b, *acc], ty),
+            Inst::Dot2 { a, b, acc } if self.kernel.ty(*a).scalar == Scalar::I8 => {
+                self.needs(Feature::Dot2, "dot2 of bytes");
+                self.dot(Scalar::I8, Scalar::I16, [*a, *b, *acc], ty);
+            }
+            Inst::Dot2 { a, b, acc } => self.dot(Scalar::I16, Scalar::I32, [*a, *b, *acc], ty),
             Inst::PermuteBytes { table, index } => {
                 self.expect(*table, Type::vector(Scalar::I8, 16), "the table");
                 if let Some(found) = self.operand(*index) {
@@ -323,19 +327,19 @@ impl<'k> Check<'k> {
         if !(1..=8).contains(&a_bits) || (signs == Dot4Signs::SignedSigned && a_bits != 8) {
             self.fault(format!("a_bits is {a_bits}; it is 1 to 8, and 8 where `a` is signed"));
         }
-        self.dot(Scalar::I8, [a, b, acc], ty);
+        self.dot(Scalar::I8, Scalar::I32, [a, b, acc], ty);
     }
 
     /// Factors of `part`, as many as fit the lanes of the accumulator.
-    fn dot(&mut self, part: Scalar, [a, b, acc]: [Value; 3], ty: Option<Type>) {
+    fn dot(&mut self, part: Scalar, sum: Scalar, [a, b, acc]: [Value; 3], ty: Option<Type>) {
         let (a_type, b_type) = (self.operand(a), self.operand(b));
         let Some(found) = self.operand(acc) else { return };
-        let sum = if part == Scalar::Bf16 { Scalar::F32 } else { Scalar::I32 };
-        if found.scalar != sum || found.lanes > 16 {
-            return self.fault(format!("the accumulator {acc} is {found}; it is {sum} with at most 16 lanes"));
+        let most = (512 / sum.bits()) as u8;
+        if found.scalar != sum || found.lanes > most {
+            return self.fault(format!("the accumulator {acc} is {found}; it is {sum} with at most {most} lanes"));
         }
         self.result_is(ty, found);
-        let factors = Type::vector(part, (32 / part.bits()) as u8 * found.lanes);
+        let factors = Type::vector(part, (sum.bits() / part.bits()) as u8 * found.lanes);
         self.same(a, a_type, Some(factors));
         self.same(b, b_type, Some(factors));
     }

@@ -10,7 +10,9 @@
 mod dots;
 mod floats;
 mod pairs;
+mod scaled;
 
+use self::scaled::{Scaled, Span};
 use super::tile::Scratch;
 use super::{Plan, epilogue, has_dot, integers_of};
 use crate::caps::{Caps, Feature};
@@ -45,9 +47,10 @@ enum Kind {
     /// Multiply-adds of `f32` numbers.
     Floats,
     /// Products of 16 bits in pairs, for bytes of 8 bits where there is no instruction for four bytes: those that there are
-    /// add two of their products in 16 bits, which do not hold them. (Bytes of 6 bits fit twice, and are slower in pairs: 83
-    /// against 99 GOP/s on Zen 3 for Q6_K, whose groups are short.)
+    /// add two of their products in 16 bits, which do not hold them.
     Pairs,
+    /// Products of bytes in pairs, times the inner of two scales.
+    Scaled(Span),
     /// Dot products of bf16 in pairs.
     Dots,
 }
@@ -58,6 +61,8 @@ impl Kind {
         match self {
             Kind::Floats => 4,
             Kind::Pairs | Kind::Dots => 2,
+            // With its share of the scales of short groups beside it.
+            Kind::Scaled(_) => 2,
         }
     }
 }
@@ -77,15 +82,28 @@ impl Blocks {
     pub fn are_dots(&self) -> bool {
         self.kind == Kind::Dots
     }
+
+    /// Whether integer sums meet the inner of two scales before they become floats.
+    pub fn are_scaled(&self) -> bool {
+        matches!(self.kind, Kind::Scaled(_))
+    }
 }
 
 /// The blocks of a matmul; `None` where one block holds all columns, or segments do not fit: then rows pass over all of K.
 /// Bytes of integer sums in dot instructions are a fourth of the size, and gain nothing by blocks.
 pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Option<Blocks> {
+    let mut group = op.segment();
     let kind = match integers_of(op, layout, caps) {
         None if dots::serves(op, layout, caps) => Kind::Dots,
         None => Kind::Floats,
-        Some(how) if how.bits == 8 && !has_dot(caps) && caps.features.has(Feature::Dot2) => Kind::Pairs,
+        Some(how) if !has_dot(caps) && caps.features.has(Feature::Dot2) => match Span::of(op, layout, &how) {
+            Some(span) => {
+                group = span.columns;
+                Kind::Scaled(span)
+            }
+            None if how.bits < 8 => return None,
+            None => Kind::Pairs,
+        },
         Some(_) => return None,
     };
     let most = BLOCK_BYTES / (kind.bytes() * tile_n as usize);
@@ -93,7 +111,7 @@ pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Opt
     // Columns that are converted at once.
     let together = match kind {
         Kind::Floats => lanes,
-        Kind::Pairs => 4 * lanes,
+        Kind::Pairs | Kind::Scaled(_) => 4 * lanes,
         Kind::Dots => 2 * lanes,
     };
     let whole = |segment: usize, columns: usize| {
@@ -104,7 +122,6 @@ pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Opt
             && columns.is_multiple_of(together)
             && layout.padded_group == layout.group
     };
-    let group = op.segment();
     let segment = if group <= most {
         group
     } else if group.is_multiple_of(most) && (kind != Kind::Pairs || group == op.k) {
@@ -121,6 +138,7 @@ pub(super) fn fits(blocks: &Blocks, tile_m: u32, vectors: u32, layout: &N16, cap
     match blocks.kind {
         Kind::Floats => floats::fits(tile_m, vectors, layout, caps),
         Kind::Pairs => pairs::fits(tile_m, vectors, layout, caps),
+        Kind::Scaled(span) => scaled::fits(&span, tile_m, vectors, caps),
         Kind::Dots => dots::fits(tile_m, vectors, layout, caps),
     }
 }
@@ -160,11 +178,15 @@ pub(super) fn build(b: &mut Builder, plan: &Plan, schedule: &Schedule, caps: &Ca
     let end = b.bin_imm(BinOp::Add, start, width);
     let last = b.int(Scalar::I64, plan.op.n as i64);
     let end = b.bin(BinOp::MinS, end, last);
-    let (dots, floats, pairs);
+    let (dots, floats, pairs, scaled);
     let work: &dyn Work = match (blocks.kind, &plan.integers) {
         (Kind::Pairs, Some(how)) => {
             pairs = pairs::Pairs::new(b, plan, how, schedule, blocks);
             &pairs
+        }
+        (Kind::Scaled(span), Some(how)) => {
+            scaled = Scaled::new(b, plan, how, schedule, blocks, span);
+            &scaled
         }
         (Kind::Dots, _) => {
             dots = dots::Dots::new(b, plan, schedule, blocks);
@@ -254,22 +276,23 @@ fn outer_product(
     }
 }
 
-/// Decodes `len` columns from segment `first` on: `visitor` makes what decodes a segment into its lines of scratch.
+/// Decodes `len` columns from segment `first` on: `visitor` makes what decodes a segment, the how-manieth of the block it takes,
+/// into its lines of scratch.
 fn decode_segments<V: Visit>(
     b: &mut Builder,
     (layout, segment): (&N16, usize),
     (first, len): (Pos, usize),
     (scratch, bytes): (Scratch, usize),
-    visitor: impl Fn(Scratch) -> V,
+    visitor: impl Fn(Scratch, Pos) -> V,
 ) {
     let walk = Walk::new(layout, segment, 1).expect("blocks are cut in segments that a walk takes");
     repeat(b, len / segment, 1, Vec::new(), |b, turn, _| {
-        let mut visit = visitor(Scratch { base: turn.times(b, bytes), ..scratch });
+        let mut visit = visitor(Scratch { base: turn.times(b, bytes), ..scratch }, turn);
         let at = first.add(b, turn);
         let piece = walk.whole(b, at);
         let state = visit.begin(b, piece.segment);
-        walk.piece(b, &mut visit, &piece, None, state);
-        Vec::new()
+        let state = walk.piece(b, &mut visit, &piece, None, state);
+        visit.end(b, piece.segment, state, Vec::new())
     });
 }
 

@@ -103,6 +103,8 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
             let in_scratch = 2 * tile_m * vectors + tile_m + vectors > caps.vector_registers;
             let cost = if short && in_scratch { cost + 8.0 / op.segment() as f64 } else { cost };
+            // Groups are as long as it takes: four by ten sums of Q4_K are more code than is kept decoded.
+            let unrolls = if blocks.is_some_and(|(_, blocks)| blocks.are_scaled()) { [1, 2, 4] } else { unrolls };
             for (rank, unroll) in unrolls.into_iter().enumerate() {
                 let schedule = Schedule::single(Family::Tile, tile_m, tile_n, unroll).with_strips(strips);
                 list.push((cost, rank, schedule));

@@ -52,6 +52,9 @@ fn lacking(kernel: &ir::Kernel, (wide, caps): (bool, &Caps), statement: &ir::Sta
         Inst::Dot2 { a, .. } if kernel.ty(*a).scalar == Scalar::Bf16 && !caps.features.has(Feature::Dot2Bf16) => {
             lacks.push("dot2 of bf16".to_string());
         }
+        Inst::Dot2 { a, .. } if kernel.ty(*a).scalar == Scalar::I8 && !(wide && caps.features.has(Feature::Dot2)) => {
+            lacks.push("dot2 of bytes".to_string());
+        }
         Inst::PermuteLong { .. } if !caps.features.has(Feature::PermuteLong) => {
             lacks.push("byte look-ups in tables of 128".to_string());
         }

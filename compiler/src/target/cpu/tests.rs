@@ -330,6 +330,27 @@ fn dots_of_bf16_are_single_instructions_where_there_are_any() {
 }
 
 #[test]
+fn dots_of_bytes_in_pairs_are_single_instructions_where_there_are_any() {
+    for lanes in [1, 8, 16, 32] {
+        let kernel = lanewise("dots", Type::vector(Scalar::I8, 2 * lanes), |b, [x, y, z]| {
+            let acc = b.bitcast(z, Type::vector(Scalar::I16, lanes));
+            vec![b.dot2(x, y, acc)]
+        });
+        let legal = verify(&kernel, &Caps::ANY).expect("a sound kernel");
+        for level in CpuTarget::names() {
+            let target = target(level);
+            if target.caps().features.has(Feature::Dot2) {
+                let (text, parts) = (asm(&target, &kernel), u32::from(lanes).div_ceil(target.caps().vector_bytes / 2));
+                assert_eq!(count(&text, "vpmaddubsw"), parts as usize, "{level}:\n{text}");
+                continue;
+            }
+            assert!(verify(&kernel, target.caps()).is_err());
+            assert!(matches!(target.emit(&legal), Err(Error::Unsupported(text)) if text.contains("dot2 of bytes")));
+        }
+    }
+}
+
+#[test]
 fn fma_and_broadcast_are_single_instructions() {
     let fma = lanewise("fma", Type::vector(Scalar::F32, 8), |b, [x, y, z]| vec![b.fma(x, y, z)]);
     let text = asm(&target("aarch64"), &fma);

@@ -285,7 +285,7 @@ impl Work for Dots<'_> {
             Vec::new()
         });
         let scratch = (self.scratch, segment / 2 * self.scratch.line);
-        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch| Narrow {
+        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch, _| Narrow {
             weights,
             dots: self,
             scratch,

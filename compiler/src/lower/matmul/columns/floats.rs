@@ -72,7 +72,7 @@ impl Work for Floats<'_> {
     fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
         let Blocks { segment, .. } = self.blocks;
         let scratch = (self.scratch, segment * self.scratch.line);
-        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch| Decode {
+        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch, _| Decode {
             weights,
             how: None,
             vectors: self.plan.vectors,

@@ -172,7 +172,7 @@ impl Work for Pairs<'_> {
     fn decode(&self, b: &mut Builder, weights: &Weights<'_>, first: Pos, len: usize) {
         let Blocks { segment, .. } = self.blocks;
         let scratch = (self.scratch, segment / 2 * self.scratch.line);
-        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch| Widen {
+        decode_segments(b, (&self.plan.layout, segment), (first, len), scratch, |scratch, _| Widen {
             weights,
             pairs: self,
             scratch,

@@ -168,14 +168,16 @@ impl<'a> Lower<'a> {
         Repr::vector(size, regs)
     }
 
-    /// `acc + Σ a.word * b.word` per 32-bit lane.
+    /// `acc + Σ a.part * b.part` per lane.
     pub fn dot2(&mut self, [a, b, acc]: [ir::Value; 3]) -> Repr {
         let ty = self.kernel.ty(acc);
         if ty.scalar == Scalar::F32 {
             return self.dot2_bf16([a, b, acc]);
         }
-        let part = ty.with_lanes(2 * ty.lanes).with_scalar(Scalar::I16);
-        let scalar = ty.lanes == 1;
+        let of_bytes = ty.scalar == Scalar::I16;
+        let part = ty.with_lanes(2 * ty.lanes).with_scalar(if of_bytes { Scalar::I8 } else { Scalar::I16 });
+        let (multiply, add) = if of_bytes { (M::Vpmaddubsw, M::Vpaddw) } else { (M::Vpmaddwd, M::Vpaddd) };
+        let scalar = is_general(ty);
         let in_vector = |l: &mut Self, ty: Type, value: ir::Value| {
             let repr = l.get(value);
             if is_general(ty) { Repr::vector(Size::X, vec![l.in_lane_0(ty, &repr)]) } else { repr }
@@ -192,19 +194,19 @@ impl<'a> Lower<'a> {
             .map(|i| {
                 let own = Arg::Use(left.regs[i], size);
                 match &start {
-                    Some(start) if self.facts.vnni => {
+                    Some(start) if self.facts.vnni && !of_bytes => {
                         self.accumulate(M::Vpdpwssd, size, start.regs[i], &[own, right[i]])
                     }
                     Some(start) => {
-                        let products = self.vec(M::Vpmaddwd, size, &[own, right[i]]);
-                        self.added(M::Vpaddd, size, start.regs[i], products)
+                        let products = self.vec(multiply, size, &[own, right[i]]);
+                        self.added(add, size, start.regs[i], products)
                     }
-                    None => self.vec(M::Vpmaddwd, size, &[own, right[i]]),
+                    None => self.vec(multiply, size, &[own, right[i]]),
                 }
             })
             .collect();
         let sum = Repr::vector(size, regs);
-        if scalar { self.lane_0_as(Scalar::I32, sum.one()) } else { sum }
+        if scalar { self.lane_0_as(ty.scalar, sum.one()) } else { sum }
     }
 
     /// A sum with something added. It stays in its register, as loops that carry it want; and a few long lives leave an allocator
