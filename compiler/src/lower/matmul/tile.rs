@@ -1,7 +1,8 @@
 //! Family `tile`: many rows. A workgroup decodes its weights into scratch once, then walks over tiles of rows.
 //!
-//! A workgroup makes all rows by `tile_n` columns of Y, or by some strips of so many ([`columns`]). Scratch holds bytes for an integer dot product, or finished `f32`
-//! weights, so that the inner loop is loads, broadcasts and multiply-adds alone. Grid: y over tiles of columns.
+//! A workgroup makes all rows by `tile_n` columns of Y, or by some strips of so many ([`columns`]). Scratch holds bytes for an
+//! integer dot product, or finished `f32` weights, so that the inner loop is loads, broadcasts and multiply-adds alone. Grid: y
+//! over tiles of columns.
 //!
 //! ```text
 //! bytes    [quad][tile_n] words of four neighbouring columns        floats    [column][tile_n]
@@ -103,11 +104,10 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let cost = rows * (1.0 + 1.0 / tile_m as f64 + 1.0 / vectors as f64);
             let in_scratch = 2 * tile_m * vectors + tile_m + vectors > caps.vector_registers;
             let cost = if short && in_scratch { cost + 8.0 / op.segment() as f64 } else { cost };
-            // Groups are as long as it takes: four by ten sums of Q4_K are more code than is kept decoded.
+            // Turns of one group: four groups by ten sums (Q4_K) are more code than a processor keeps decoded.
             let unrolls = if blocks.is_some_and(|(_, blocks)| blocks.are_scaled()) { [1, 2, 4] } else { unrolls };
             for (rank, unroll) in unrolls.into_iter().enumerate() {
-                let schedule = Schedule::single(Family::Tile, tile_m, tile_n, unroll).with_strips(strips);
-                list.push((cost, rank, schedule));
+                list.push((cost, rank, Schedule::single(Family::Tile, tile_m, tile_n, unroll).with_strips(strips)));
             }
         }
     }
