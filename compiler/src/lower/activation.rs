@@ -147,12 +147,15 @@ impl Rows {
         }
     }
 
+    fn sum_place(&self, b: &mut Builder, row: usize, segment: Pos) -> Pos {
+        let start = byte_index(b, self.rows[row], self.segments * 4);
+        segment.times(b, 4).add(b, Pos::of(start))
+    }
+
     /// The sum of a segment's codes, `i32`, in every lane.
     pub fn sum(&self, b: &mut Builder, row: usize, segment: Pos) -> Value {
         let memory = self.sums.expect("int8 activations have sums");
-        let start = byte_index(b, self.rows[row], self.segments * 4);
-        let segment = segment.times(b, 4);
-        let start = segment.add(b, Pos::of(start));
+        let start = self.sum_place(b, row, segment);
         let mut sum = b.load(Scalar::I32, at(memory, start.index, start.fixed), 4);
         if let Some(leader) = self.leader {
             let nothing = b.int(Scalar::I32, 0);
@@ -164,8 +167,7 @@ impl Rows {
     /// The sums of `count` neighbouring segments' codes, `i32`.
     pub fn sums(&self, b: &mut Builder, row: usize, segment: Pos, count: u8) -> Value {
         let memory = self.sums.expect("int8 activations have sums");
-        let start = byte_index(b, self.rows[row], self.segments * 4);
-        let start = segment.times(b, 4).add(b, Pos::of(start));
+        let start = self.sum_place(b, row, segment);
         b.load(Type::vector(Scalar::I32, count), at(memory, start.index, start.fixed), 4)
     }
 

@@ -152,6 +152,16 @@ impl Kept {
         b.load(Type::vector(self.scalar, self.lanes), at(self.memory, place.index, place.fixed), self.align())
     }
 
+    /// The first `count` vectors from a place on.
+    pub fn load_all(&self, b: &mut Builder, from: Pos, count: usize) -> Vec<Value> {
+        (0..count).map(|i| self.load(b, from, i)).collect()
+    }
+
+    /// Writes the same value into the first `count` vectors from a place on.
+    pub fn fill(&self, b: &mut Builder, from: Pos, count: usize, value: Value) {
+        (0..count).for_each(|i| self.store(b, from, i, value));
+    }
+
     /// Writes vector `i` from a place on.
     pub fn store(&self, b: &mut Builder, from: Pos, i: usize, value: Value) {
         let place = from.plus(i).times(b, self.align() as usize);

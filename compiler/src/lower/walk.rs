@@ -401,3 +401,18 @@ pub(super) fn repeat(
         }
     }
 }
+
+/// Does something to a state for each of `count` places: in a loop of `step` at a time, and in straight code for the rest.
+pub(super) fn each(
+    b: &mut Builder,
+    (count, step): (usize, usize),
+    state: Vec<Value>,
+    body: &dyn Fn(&mut Builder, Pos, &mut [Value]),
+) -> Vec<Value> {
+    let mut state = repeat(b, count / step, step, state, |b, turn, mut state| {
+        (0..step).for_each(|i| body(b, turn.plus(i), &mut state));
+        state
+    });
+    (count / step * step..count).for_each(|i| body(b, Pos::fixed(i), &mut state));
+    state
+}

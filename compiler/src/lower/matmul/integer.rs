@@ -191,14 +191,14 @@ impl IntegerSums<'_, '_> {
         let outer = match self.results {
             Results::Registers => vec![nothing; count],
             Results::Scratch(kept, from) => {
-                (0..count).for_each(|i| kept.store(b, from, i, nothing));
+                kept.fill(b, from, count, nothing);
                 Vec::new()
             }
         };
         let outer = walk.emit(b, self, outer);
         match self.results {
             Results::Registers => outer,
-            Results::Scratch(kept, from) => (0..count).map(|i| kept.load(b, from, i)).collect(),
+            Results::Scratch(kept, from) => kept.load_all(b, from, count),
         }
     }
 

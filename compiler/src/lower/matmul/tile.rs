@@ -199,12 +199,7 @@ fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
             schedule.tile_n, matmul.k, caps.name, caps.max_shared_bytes
         )));
     }
-    let scratch = Scratch {
-        memory: b.shared("decoded", bytes as u32, 64),
-        line: schedule.tile_n as usize * 4,
-        vector: plan.lanes as usize * 4,
-        base: Pos::fixed(0),
-    };
+    let scratch = Scratch::declare(&mut b, "decoded", lines, schedule, plan.lanes);
     let groups = Walk::new(&plan.layout, plan.layout.group.min(matmul.k), 1)?;
     let mut decode = Decode {
         weights: &weights,
@@ -286,6 +281,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// So many lines, each as wide as a tile of rows of W.
+    pub fn declare(b: &mut Builder, name: &str, lines: usize, schedule: &Schedule, lanes: u8) -> Scratch {
+        let line = schedule.tile_n as usize * 4;
+        let memory = b.shared(name, (lines * line) as u32, 64);
+        Scratch { memory, line, vector: lanes as usize * 4, base: Pos::fixed(0) }
+    }
+
     /// Vector `v` of a line.
     pub fn load(&self, b: &mut Builder, ty: Type, line: Pos, v: usize) -> Value {
         let place = line.times(b, self.line).add(b, self.base);

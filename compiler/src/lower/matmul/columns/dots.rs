@@ -24,7 +24,7 @@ use crate::lower::quantize::across;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::Weights;
 use crate::lower::unpack::pairs::Lookup;
-use crate::lower::walk::{Pos, Step, Visit, repeat};
+use crate::lower::walk::{Pos, Step, Visit, each, repeat};
 use crate::op::{Activation, Matmul};
 use crate::schedule::Schedule;
 
@@ -88,15 +88,9 @@ pub(super) struct Dots<'a> {
 impl<'a> Dots<'a> {
     /// With scratch of its own.
     pub fn new(b: &mut Builder, plan: &'a Plan, schedule: &'a Schedule, blocks: Blocks) -> Dots<'a> {
-        let line = schedule.tile_n as usize * 4;
         let rows = rows_at_once(schedule);
         let segments = blocks.columns / blocks.segment;
-        let lines = |b: &mut Builder, name: &str, lines: usize| Scratch {
-            memory: b.shared(name, (lines * line) as u32, 64),
-            line,
-            vector: plan.lanes as usize * 4,
-            base: Pos::fixed(0),
-        };
+        let lines = |b: &mut Builder, name: &str, lines: usize| Scratch::declare(b, name, lines, schedule, plan.lanes);
         let scratch = lines(b, "decoded", blocks.columns / 2);
         let scales = lines(b, "scales", segments);
         let shift = wants_sums(&plan.layout).then(|| {
@@ -161,12 +155,7 @@ impl<'a> Dots<'a> {
         };
         let step = 2 * self.schedule.unroll as usize;
         let nothing = b.f32(lanes, 0.0);
-        let mut sums = repeat(b, pairs / step, step, vec![nothing; self.count()], |b, turn, mut sums| {
-            (0..step).for_each(|i| one(b, turn.plus(i), &mut sums));
-            sums
-        });
-        (pairs / step * step..pairs).for_each(|pair| one(b, Pos::fixed(pair), &mut sums));
-        sums
+        each(b, (pairs, step), vec![nothing; self.count()], &one)
     }
 
     /// Scales the sums of a segment into results.
@@ -220,7 +209,7 @@ impl<'a> Dots<'a> {
 impl Work for Dots<'_> {
     fn start(&self, b: &mut Builder, at: Pos) {
         let nothing = b.f32(self.plan.lanes, 0.0);
-        (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+        self.results.fill(b, at, self.count(), nothing);
     }
 
     fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
@@ -311,7 +300,7 @@ impl Work for Dots<'_> {
     }
 
     fn results(&self, b: &mut Builder, _weights: &Weights<'_>, _rows: &Rows, at: Pos) -> Vec<Value> {
-        (0..self.count()).map(|i| self.results.load(b, at, i)).collect()
+        self.results.load_all(b, at, self.count())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::ir::{Builder, Scalar, Type, Value};
 use crate::lower::activation::Rows;
 use crate::lower::stage::{Content, Kept, Staged};
 use crate::lower::unpack::Weights;
-use crate::lower::walk::{Pos, repeat};
+use crate::lower::walk::{Pos, each};
 use crate::schedule::Schedule;
 
 /// Whether a tile fits: sums in registers, vectors of weights, one activation; decoding joins planes and holds scales and
@@ -40,13 +40,7 @@ fn content(columns: usize, factors: &[f32]) -> Content<'_> {
 impl<'a> Floats<'a> {
     /// With scratch of its own.
     pub fn new(b: &mut Builder, plan: &'a Plan, schedule: &'a Schedule, blocks: Blocks) -> Floats<'a> {
-        let line = schedule.tile_n as usize * 4;
-        let scratch = Scratch {
-            memory: b.shared("decoded", (blocks.columns * line) as u32, 64),
-            line,
-            vector: plan.lanes as usize * 4,
-            base: Pos::fixed(0),
-        };
+        let scratch = Scratch::declare(b, "decoded", blocks.columns, schedule, plan.lanes);
         let results = Kept::declare(b, "results", vectors_of_results(plan, schedule), plan.lanes);
         let factors = vec![1.0; plan.lanes as usize];
         let staged = Staged::declare(b, rows_at_once(schedule), &content(blocks.columns, &factors), plan.lanes);
@@ -61,7 +55,7 @@ impl<'a> Floats<'a> {
 impl Work for Floats<'_> {
     fn start(&self, b: &mut Builder, at: Pos) {
         let nothing = b.f32(self.plan.lanes, 0.0);
-        (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+        self.results.fill(b, at, self.count(), nothing);
     }
 
     fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
@@ -104,18 +98,14 @@ impl Work for Floats<'_> {
                 state,
             );
         };
-        let start: Vec<Value> = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
-        let mut state = repeat(b, len / step, step, start, |b, turn, mut state| {
-            (0..step).for_each(|i| one(b, turn.plus(i), &mut state));
-            state
-        });
-        (len / step * step..len).for_each(|column| one(b, Pos::fixed(column), &mut state));
+        let start = self.results.load_all(b, at, self.count());
+        let state = each(b, (len, step), start, &one);
         for (i, value) in state.into_iter().enumerate() {
             self.results.store(b, at, i, value);
         }
     }
 
     fn results(&self, b: &mut Builder, _weights: &Weights<'_>, _rows: &Rows, at: Pos) -> Vec<Value> {
-        (0..self.count()).map(|i| self.results.load(b, at, i)).collect()
+        self.results.load_all(b, at, self.count())
     }
 }

@@ -49,13 +49,7 @@ pub(super) struct Pairs<'a> {
 impl<'a> Pairs<'a> {
     /// With scratch of its own.
     pub fn new(b: &mut Builder, plan: &'a Plan, how: &Integers, schedule: &'a Schedule, blocks: Blocks) -> Pairs<'a> {
-        let line = schedule.tile_n as usize * 4;
-        let scratch = Scratch {
-            memory: b.shared("decoded", (blocks.columns / 2 * line) as u32, 64),
-            line,
-            vector: plan.lanes as usize * 4,
-            base: Pos::fixed(0),
-        };
+        let scratch = Scratch::declare(b, "decoded", blocks.columns / 2, schedule, plan.lanes);
         let vectors = vectors_of_results(plan, schedule);
         let results = match whole(plan) {
             true => Kept::integers(b, "sums", vectors, plan.lanes),
@@ -143,7 +137,7 @@ impl Work for Pairs<'_> {
             true => b.int(Type::vector(Scalar::I32, self.plan.lanes), 0),
             false => b.f32(self.plan.lanes, 0.0),
         };
-        (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+        self.results.fill(b, at, self.count(), nothing);
     }
 
     fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
@@ -188,7 +182,7 @@ impl Work for Pairs<'_> {
         at: Pos,
     ) {
         if whole(self.plan) {
-            let sums = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
+            let sums = self.results.load_all(b, at, self.count());
             let sums = self.products(b, tile, (Pos::fixed(0), len / 4), sums);
             sums.into_iter().enumerate().for_each(|(i, sum)| self.results.store(b, at, i, sum));
             return;
@@ -204,7 +198,7 @@ impl Work for Pairs<'_> {
     }
 
     fn results(&self, b: &mut Builder, weights: &Weights<'_>, rows: &Rows, at: Pos) -> Vec<Value> {
-        let kept: Vec<Value> = (0..self.count()).map(|i| self.results.load(b, at, i)).collect();
+        let kept = self.results.load_all(b, at, self.count());
         match whole(self.plan) {
             true => self.finish(b, (weights, rows), Pos::fixed(0), Results::Registers, &kept),
             false => kept,

@@ -31,7 +31,7 @@ use crate::lower::activation::Rows;
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::{Integers, Weights};
-use crate::lower::walk::{Pos, repeat};
+use crate::lower::walk::{Pos, each, repeat};
 use crate::op::{Activation, Matmul, Per};
 use crate::schedule::Schedule;
 
@@ -130,13 +130,7 @@ impl<'a> Scaled<'a> {
         blocks: Blocks,
         span: Span,
     ) -> Scaled<'a> {
-        let line = schedule.tile_n as usize * 4;
-        let lines = |b: &mut Builder, name: &str, lines: usize| Scratch {
-            memory: b.shared(name, (lines * line) as u32, 64),
-            line,
-            vector: plan.lanes as usize * 4,
-            base: Pos::fixed(0),
-        };
+        let lines = |b: &mut Builder, name: &str, lines: usize| Scratch::declare(b, name, lines, schedule, plan.lanes);
         let weights = lines(b, "decoded", blocks.columns / 4);
         let scales = lines(b, "scales", blocks.columns / plan.layout.group);
         let starts = span.raised.then(|| lines(b, "starts", blocks.columns / span.columns));
@@ -277,7 +271,7 @@ impl<'a> Scaled<'a> {
 impl Work for Scaled<'_> {
     fn start(&self, b: &mut Builder, at: Pos) {
         let nothing = b.f32(self.plan.lanes, 0.0);
-        (0..self.count()).for_each(|i| self.results.store(b, at, i, nothing));
+        self.results.fill(b, at, self.count(), nothing);
     }
 
     fn stage(&self, b: &mut Builder, rows: &Rows, tile: RowTile, column: Pos, len: usize) {
@@ -341,15 +335,9 @@ impl Work for Scaled<'_> {
             let sums = (0..self.count()).map(|i| starts[i % vectors]).collect();
             let first_group = turn.times(b, groups);
             let step = (self.schedule.unroll as usize).min(groups);
-            let sums = repeat(b, groups / step, step, sums, |b, group, mut sums| {
+            let sums = each(b, (groups, step), sums, &|b, group, sums| {
                 let group = first_group.add(b, group);
-                (0..step).for_each(|i| self.group(b, tile, group.plus(i), &mut sums));
-                sums
-            });
-            let mut sums = sums;
-            (groups / step * step..groups).for_each(|group| {
-                let group = first_group.plus(group);
-                self.group(b, tile, group, &mut sums);
+                self.group(b, tile, group, sums);
             });
             let span = first.add(b, turn);
             self.finish(b, (weights, rows, tile), (turn, span), at, &sums);
@@ -358,6 +346,6 @@ impl Work for Scaled<'_> {
     }
 
     fn results(&self, b: &mut Builder, _weights: &Weights<'_>, _rows: &Rows, at: Pos) -> Vec<Value> {
-        (0..self.count()).map(|i| self.results.load(b, at, i)).collect()
+        self.results.load_all(b, at, self.count())
     }
 }

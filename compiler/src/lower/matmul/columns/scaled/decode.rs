@@ -62,7 +62,7 @@ impl Visit for Decode<'_> {
                 none
             });
         }
-        if self.scaled.starts.is_none() {
+        if !self.scaled.span.raised {
             return Vec::new();
         }
         vec![b.int(self.scaled.sums(), 0); self.vectors()]
@@ -82,7 +82,7 @@ impl Visit for Decode<'_> {
                 for i in first..first + together {
                     let words = self.weights.words(b, step.unit, step.first + i, v);
                     let mut bytes = self.weights.bytes(b, scaled.how, &words);
-                    if scaled.how.offset != 0 {
+                    if scaled.span.raised {
                         bytes = b.bin_imm(BinOp::Sub, bytes, i64::from(scaled.how.offset));
                     }
                     self.scratch.store(b, bytes, step.local.plus(i), v);
