@@ -81,11 +81,11 @@ fn reference_interpreter_and_cpu_agree() {
     }
 }
 
-/// Weights, activations, N, K, rows, and the tile: rows, columns, strips. Columns are more than a block holds, and most cases end
-/// with a part of a block, of a tile of rows or of a strip.
-type InBlocks = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
+/// Weights, activations, N, K, rows, and the tile: rows, columns, and one knob more.
+type Tiled = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
 
-const IN_BLOCKS: [InBlocks; 23] = [
+/// Tiles by strips. Columns are more than a block holds, and most cases end with a part of a block, of a tile of rows or of a strip.
+const IN_BLOCKS: [Tiled; 23] = [
     // Words in pairs: one segment over several blocks, groups, offsets, zero points, more rows than wait at once.
     ("int8-channel", "int8-token", 40, 1536, 7, (5, 16, 2)),
     ("int8-channel", "int8-token", 56, 768, 9, (2, 32, 1)),
@@ -146,4 +146,34 @@ fn tiles_in_blocks_of_columns_agree() {
     if ran == 0 {
         bitsmith_tests::skip("avx2", "tiles_in_blocks_of_columns_agree", "no level with vectors of 32 bytes runs here");
     }
+}
+
+/// Tiles by unroll. Short codes under two levels of scales, which few rows meet in whole numbers: offsets per group and a bias, N that is no multiple of a tile or a block, a row past the last one, one
+/// span and several, activations with scales for one span, for several and for all.
+const SPANS: [Tiled; 6] = [
+    ("q2_k", "int8-token", 40, 1280, 1, (1, 16, 1)),
+    ("q2_k", "int8-g512", 33, 1536, 5, (2, 16, 2)),
+    ("q2_k", "int8-token", 17, 256, 2, (2, 8, 1)),
+    ("q3_k", "int8-g256", 24, 768, 1, (1, 32, 2)),
+    ("q3_k", "int8-token", 48, 512, 3, (1, 8, 4)),
+    ("q3_k", "int8-token", 71, 1024, 1, (1, 16, 1)),
+];
+
+#[test]
+fn few_rows_agree_under_two_levels_of_scales() {
+    let mut ran = 0;
+    for target in cpu_levels() {
+        let device = CpuDevice::with_target(target, 2).unwrap();
+        let lanes = device.caps().vector_bytes / 4;
+        for (seed, (weight, activation, n, k, m, (tile_m, tile_n, unroll))) in SPANS.into_iter().enumerate() {
+            let (weight, activation) = (weight.parse().unwrap(), activation.parse().unwrap());
+            let op = Matmul { n, k, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
+            let op = Op::Matmul(op).checked().unwrap();
+            let schedule = Schedule::single(Family::Stream, tile_m, tile_n.max(lanes), unroll);
+            agree(&device, &Case { seed: seed as u64, op, m, schedule })
+                .unwrap_or_else(|why| panic!("{}: {why}", device.caps().name));
+            ran += 1;
+        }
+    }
+    assert!(ran >= SPANS.len(), "no level ran");
 }

@@ -5,6 +5,7 @@
 
 pub(super) mod fields;
 pub(super) mod fragments;
+mod hints;
 pub(super) mod pairs;
 mod scales;
 
@@ -78,9 +79,11 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same, asking for words so many bytes ahead of those that are read.
-    pub fn asking_ahead(self, bytes: usize) -> Weights<'a> {
-        Weights { ahead: Some(bytes), ..self }
+    /// Where the codes of a unit start for vector `v`.
+    fn unit_start(&self, b: &mut Builder, unit: Pos, v: usize) -> Pos {
+        let base = self.base(b, v, 4);
+        let start = self.jump(b, unit, self.layout.unit_bytes(), self.layout.chunk_units, self.layout.header());
+        start.add(b, base).plus(self.layout.codes)
     }
 
     /// The start of vector `v` in a section whose rows are `size` bytes wide: an index and a constant.
@@ -104,13 +107,11 @@ impl<'a> Weights<'a> {
     /// The words of quad `quad` of a unit for vector `v`, one per plane, with the bit of the field in each byte.
     pub fn words(&self, b: &mut Builder, unit: Pos, quad: usize, v: usize) -> Vec<(Value, u8)> {
         let (_, places) = self.layout.quad(quad);
-        let base = self.base(b, v, 4);
-        let start = self.jump(b, unit, self.layout.unit_bytes(), self.layout.chunk_units, self.layout.header());
-        let start = start.add(b, base);
+        let start = self.unit_start(b, unit, v);
         places
             .into_iter()
             .map(|(word, bit)| {
-                let place = start.fixed + self.layout.codes + word;
+                let place = start.fixed + word;
                 // Quads that share a word share the hint.
                 if let Some(ahead) = self.ahead.filter(|_| bit == 0) {
                     b.prefetch(at(self.memory, start.index, place + ahead));

@@ -12,7 +12,8 @@ mod floats;
 mod pairs;
 mod scaled;
 
-use self::scaled::{Scaled, Span};
+use self::scaled::Scaled;
+use super::spans::Span;
 use super::tile::Scratch;
 use super::{Plan, epilogue, has_dot, integers_of};
 use crate::caps::{Caps, Feature};
@@ -96,7 +97,7 @@ pub(super) fn blocks(op: &Matmul, layout: &N16, tile_n: u32, caps: &Caps) -> Opt
     let kind = match integers_of(op, layout, caps) {
         None if dots::serves(op, layout, caps) => Kind::Dots,
         None => Kind::Floats,
-        Some(how) if !has_dot(caps) && caps.features.has(Feature::Dot2) => match Span::of(op, layout, &how) {
+        Some(how) if !has_dot(caps) && caps.features.has(Feature::Dot2) => match Span::of_signed(op, layout, &how) {
             Some(span) => {
                 group = span.columns;
                 Kind::Scaled(span)

@@ -14,6 +14,7 @@ mod panel;
 mod products;
 mod registers;
 mod ring;
+mod spans;
 mod spread;
 mod staged;
 mod stream;

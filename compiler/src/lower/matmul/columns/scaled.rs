@@ -20,76 +20,20 @@ mod decode;
 
 use self::decode::Decode;
 use super::super::Plan;
+use super::super::spans::Span;
 use super::super::tile::Scratch;
 use super::{Blocks, RowTile, Work, decode_segments, rows_at_once, vectors_of_results};
 use crate::caps::Caps;
-use crate::dtype::DType;
-use crate::format::Zero;
-use crate::format::n16::N16;
 use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, UnOp, Value};
 use crate::lower::activation::Rows;
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::{Integers, Weights};
 use crate::lower::walk::{Pos, each, repeat};
-use crate::op::{Activation, Matmul, Per};
 use crate::schedule::Schedule;
 
 /// What raises a signed byte into an unsigned one.
 const RAISE: i64 = 128;
-/// Quads whose weights wait in registers while rows go by: four leave room for ten sums of sixteen registers.
-const MOST_QUADS: usize = 4;
-
-/// How codes lie under two levels of scales.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    /// Columns under an outer scale.
-    pub columns: usize,
-    /// Quads whose products 16 bits hold, as many as a group has at most.
-    pub quads: usize,
-    /// Whether activations are raised, because codes less their offset are signed.
-    pub raised: bool,
-    /// The sign of offsets that are added to weights, if any are.
-    pub offsets: Option<i8>,
-}
-
-impl Span {
-    /// `None` where scales are others, and where sums might not be exact.
-    pub fn of(op: &Matmul, layout: &N16, how: &Integers) -> Option<Span> {
-        let columns = layout.outer?.span;
-        let most_scale = match layout.scales.dtype {
-            DType::I8 => 128,
-            DType::U8 => 255,
-            _ => return None,
-        };
-        let offsets = match layout.format.zero {
-            Zero::None | Zero::Bias(_) => None,
-            Zero::Offset { scale, sign } if matches!(scale.dtype, DType::I8 | DType::U8) => {
-                layout.zeros_outer.filter(|outer| outer.span == columns)?;
-                Some(sign)
-            }
-            _ => return None,
-        };
-        let group = layout.group;
-        let groups = columns / group;
-        let whole_units = group.is_multiple_of(layout.unit) || layout.unit.is_multiple_of(group);
-        // Sums of activations take 16 bits, two of them a lane.
-        let fits = groups.is_power_of_two() && groups > 1 && group <= 128 && op.segment() == group;
-        let whole = columns.is_multiple_of(group) && group.is_multiple_of(4) && whole_units && fits;
-        let same_activations = match op.activation {
-            Activation::Int8(Per::Group(g)) => (g as usize).is_multiple_of(columns),
-            _ => true,
-        };
-        let offset = i64::from(how.offset);
-        let most_code = offset.max((1 << how.bits) - 1 - offset);
-        let raised = offset != 0;
-        let most_activation = if raised { 255 } else { 128 };
-        let quads = (i64::from(i16::MAX) / (2 * most_activation * most_code)) as usize;
-        let exact = quads > 0 && columns as i64 * most_code * most_scale * most_activation <= i64::from(i32::MAX);
-        let serves = whole && same_activations && exact && how.factor == 1 && how.scale == 1.0;
-        serves.then(|| Span { columns, quads: quads.min(group / 4).min(MOST_QUADS), raised, offsets })
-    }
-}
 
 /// Whether a tile fits: sums, as many vectors of weights as are summed in 16 bits, two products. Decoding holds words of all
 /// planes for each vector, and sums beside them: two vectors fit.

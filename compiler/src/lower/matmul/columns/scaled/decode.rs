@@ -1,5 +1,6 @@
 //! Weights of a span on their way into scratch.
 
+use super::super::super::spans::{in_both_words, in_words};
 use super::super::super::tile::Scratch;
 use super::{RAISE, Scaled};
 use crate::ir::{BinOp, Builder, Value};
@@ -26,14 +27,6 @@ impl Decode<'_> {
     fn vectors(&self) -> usize {
         self.scaled.plan.vectors
     }
-
-    /// Two numbers of 16 bits in the words of each lane.
-    fn both(&self, b: &mut Builder, low: Value, high: Value) -> Value {
-        let low = b.bin_imm(BinOp::And, low, 0xffff);
-        let high = b.bin_imm(BinOp::Shl, high, 16);
-        let both = b.bin(BinOp::Or, low, high);
-        b.bitcast(both, self.scaled.words())
-    }
 }
 
 impl Visit for Decode<'_> {
@@ -44,19 +37,19 @@ impl Visit for Decode<'_> {
             let (group, line) = (first.add(b, turn), first_line.add(b, turn));
             for v in 0..self.vectors() {
                 let scale = self.weights.inner_scale(b, group, v);
-                let both = self.both(b, scale, scale);
+                let both = in_both_words(b, scale);
                 self.scaled.scales.store(b, both, line, v);
             }
             none
         });
-        if let Some(offsets) = &self.scaled.offsets {
+        if let (Some(offsets), Some(zeros)) = (&self.scaled.offsets, &self.weights.layout.zeros) {
             let first_line = self.turn.times(b, groups / 2);
             repeat(b, groups / 2, 1, Vec::new(), |b, turn, none| {
                 let line = first_line.add(b, turn);
                 let group = turn.times(b, 2).add(b, first);
                 for v in 0..self.vectors() {
                     let [low, high] = [0, 1].map(|i| self.weights.inner_offset(b, group.plus(i), v));
-                    let both = self.both(b, low, high);
+                    let both = in_words(b, zeros, low, high);
                     offsets.inner.store(b, both, line, v);
                 }
                 none
