@@ -148,8 +148,9 @@ fn tiles_in_blocks_of_columns_agree() {
     }
 }
 
-/// Tiles by unroll. Short codes under two levels of scales, which few rows meet in whole numbers: offsets per group and a bias, N that is no multiple of a tile or a block, a row past the last one, one
-/// span and several, activations with scales for one span, for several and for all.
+/// Tiles by unroll. Short codes under two levels of scales, which few rows meet in whole numbers: offsets per group and a bias, N
+/// that is no multiple of a tile or a block, a row past the last one, one span and several, activations with scales for one span,
+/// for several and for all.
 const SPANS: [Tiled; 6] = [
     ("q2_k", "int8-token", 40, 1280, 1, (1, 16, 1)),
     ("q2_k", "int8-g512", 33, 1536, 5, (2, 16, 2)),
