@@ -84,6 +84,13 @@ fn reference_interpreter_and_cpu_agree() {
 /// Weights, activations, N, K, rows, and the tile: rows, columns, and one knob more.
 type Tiled = (&'static str, &'static str, usize, usize, usize, (u32, u32, u32));
 
+/// The operation, its rows and its tile.
+fn parsed((weight, activation, n, k, m, tile): Tiled) -> (Op, usize, (u32, u32, u32)) {
+    let (weight, activation) = (weight.parse().unwrap(), activation.parse().unwrap());
+    let op = Matmul { n, k, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
+    (Op::Matmul(op).checked().unwrap(), m, tile)
+}
+
 /// Tiles by strips. Columns are more than a block holds, and most cases end with a part of a block, of a tile of rows or of a strip.
 const IN_BLOCKS: [Tiled; 23] = [
     // Words in pairs: one segment over several blocks, groups, offsets, zero points, more rows than wait at once.
@@ -124,17 +131,14 @@ fn tiles_in_blocks_of_columns_agree() {
         if device.caps().vector_bytes < 32 {
             continue;
         }
-        for (seed, (weight, activation, n, k, m, (tile_m, tile_n, strips))) in IN_BLOCKS.into_iter().enumerate() {
-            let (weight, activation) = (weight.parse().unwrap(), activation.parse().unwrap());
-            let op = Matmul { n, k, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
-            let op = Op::Matmul(op).checked().unwrap();
+        for (seed, (op, m, (tile_m, tile_n, strips))) in IN_BLOCKS.into_iter().map(parsed).enumerate() {
             let schedule = Schedule::single(Family::Tile, tile_m, tile_n, 4).with_strips(strips);
             match agree(&device, &Case { seed: seed as u64, op, m, schedule }) {
                 Ok(_) => ran += 1,
                 // A level with an instruction for bytes takes these in no blocks, and says so; nor do vectors of 64 bytes where
                 // columns are not whole vectors of activations.
                 Err(why) if strips > 1 && why.contains("accepted here: 1 to 1") => {
-                    let partial = device.caps().vector_bytes == 64 && !k.is_multiple_of(64);
+                    let partial = device.caps().vector_bytes == 64 && !IN_BLOCKS[seed].3.is_multiple_of(64);
                     assert!(device.caps().name.contains("vnni") || partial, "{why}");
                 }
                 // Vectors of 64 bytes fill wider tiles.
@@ -166,10 +170,7 @@ fn few_rows_agree_under_two_levels_of_scales() {
     for target in cpu_levels() {
         let device = CpuDevice::with_target(target, 2).unwrap();
         let lanes = device.caps().vector_bytes / 4;
-        for (seed, (weight, activation, n, k, m, (tile_m, tile_n, unroll))) in SPANS.into_iter().enumerate() {
-            let (weight, activation) = (weight.parse().unwrap(), activation.parse().unwrap());
-            let op = Matmul { n, k, weight, activation, out: DType::F32, epilogue: Epilogue::default() };
-            let op = Op::Matmul(op).checked().unwrap();
+        for (seed, (op, m, (tile_m, tile_n, unroll))) in SPANS.into_iter().map(parsed).enumerate() {
             let schedule = Schedule::single(Family::Stream, tile_m, tile_n.max(lanes), unroll);
             agree(&device, &Case { seed: seed as u64, op, m, schedule })
                 .unwrap_or_else(|why| panic!("{}: {why}", device.caps().name));

@@ -9,9 +9,12 @@ use super::has_dot;
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::Zero;
-use crate::format::n16::{N16, Section};
-use crate::ir::{BinOp, Builder, Scalar, Type, Value};
+use crate::format::n16::N16;
+use crate::ir::{Builder, CastOp, Memory, Scalar, Type, Value};
+use crate::lower::memory::at;
+use crate::lower::stage::Kept;
 use crate::lower::unpack::Integers;
+use crate::lower::walk::Pos;
 use crate::op::{Activation, Matmul, Per};
 
 /// Quads whose weights wait in registers while rows go by: four leave room for ten sums of sixteen registers.
@@ -26,8 +29,8 @@ pub(super) struct Span {
     pub quads: usize,
     /// Whether codes are taken less an offset, and activations are raised to be the unsigned side.
     pub raised: bool,
-    /// The sign of offsets that are added to weights, if any are.
-    pub offsets: Option<i8>,
+    /// Whether offsets are added to weights.
+    pub offsets: bool,
 }
 
 impl Span {
@@ -61,10 +64,10 @@ impl Span {
             _ => return None,
         };
         let offsets = match layout.format.zero {
-            Zero::None | Zero::Bias(_) => None,
-            Zero::Offset { scale, sign } if matches!(scale.dtype, DType::I8 | DType::U8) => {
+            Zero::None | Zero::Bias(_) => false,
+            Zero::Offset { scale, .. } if matches!(scale.dtype, DType::I8 | DType::U8) => {
                 layout.zeros_outer.filter(|outer| outer.span == columns)?;
-                Some(sign)
+                true
             }
             _ => return None,
         };
@@ -85,19 +88,23 @@ impl Span {
     }
 }
 
-/// Two whole numbers of a section, `i32`, as the words of each lane.
-pub(super) fn in_words(b: &mut Builder, section: &Section, low: Value, high: Value) -> Value {
-    let lanes = b.ty(low).lanes;
-    let low = if section.dtype == DType::U8 { low } else { b.bin_imm(BinOp::And, low, 0xffff) };
-    let high = b.bin_imm(BinOp::Shl, high, 16);
-    let both = b.bin(BinOp::Or, low, high);
-    b.bitcast(both, Type::vector(Scalar::I16, 2 * lanes))
+/// The sums of the activations of two neighbouring groups, which lie at a place as `i16`, as the words of each lane.
+pub(super) fn sums_pair(b: &mut Builder, memory: Memory, place: Pos, lanes: u8) -> Value {
+    let sums = b.load(Scalar::I32, at(memory, place.index, place.fixed), 4);
+    let sums = b.splat(sums, lanes);
+    b.bitcast(sums, Type::vector(Scalar::I16, 2 * lanes))
 }
 
-/// A whole number, `i32`, as both words of its lane.
-pub(super) fn in_both_words(b: &mut Builder, number: Value) -> Value {
-    let words = Type::vector(Scalar::I16, 2 * b.ty(number).lanes);
-    let number = b.bitcast(number, words);
-    let picks: Vec<u8> = (0..words.lanes).map(|i| i & !1).collect();
-    b.swizzle(number, number, &picks)
+/// Adds a sum, times an outer scale and that of the activations, to result `.2` from a place on.
+pub(super) fn add_scaled(
+    b: &mut Builder,
+    (results, from, i): (&Kept, Pos, usize),
+    sum: Value,
+    (scale, scale_x): (Value, Option<Value>),
+) {
+    let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
+    let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
+    let before = results.load(b, from, i);
+    let result = b.fma(number, factor, before);
+    results.store(b, from, i, result);
 }

@@ -37,14 +37,32 @@ impl Weights<'_> {
         b.cast(extend, raw, Scalar::I32)
     }
 
-    /// The inner of two scales of a group for vector `v`, where it is a whole number, as `i32`.
-    pub fn inner_scale(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
-        self.whole(b, &self.layout.scales, group, v)
+    /// Whole numbers of a section for two groups, from `entry` on, as the words of each lane.
+    fn whole_pair(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
+        let [low, high] = [0, 1].map(|i| self.whole(b, section, entry.plus(i), v));
+        let low = if section.dtype == DType::U8 { low } else { b.bin_imm(BinOp::And, low, 0xffff) };
+        let high = b.bin_imm(BinOp::Shl, high, 16);
+        let both = b.bin(BinOp::Or, low, high);
+        b.bitcast(both, Type::vector(Scalar::I16, 2 * self.lanes))
     }
 
-    /// The inner of two numbers that make an offset, where it is a whole one, as `i32`.
-    pub fn inner_offset(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
-        self.whole(b, self.layout.zeros.as_ref().expect("the format has offsets"), group, v)
+    /// The inner of two scales of a group for vector `v`, where it is a whole number, in both words of each lane.
+    pub fn inner_scale(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
+        let scale = self.whole(b, &self.layout.scales, group, v);
+        let words = Type::vector(Scalar::I16, 2 * self.lanes);
+        let scale = b.bitcast(scale, words);
+        let picks: Vec<u8> = (0..words.lanes).map(|i| i & !1).collect();
+        b.swizzle(scale, scale, &picks)
+    }
+
+    /// Those of a group and the next one, a word each.
+    pub fn inner_scales(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
+        self.whole_pair(b, &self.layout.scales, group, v)
+    }
+
+    /// The inner of two numbers that make an offset, where it is a whole one, of a group and the next one, a word each.
+    pub fn inner_offsets(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
+        self.whole_pair(b, self.layout.zeros.as_ref().expect("the format has offsets"), group, v)
     }
 
     /// The outer of two scales for vector `v`, as `f32`.
@@ -52,9 +70,18 @@ impl Weights<'_> {
         self.section(b, self.layout.outer.as_ref().expect("scales have two levels"), entry, v)
     }
 
-    /// The outer of two numbers that make an offset for vector `v`, as `f32`, without the offset's sign.
+    /// The outer of two numbers that make an offset for vector `v`, as `f32`, with the offset's sign.
     pub fn outer_offset(&self, b: &mut Builder, entry: Pos, v: usize) -> Value {
-        self.section(b, self.layout.zeros_outer.as_ref().expect("offsets have two levels"), entry, v)
+        let outer = self.section(b, self.layout.zeros_outer.as_ref().expect("offsets have two levels"), entry, v);
+        self.signed(b, outer)
+    }
+
+    /// An offset as it is added, of one that is stored with its sign apart.
+    fn signed(&self, b: &mut Builder, offset: Value) -> Value {
+        match self.layout.format.zero {
+            Zero::Offset { sign, .. } if sign < 0 => b.un(UnOp::Neg, offset),
+            _ => offset,
+        }
     }
 
     /// Scales of a group for vector `v`.
@@ -80,11 +107,11 @@ impl Weights<'_> {
 
     /// Offsets of a group with their sign, to be added to `scale · code`; `None` if the format has none.
     pub fn offset(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
-        let (Zero::Offset { sign, .. }, Some(section)) = (self.layout.format.zero, &self.layout.zeros) else {
+        let (Zero::Offset { .. }, Some(section)) = (self.layout.format.zero, &self.layout.zeros) else {
             return None;
         };
         let offset = self.two_level(b, section, self.layout.zeros_outer.as_ref(), group, v);
-        Some(if sign < 0 { b.un(UnOp::Neg, offset) } else { offset })
+        Some(self.signed(b, offset))
     }
 
     /// What turns codes of a group into weights for vector `v`: the scale, then the zero point or the offset, if any.

@@ -20,11 +20,11 @@ mod decode;
 
 use self::decode::Decode;
 use super::super::Plan;
-use super::super::spans::Span;
+use super::super::spans::{Span, add_scaled, sums_pair};
 use super::super::tile::Scratch;
 use super::{Blocks, RowTile, Work, decode_segments, rows_at_once, vectors_of_results};
 use crate::caps::Caps;
-use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, UnOp, Value};
+use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
 use crate::lower::activation::Rows;
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
@@ -45,7 +45,6 @@ pub(super) fn fits(span: &Span, tile_m: u32, vectors: u32, caps: &Caps) -> bool 
 struct Offsets {
     inner: Scratch,
     sums: Memory,
-    sign: i8,
 }
 
 /// Sums under two levels of scales.
@@ -79,10 +78,10 @@ impl<'a> Scaled<'a> {
         let scales = lines(b, "scales", blocks.columns / plan.layout.group);
         let starts = span.raised.then(|| lines(b, "starts", blocks.columns / span.columns));
         let activations = b.shared("staged", (rows_at_once(schedule) * blocks.columns) as u32, 64);
-        let offsets = span.offsets.map(|sign| {
+        let offsets = span.offsets.then(|| {
             let groups = blocks.columns / plan.layout.group;
             let inner = lines(b, "offsets", groups / 2);
-            Offsets { inner, sums: b.shared("staged_sums", (rows_at_once(schedule) * groups * 2) as u32, 64), sign }
+            Offsets { inner, sums: b.shared("staged_sums", (rows_at_once(schedule) * groups * 2) as u32, 64) }
         });
         let results = Kept::declare(b, "results", vectors_of_results(plan, schedule), plan.lanes);
         Scaled { plan, how, schedule, blocks, span, weights, scales, starts, activations, offsets, results }
@@ -127,9 +126,7 @@ impl<'a> Scaled<'a> {
         let mut shifts = vec![b.int(self.sums(), 0); self.plan.vectors];
         for pair in 0..groups / 2 {
             let place = self.sum_place(b, tile, row, first.plus(2 * pair));
-            let sums = b.load(Scalar::I32, at(offsets.sums, place.index, place.fixed), 4);
-            let sums = b.splat(sums, self.plan.lanes);
-            let sums = b.bitcast(sums, self.words());
+            let sums = sums_pair(b, offsets.sums, place, self.plan.lanes);
             for (v, shift) in shifts.iter_mut().enumerate() {
                 let inner = offsets.inner.load(b, self.words(), first_line.plus(pair), v);
                 *shift = b.dot2(sums, inner, *shift);
@@ -148,11 +145,7 @@ impl<'a> Scaled<'a> {
         at: Pos,
     ) {
         for (v, (&sum, &scale)) in sums.iter().zip(scales).enumerate() {
-            let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
-            let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-            let before = self.results.load(b, at, row * self.plan.vectors + v);
-            let result = b.fma(number, factor, before);
-            self.results.store(b, at, row * self.plan.vectors + v, result);
+            add_scaled(b, (&self.results, at, row * self.plan.vectors + v), sum, (scale, scale_x));
         }
     }
 
@@ -174,12 +167,7 @@ impl<'a> Scaled<'a> {
         }
         // Afterwards, when no sums lie in registers any more.
         let Some(offsets) = &self.offsets else { return };
-        let scales: Vec<Value> = (0..vectors)
-            .map(|v| {
-                let outer = weights.outer_offset(b, span, v);
-                if offsets.sign < 0 { b.un(UnOp::Neg, outer) } else { outer }
-            })
-            .collect();
+        let scales: Vec<Value> = (0..vectors).map(|v| weights.outer_offset(b, span, v)).collect();
         for row in 0..rows.count() {
             let shifts = self.shifts(b, offsets, tile, row, turn);
             let scale_x = rows.group_scale(b, row, column);

@@ -4,9 +4,9 @@
 //! meet sums of activations at the end of a span: two groups a product.
 
 use super::super::Tile;
-use super::{Span, in_both_words, in_words};
+use super::{Span, add_scaled, sums_pair};
 use crate::format::n16::ROWS;
-use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, UnOp, Value};
+use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
 use crate::lower::unpack::Integers;
@@ -33,7 +33,7 @@ impl<'a> SpanSums<'a> {
     /// With scratch of its own, and results of nothing.
     pub fn new(b: &mut Builder, tile: &'a Tile<'a>, how: &'a Integers, span: Span) -> SpanSums<'a> {
         let (layout, lanes) = (&tile.weights.layout, tile.weights.lanes);
-        let meets_sums = how.offset != 0 || span.offsets.is_some();
+        let meets_sums = how.offset != 0 || span.offsets;
         let bytes = tile.rows.count() * span.columns / layout.group * 2;
         let sums = meets_sums.then(|| b.shared("span_sums", bytes as u32, 64));
         let results = Kept::declare(b, "results", tile.sums(), lanes);
@@ -78,7 +78,7 @@ impl<'a> SpanSums<'a> {
         }
     }
 
-    /// Sums of activations times `numbers` of the groups of a span, by row.
+    /// Sums of activations times `numbers` of the groups of a span, two at a time, by row.
     fn shifts(
         &self,
         b: &mut Builder,
@@ -87,44 +87,22 @@ impl<'a> SpanSums<'a> {
     ) -> Vec<Value> {
         let rows = self.tile.rows.count();
         let mut shifts = vec![b.int(Type::vector(Scalar::I32, self.lanes()), 0); rows];
-        for pair in 0..self.groups() / 2 {
-            let numbers = numbers(b, 2 * pair);
+        for group in (0..self.groups()).step_by(2) {
+            let numbers = numbers(b, group);
             for (row, shift) in shifts.iter_mut().enumerate() {
-                let sums = b.load(Scalar::I32, at(memory, None, 2 * (row * self.groups() + 2 * pair)), 4);
-                let sums = b.splat(sums, self.lanes());
-                let sums = b.bitcast(sums, self.words());
+                let place = Pos::fixed(2 * (row * self.groups() + group));
+                let sums = sums_pair(b, memory, place, self.lanes());
                 *shift = b.dot2(sums, numbers, *shift);
             }
         }
         shifts
     }
 
-    /// Sums of activations times the inner scales of a vector, by row.
-    fn scale_shifts(&self, b: &mut Builder, memory: Memory, first: Pos, v: usize) -> Vec<Value> {
-        let weights = self.tile.weights;
-        self.shifts(b, memory, &mut |b, group| {
-            let [low, high] = [0, 1].map(|i| weights.inner_scale(b, first.plus(group + i), v));
-            in_words(b, &weights.layout.scales, low, high)
-        })
-    }
-
-    /// Sums of activations times the inner offsets of a vector, by row.
-    fn offset_shifts(&self, b: &mut Builder, memory: Memory, first: Pos, v: usize) -> Vec<Value> {
-        let weights = self.tile.weights;
-        let section = weights.layout.zeros.as_ref().expect("the format has offsets");
-        self.shifts(b, memory, &mut |b, group| {
-            let [low, high] = [0, 1].map(|i| weights.inner_offset(b, first.plus(group + i), v));
-            in_words(b, section, low, high)
-        })
-    }
-
-    /// Adds the sum of a row and a vector, times an outer scale and that of the activations, to its result.
-    fn add_scaled(&self, b: &mut Builder, at: usize, sum: Value, scale: Value, scale_x: Option<Value>) {
-        let number = b.cast(CastOp::IntToFloatS, sum, Scalar::F32);
-        let factor = scale_x.map_or(scale, |x| b.mul(scale, x));
-        let before = self.results.load(b, Pos::fixed(0), at);
-        let result = b.fma(number, factor, before);
-        self.results.store(b, Pos::fixed(0), at, result);
+    /// Adds the sum of a row and a vector, scaled, to its result.
+    fn add_scaled(&self, b: &mut Builder, (row, v): (usize, usize), sum: Value, scale: Value, column: Pos) {
+        let scale_x = self.tile.rows.group_scale(b, row, column);
+        let result = (&self.results, Pos::fixed(0), row * self.tile.vectors + v);
+        add_scaled(b, result, sum, (scale, scale_x));
     }
 }
 
@@ -163,7 +141,6 @@ impl Visit for SpanSums<'_> {
                     }
                 }
                 let scale = weights.inner_scale(b, group, v);
-                let scale = in_both_words(b, scale);
                 for (row, &pairs) in pairs.iter().enumerate() {
                     let sum = &mut inner[row * vectors + v];
                     *sum = b.dot2(pairs, scale, *sum);
@@ -181,7 +158,9 @@ impl Visit for SpanSums<'_> {
         for v in 0..vectors {
             let scale = weights.outer_scale(b, segment, v);
             let taken = match self.sums {
-                Some(memory) if self.how.offset != 0 => Some(self.scale_shifts(b, memory, first, v)),
+                Some(memory) if self.how.offset != 0 => {
+                    Some(self.shifts(b, memory, &mut |b, group| weights.inner_scales(b, first.plus(group), v)))
+                }
                 _ => None,
             };
             for row in 0..rows.count() {
@@ -190,15 +169,13 @@ impl Visit for SpanSums<'_> {
                     let taken = b.bin_imm(BinOp::Mul, taken[row], i64::from(self.how.offset));
                     sum = b.bin(BinOp::Sub, sum, taken);
                 }
-                let scale_x = rows.group_scale(b, row, column);
-                self.add_scaled(b, row * vectors + v, sum, scale, scale_x);
+                self.add_scaled(b, (row, v), sum, scale, column);
             }
-            let (Some(sign), Some(memory)) = (self.span.offsets, self.sums) else { continue };
+            let Some(memory) = self.sums.filter(|_| self.span.offsets) else { continue };
             let scale = weights.outer_offset(b, segment, v);
-            let scale = if sign < 0 { b.un(UnOp::Neg, scale) } else { scale };
-            for (row, shift) in self.offset_shifts(b, memory, first, v).into_iter().enumerate() {
-                let scale_x = rows.group_scale(b, row, column);
-                self.add_scaled(b, row * vectors + v, shift, scale, scale_x);
+            let shifts = self.shifts(b, memory, &mut |b, group| weights.inner_offsets(b, first.plus(group), v));
+            for (row, shift) in shifts.into_iter().enumerate() {
+                self.add_scaled(b, (row, v), shift, scale, column);
             }
         }
         outer

@@ -1,6 +1,5 @@
 //! Weights of a span on their way into scratch.
 
-use super::super::super::spans::{in_both_words, in_words};
 use super::super::super::tile::Scratch;
 use super::{RAISE, Scaled};
 use crate::ir::{BinOp, Builder, Value};
@@ -37,20 +36,18 @@ impl Visit for Decode<'_> {
             let (group, line) = (first.add(b, turn), first_line.add(b, turn));
             for v in 0..self.vectors() {
                 let scale = self.weights.inner_scale(b, group, v);
-                let both = in_both_words(b, scale);
-                self.scaled.scales.store(b, both, line, v);
+                self.scaled.scales.store(b, scale, line, v);
             }
             none
         });
-        if let (Some(offsets), Some(zeros)) = (&self.scaled.offsets, &self.weights.layout.zeros) {
+        if let Some(offsets) = &self.scaled.offsets {
             let first_line = self.turn.times(b, groups / 2);
             repeat(b, groups / 2, 1, Vec::new(), |b, turn, none| {
                 let line = first_line.add(b, turn);
                 let group = turn.times(b, 2).add(b, first);
                 for v in 0..self.vectors() {
-                    let [low, high] = [0, 1].map(|i| self.weights.inner_offset(b, group.plus(i), v));
-                    let both = in_words(b, zeros, low, high);
-                    offsets.inner.store(b, both, line, v);
+                    let inner = self.weights.inner_offsets(b, group, v);
+                    offsets.inner.store(b, inner, line, v);
                 }
                 none
             });
