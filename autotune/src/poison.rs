@@ -92,10 +92,13 @@ fn used(layout: &N16, n: usize) -> Vec<u8> {
     for row in 0..n {
         let (record, lane) = (row / ROWS * layout.record, row % ROWS);
         for section in layout.sections() {
-            let size = section.stride() / ROWS;
             for entry in 0..section.entries {
-                let at = record + layout.entry_place(&section, entry) + lane * size;
-                used[at..at + size].fill(0xff);
+                let (place, bit) = layout.entry_place(&section, entry);
+                let at = record + place + lane * section.size();
+                match section.dtype.bits() {
+                    bits @ ..8 => used[at] |= field(bit as u8, bits as u8),
+                    _ => used[at..at + section.size()].fill(0xff),
+                }
             }
         }
         for column in 0..layout.k {

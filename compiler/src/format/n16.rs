@@ -9,7 +9,7 @@
 //! record   head | chunk | chunk | …                              starts at a multiple of 64 bytes
 //! chunk    outer | zeros_outer | scales | zeros | codes          the last one ends with its last unit
 //! head     what there is once per row: an outer scale or offset of the whole row
-//! outer, zeros_outer   [span][16 rows]     scales, zeros   [group][16 rows]     each in its own type
+//! outer, zeros_outer   [span][16 rows]     scales, zeros   [group][16 rows]     each in its own type; 4 bits: [2 groups][16 rows]
 //! codes    [unit][plane][word of the plane][16 rows]             32-bit words
 //! ```
 //!
@@ -30,6 +30,10 @@
 //! unsigned with a fixed bias; padding is zero. Nothing depends on the device or on the vector width.
 
 mod codec;
+mod sections;
+
+pub use self::sections::Section;
+use self::sections::Sections;
 
 use super::canonical::canonical_format;
 use super::{Code, Format, Granularity, Outer, Scale, Span, Zero};
@@ -75,97 +79,6 @@ pub struct N16 {
     pub codes: usize,
     /// Bytes of a record; a multiple of 64.
     pub record: usize,
-}
-
-/// An array `[entry][16 rows]` of a record.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Section {
-    /// Byte offset of the first entry in the record.
-    pub offset: usize,
-    /// Type of a number: `F32`, `F16`, `Bf16`, `E4m3fn`, `E8m0`, `U8` or `I8`.
-    pub dtype: DType,
-    /// Entries per row.
-    pub entries: usize,
-    /// Columns that share an entry.
-    pub span: usize,
-    /// Entries of a chunk; all of them where they lie side by side.
-    pub per_chunk: usize,
-}
-
-impl Section {
-    /// So many entries side by side.
-    fn beside(dtype: DType, entries: usize, span: usize) -> Section {
-        Section { offset: 0, dtype, entries, span, per_chunk: entries }
-    }
-
-    /// Bytes from one entry to the next of the same chunk.
-    pub fn stride(&self) -> usize {
-        ROWS * bytes(self.dtype)
-    }
-}
-
-/// Bytes before the codes of a chunk from which on a line is rather filled up than the chunk made longer: codes and scales
-/// that lie far apart are two runs again (Q6_K with 576 bytes of scales per 6 KiB was read at 73 % of the speed of reading,
-/// with 288 per 3 KiB at 94 %).
-const LONG_HEADER: usize = 256;
-
-/// The sections of a record, before and while they get their places.
-struct Sections {
-    outer: Option<Section>,
-    zeros_outer: Option<Section>,
-    scales: Section,
-    zeros: Option<Section>,
-}
-
-impl Sections {
-    fn each(&mut self) -> impl Iterator<Item = &mut Section> {
-        let Sections { outer, zeros_outer, scales, zeros } = self;
-        [outer.as_mut(), zeros_outer.as_mut(), Some(scales), zeros.as_mut()].into_iter().flatten()
-    }
-
-    /// Groups of a chunk: whole spans of every section, whole units (which `whole` groups make), whole lines of 64 bytes where
-    /// the header is short. All groups where a record is one chunk.
-    fn groups_of_a_chunk(&mut self, group: usize, groups: usize, whole: usize) -> usize {
-        let mut least = whole;
-        // Groups that share an entry, and its bytes.
-        let mut several: Vec<(usize, usize)> = Vec::new();
-        for section in self.each().filter(|section| section.entries > 1) {
-            if section.span % group != 0 {
-                return groups;
-            }
-            let span = section.span / group;
-            least = least / gcd(least, span) * span;
-            several.push((span, section.stride()));
-        }
-        let bytes = |count: usize| several.iter().map(|&(span, stride)| count / span * stride).sum::<usize>();
-        let lines = |count: usize| bytes(count).is_multiple_of(64) || bytes(count) >= LONG_HEADER;
-        // Entries have 16, 32 or 64 bytes.
-        [1, 2].map(|factor| factor * least).into_iter().find(|&count| lines(count)).unwrap_or(4 * least).min(groups)
-    }
-
-    /// Gives every section its place, where a chunk has `count` of the groups. Returns the bytes of the head, and those of a
-    /// chunk before its codes.
-    fn place(&mut self, group: usize, groups: usize, count: usize) -> (usize, usize) {
-        let chunks = count < groups;
-        let mut head = 0;
-        for section in self.each().filter(|section| chunks && section.entries == 1) {
-            section.offset = head;
-            head = (head + section.stride()).next_multiple_of(64);
-        }
-        let mut at = head;
-        for section in self.each().filter(|section| !chunks || section.entries > 1) {
-            if chunks {
-                section.per_chunk = count * group / section.span;
-            }
-            section.offset = at.next_multiple_of(section.stride());
-            at = section.offset + section.per_chunk * section.stride();
-        }
-        (head, at.next_multiple_of(64) - head)
-    }
-}
-
-fn bytes(dtype: DType) -> usize {
-    dtype.bits().div_ceil(8) as usize
 }
 
 /// Widths of the planes of a code, low bits first; `None` for widths that no format has.
@@ -284,9 +197,11 @@ impl N16 {
         self.codes + unit * self.unit_bytes() + unit / self.chunk_units * self.header()
     }
 
-    /// Where an entry of a section starts in a record.
-    pub fn entry_place(&self, section: &Section, entry: usize) -> usize {
-        section.offset + entry * section.stride() + entry / section.per_chunk * self.entry_gap(section)
+    /// Where an entry of a section starts in a record, and the bit in its bytes.
+    pub fn entry_place(&self, section: &Section, entry: usize) -> (usize, u32) {
+        let (from, within) = (entry / section.shared() * section.stride(), entry % section.shared());
+        let gaps = entry / section.per_chunk * self.entry_gap(section);
+        (section.offset + from + gaps, within as u32 * section.dtype.bits())
     }
 
     /// Bytes of a chunk before its codes.
@@ -296,7 +211,7 @@ impl N16 {
 
     /// Bytes between the entries of a section in one chunk and those in the next.
     pub fn entry_gap(&self, section: &Section) -> usize {
-        if section.per_chunk < section.entries { self.chunk - section.per_chunk * section.stride() } else { 0 }
+        if section.per_chunk < section.entries { self.chunk - section.bytes(section.per_chunk) } else { 0 }
     }
 
     /// The sections of a record that there are.

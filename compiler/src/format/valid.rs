@@ -69,14 +69,13 @@ impl Format {
     fn scale_faults(&self, scale: &Scale, what: &str) -> Vec<String> {
         let mut faults = Vec::new();
         let alone = matches!(scale.dtype, DType::F32 | DType::F16 | DType::Bf16 | DType::E4m3fn | DType::E8m0);
-        let inner = matches!(scale.dtype, DType::U8 | DType::I8 | DType::E4m3fn);
+        let inner = matches!(scale.dtype, DType::U4 | DType::U8 | DType::I8 | DType::E4m3fn);
         match scale.outer {
             None if !alone => {
                 faults.push(format!("{what} of {:?}; accepted are F32, F16, Bf16, E4m3fn and E8m0", scale.dtype));
             }
-            Some(_) if !inner => {
-                faults.push(format!("{what} of {:?} under a second level; accepted are U8, I8 and E4m3fn", scale.dtype))
-            }
+            Some(_) if !inner => faults
+                .push(format!("{what} of {:?} under a second level; accepted are U4, U8, I8 and E4m3fn", scale.dtype)),
             Some(Outer { dtype, .. }) if !matches!(dtype, DType::F32 | DType::F16) => {
                 faults.push(format!("a second level of {dtype:?}; accepted are F32 and F16"));
             }
@@ -149,9 +148,9 @@ impl Quantized {
         let (zeros, zeros_outer, zero_width) = match format.zero {
             Zero::None | Zero::Bias(_) => (0, 0, 32),
             Zero::Int(bits) => (granules, 0, bits as u32),
-            Zero::Float(dtype) => (granules, 0, raw_bits(dtype)),
+            Zero::Float(dtype) => (granules, 0, dtype.bits()),
             Zero::Offset { scale, .. } => {
-                (granules, scale.outer_len(format.granularity, self.n, self.k), raw_bits(scale.dtype))
+                (granules, scale.outer_len(format.granularity, self.n, self.k), scale.dtype.bits())
             }
         };
         length("codes", self.codes.len(), self.n * self.k);
@@ -184,19 +183,14 @@ impl Quantized {
                 faults.push(format!("the {what} {bad:#x} is wider than {bits} bits"));
             }
         };
-        width("scale", &self.scales, raw_bits(format.scale.dtype));
+        width("scale", &self.scales, format.scale.dtype.bits());
         width("zero", &self.zeros, zero_width);
         if let Some(outer) = format.scale.outer {
-            width("second-level scale", &self.outer, raw_bits(outer.dtype));
+            width("second-level scale", &self.outer, outer.dtype.bits());
         }
         if let Zero::Offset { scale: Scale { outer: Some(outer), .. }, .. } = format.zero {
-            width("second-level zero", &self.zeros_outer, raw_bits(outer.dtype));
+            width("second-level zero", &self.zeros_outer, outer.dtype.bits());
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::Invalid(faults)) }
     }
-}
-
-/// Width of the raw bits of a number, as parts carry them.
-fn raw_bits(dtype: DType) -> u32 {
-    super::PartType::of(dtype).bytes() as u32 * 8
 }

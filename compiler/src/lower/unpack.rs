@@ -135,9 +135,10 @@ impl<'a> Weights<'a> {
 
     /// The start of an entry of a section for vector `v`, with its alignment; asks for what lies ahead.
     fn entry(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> (Address, u32) {
-        let size = section.dtype.bits() as usize / 8;
+        let (size, shared) = (section.size(), section.shared());
         let base = self.base(b, v, size);
-        let start = self.jump(b, entry, section.stride(), section.per_chunk, self.layout.entry_gap(section));
+        let entry = entry.divide(b, shared);
+        let start = self.jump(b, entry, section.stride(), section.per_chunk / shared, self.layout.entry_gap(section));
         let start = start.add(b, base);
         let place = start.fixed + section.offset;
         if let Some(ahead) = self.ahead.filter(|_| section.entries > 1 && section.span == self.layout.group) {

@@ -7,7 +7,7 @@
 use super::memory::{split, times};
 use crate::error::{Error, Result};
 use crate::format::n16::{N16, gcd};
-use crate::ir::{BinOp, Builder, CmpOp, Scalar, Value};
+use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Value};
 
 /// A position that is counted in something: a value known when the kernel runs plus a constant.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +64,18 @@ impl Pos {
         }
     }
 
+    /// What is left over when things that are `by` times larger, a power of two, are counted.
+    pub fn remainder(self, b: &mut Builder, by: usize) -> Remainder {
+        match self.index {
+            Some(index) if !self.multiple.is_multiple_of(by) => {
+                let sum = b.bin_imm(BinOp::Add, index, self.fixed as i64);
+                let rest = b.bin_imm(BinOp::And, sum, by as i64 - 1);
+                Remainder::Of(b.cast(CastOp::Truncate, rest, Scalar::I32))
+            }
+            _ => Remainder::Fixed(self.fixed % by),
+        }
+    }
+
     /// The sum of two positions.
     pub fn add(self, b: &mut Builder, other: Pos) -> Pos {
         let index = match (self.index, other.index) {
@@ -72,6 +84,14 @@ impl Pos {
         };
         Pos { index, fixed: self.fixed + other.fixed, multiple: gcd(self.multiple, other.multiple) }
     }
+}
+
+/// A remainder: known, or a value (`i32`).
+pub(super) enum Remainder {
+    /// A constant.
+    Fixed(usize),
+    /// A value.
+    Of(Value),
 }
 
 /// How a row of K columns is cut.

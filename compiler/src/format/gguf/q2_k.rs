@@ -28,8 +28,8 @@ impl Block for Q2K {
     const FORMAT: Format = Format {
         code: Code::Int { bits: 2, signed: false },
         granularity: Granularity::Group(16),
-        zero: Zero::Offset { scale: inner(DType::U8), sign: -1 },
-        scale: inner(DType::U8),
+        zero: Zero::Offset { scale: inner(DType::U4), sign: -1 },
+        scale: inner(DType::U4),
         container: &CONTAINER,
     };
     const SCALE_BITS: u32 = 4;

@@ -1,6 +1,6 @@
 //! Packs a matrix into N16, and reads it back.
 
-use super::{N16, ROWS, Section, bytes, flip, storable};
+use super::{N16, ROWS, Section, flip, storable};
 use crate::error::{Error, Result};
 use crate::format::Quantized;
 use crate::format::canonical::canonical;
@@ -26,10 +26,11 @@ impl N16 {
             let lane = row % ROWS;
             let mut numbers = |section: Option<Section>, raw: &[u32]| {
                 let Some(section) = section else { return };
-                let size = bytes(section.dtype);
-                for entry in 0..section.entries {
-                    let at = record + layout.entry_place(&section, entry) + lane * size;
-                    out[at..at + size].copy_from_slice(&raw[row * section.entries + entry].to_le_bytes()[..size]);
+                for (entry, number) in raw[row * section.entries..][..section.entries].iter().enumerate() {
+                    let (place, bit) = layout.entry_place(&section, entry);
+                    let at = record + place + lane * section.size();
+                    let bytes = (number << bit).to_le_bytes();
+                    out[at..at + section.size()].iter_mut().zip(bytes).for_each(|(byte, number)| *byte |= number);
                 }
             };
             numbers(layout.outer, &c.outer);
@@ -77,14 +78,15 @@ impl N16 {
         }
         let numbers = |section: Option<Section>| -> Vec<u32> {
             let Some(section) = section else { return Vec::new() };
-            let size = bytes(section.dtype);
+            let (size, mask) = (section.size(), u32::MAX >> (32 - section.dtype.bits()));
             let mut raw = Vec::with_capacity(n * section.entries);
             for row in 0..n {
                 for entry in 0..section.entries {
-                    let at = row / ROWS * self.record + self.entry_place(&section, entry) + row % ROWS * size;
+                    let (place, bit) = self.entry_place(&section, entry);
+                    let at = row / ROWS * self.record + place + row % ROWS * size;
                     let mut word = [0; 4];
                     word[..size].copy_from_slice(&packed[at..at + size]);
-                    raw.push(u32::from_le_bytes(word));
+                    raw.push(u32::from_le_bytes(word) >> bit & mask);
                 }
             }
             raw

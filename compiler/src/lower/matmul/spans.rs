@@ -60,12 +60,13 @@ impl Span {
         let columns = layout.outer?.span;
         let most_scale = match layout.scales.dtype {
             DType::I8 => 128,
+            DType::U4 => 15,
             DType::U8 => 255,
             _ => return None,
         };
         let offsets = match layout.format.zero {
             Zero::None | Zero::Bias(_) => false,
-            Zero::Offset { scale, .. } if matches!(scale.dtype, DType::I8 | DType::U8) => {
+            Zero::Offset { scale, .. } if matches!(scale.dtype, DType::I8 | DType::U4 | DType::U8) => {
                 layout.zeros_outer.filter(|outer| outer.span == columns)?;
                 true
             }

@@ -91,7 +91,11 @@ fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
                 if tile_n == 2 * lanes {
                     let unrolled = |unroll| Schedule::single(Family::Stream, tile_m, tile_n, unroll);
                     let cost = if quarters { 0.5 * cost } else { cost };
-                    list.extend([1, 2].iter().enumerate().map(|(rank, &unroll)| (cost, rank, unrolled(unroll))));
+                    // Of scales that share bytes it is known which is which where a turn takes all of them; two rows have no
+                    // registers left for that.
+                    let shared = layout.as_ref().is_ok_and(|layout| layout.scales.shared() == 2);
+                    let unrolls = if shared && tile_m == 1 { [2, 1] } else { [1, 2] };
+                    list.extend(unrolls.iter().enumerate().map(|(rank, &unroll)| (cost, rank, unrolled(unroll))));
                 }
                 continue;
             }

@@ -25,7 +25,7 @@ impl<'a> Weights<'a> {
     pub fn ask_groups(&self, b: &mut Builder, group: Pos, count: usize, v: usize, bytes: usize) {
         for section in [Some(self.layout.scales), self.layout.zeros].into_iter().flatten() {
             let (address, _) = self.entry(b, &section, group, v);
-            for line in (0..count * section.stride()).step_by(64) {
+            for line in (0..section.bytes(count)).step_by(64) {
                 b.prefetch(Address { offset: address.offset + (line + bytes) as i64, ..address });
             }
         }

@@ -5,11 +5,15 @@ use crate::dtype::DType;
 use crate::format::Zero;
 use crate::format::n16::Section;
 use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, UnOp, Value};
-use crate::lower::walk::Pos;
+use crate::lower::walk::{Pos, Remainder};
 
 impl Weights<'_> {
     /// Numbers of a section at `entry` for vector `v`, as `f32`.
     fn section(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
+        if section.shared() > 1 {
+            let number = self.whole(b, section, entry, v);
+            return b.cast(CastOp::IntToFloatS, number, Scalar::F32);
+        }
         let (address, align) = self.entry(b, section, entry, v);
         load_number(b, section.dtype, address, self.lanes, align, self.features)
     }
@@ -22,14 +26,14 @@ impl Weights<'_> {
         b.mul(number, factor)
     }
 
-    /// Whole numbers of a section at `entry` for vector `v`, as `i32`.
+    /// The bytes of an entry of a section for vector `v`, which other entries may share, as `i32`.
     ///
     /// # Panics
-    /// If they are none.
-    fn whole(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
+    /// If they are no whole numbers.
+    fn raw(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
         let extend = match section.dtype {
             DType::I8 => CastOp::ExtendS,
-            DType::U8 => CastOp::ExtendU,
+            DType::U4 | DType::U8 => CastOp::ExtendU,
             other => panic!("{other} is no whole number"),
         };
         let (address, align) = self.entry(b, section, entry, v);
@@ -37,19 +41,60 @@ impl Weights<'_> {
         b.cast(extend, raw, Scalar::I32)
     }
 
-    /// Whole numbers of a section for two groups, from `entry` on, as the words of each lane.
+    /// Whole numbers of a section at `entry` for vector `v`, as `i32`.
+    fn whole(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
+        let raw = self.raw(b, section, entry, v);
+        if section.shared() == 1 {
+            return raw;
+        }
+        let number = self.shifted(b, section, entry, raw);
+        b.bin_imm(BinOp::And, number, (1 << section.dtype.bits()) - 1)
+    }
+
+    /// `raw` shifted so that the number of `entry` comes first of those that share their bytes.
+    fn shifted(&self, b: &mut Builder, section: &Section, entry: Pos, raw: Value) -> Value {
+        let bits = i64::from(section.dtype.bits());
+        match entry.remainder(b, section.shared()) {
+            Remainder::Fixed(0) => raw,
+            Remainder::Fixed(at) => b.bin_imm(BinOp::ShrU, raw, at as i64 * bits),
+            Remainder::Of(at) => {
+                let by = b.bin_imm(BinOp::Mul, at, bits);
+                let by = b.splat(by, self.lanes);
+                b.bin(BinOp::ShrU, raw, by)
+            }
+        }
+    }
+
+    /// Whole numbers of a section for two groups, from an even `entry` on, as the words of each lane.
     fn whole_pair(&self, b: &mut Builder, section: &Section, entry: Pos, v: usize) -> Value {
-        let [low, high] = [0, 1].map(|i| self.whole(b, section, entry.plus(i), v));
-        let low = if section.dtype == DType::U8 { low } else { b.bin_imm(BinOp::And, low, 0xffff) };
-        let high = b.bin_imm(BinOp::Shl, high, 16);
-        let both = b.bin(BinOp::Or, low, high);
+        let both = if section.shared() == 2 {
+            let low = self.raw(b, section, entry, v);
+            let bits = i64::from(section.dtype.bits());
+            let high = b.bin_imm(BinOp::Shl, low, 16 - bits);
+            let both = b.bin(BinOp::Or, low, high);
+            b.bin_imm(BinOp::And, both, ((1 << bits) - 1) * 0x0001_0001)
+        } else {
+            let [low, high] = [0, 1].map(|i| self.whole(b, section, entry.plus(i), v));
+            let low = if section.dtype == DType::I8 { b.bin_imm(BinOp::And, low, 0xffff) } else { low };
+            let high = b.bin_imm(BinOp::Shl, high, 16);
+            b.bin(BinOp::Or, low, high)
+        };
         b.bitcast(both, Type::vector(Scalar::I16, 2 * self.lanes))
     }
 
     /// The inner of two scales of a group for vector `v`, where it is a whole number, in both words of each lane.
     pub fn inner_scale(&self, b: &mut Builder, group: Pos, v: usize) -> Value {
-        let scale = self.whole(b, &self.layout.scales, group, v);
-        let words = Type::vector(Scalar::I16, 2 * self.lanes);
+        let (section, words) = (&self.layout.scales, Type::vector(Scalar::I16, 2 * self.lanes));
+        if section.shared() > 1 {
+            // Groups that share bytes share them in both words.
+            let raw = self.raw(b, section, group, v);
+            let high = b.bin_imm(BinOp::Shl, raw, 16);
+            let both = b.bin(BinOp::Or, raw, high);
+            let both = self.shifted(b, section, group, both);
+            let both = b.bin_imm(BinOp::And, both, 0x0001_0001 * ((1 << section.dtype.bits()) - 1));
+            return b.bitcast(both, words);
+        }
+        let scale = self.whole(b, section, group, v);
         let scale = b.bitcast(scale, words);
         let picks: Vec<u8> = (0..words.lanes).map(|i| i & !1).collect();
         b.swizzle(scale, scale, &picks)

@@ -12,9 +12,6 @@ use crate::lower::stage::Kept;
 use crate::lower::unpack::Integers;
 use crate::lower::walk::{Pos, Step, Visit};
 
-/// Quads of activations that wait in registers while vectors of weights go by.
-const WAITING: usize = 4;
-
 /// Bytes that codes, scales and offsets are asked for ahead. A third of a chunk of Q2_K is scales and offsets, which no processor
 /// foresees between its codes: on Zen 3 one thread reads 1.5 times as fast with hints for both as with hints for codes.
 const AHEAD: usize = 4096;
@@ -126,24 +123,26 @@ impl Visit for SpanSums<'_> {
         while first < step.quads.len() {
             // Quads of one group, as many as 16 bits hold.
             let rest = step.quads.len().min(first / quads * quads + quads) - first;
-            let run = first..first + rest.min(self.span.quads).min(WAITING / rows.count().min(WAITING));
+            let run = first..first + rest.min(self.span.quads);
             let group = step.local.plus(first).times(b, 4).divide(b, weights.layout.group).add(b, first_group);
-            let x: Vec<Vec<Value>> = (0..rows.count())
-                .map(|row| run.clone().map(|i| rows.quad_bytes(b, row, step.column.plus(4 * i), 4)).collect())
-                .collect();
-            for v in 0..vectors {
-                let mut pairs = vec![b.int(self.words(), 0); rows.count()];
-                for (i, quad) in run.clone().enumerate() {
+            let mut pairs = vec![b.int(self.words(), 0); self.tile.sums()];
+            for quad in run.clone() {
+                let x: Vec<Value> =
+                    (0..rows.count()).map(|row| rows.quad_bytes(b, row, step.column.plus(4 * quad), 4)).collect();
+                for v in 0..vectors {
                     let words = weights.words(b, step.unit, step.first + quad, v);
                     let w = weights.bytes(b, self.how, &words);
-                    for (pairs, x) in pairs.iter_mut().zip(&x) {
-                        *pairs = b.dot2(w, x[i], *pairs);
+                    for (row, &x) in x.iter().enumerate() {
+                        let pairs = &mut pairs[row * vectors + v];
+                        *pairs = b.dot2(w, x, *pairs);
                     }
                 }
+            }
+            for v in 0..vectors {
                 let scale = weights.inner_scale(b, group, v);
-                for (row, &pairs) in pairs.iter().enumerate() {
+                for row in 0..rows.count() {
                     let sum = &mut inner[row * vectors + v];
-                    *sum = b.dot2(pairs, scale, *sum);
+                    *sum = b.dot2(pairs[row * vectors + v], scale, *sum);
                 }
             }
             first = run.end;
