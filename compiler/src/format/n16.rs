@@ -330,6 +330,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn q2_k_takes_the_bits_of_its_file() {
+        let layout = N16::of(&"q2_k".parse().unwrap(), 4096).unwrap();
+        assert_eq!(layout.bytes(16), 16 * 4096 / 256 * 84);
+        let (scale, next) = (layout.entry_place(&layout.scales, 16), layout.entry_place(&layout.scales, 17));
+        assert_eq!((scale.0, scale.1, next.1), (next.0, 0, 4), "two groups share their bytes");
+    }
+
     static TEST: crate::format::Container = crate::format::Container {
         name: "test",
         pack: |_| Ok(Vec::new()),

@@ -62,12 +62,15 @@
 //! White space separates; `//` starts a comment up to the end of the line.
 
 mod asynchronous;
+mod constant;
 mod cooperative;
+mod words;
 
-use super::kernel::{Address, Block, Constant, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement};
+use self::words::scalar;
+use super::kernel::{Address, Block, For, If, Inst, Kernel, Param, ParamKind, Shared, Statement};
 use super::lexer::{Lexeme, Lexer, Token};
 use super::names::{self, find};
-use super::types::{Memory, Scalar, Type, Value};
+use super::types::{Memory, Type, Value};
 use crate::caps::{MmaShape, matrix_shapes};
 use std::collections::{BTreeMap, HashMap};
 
@@ -433,35 +436,6 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn constant(&mut self, scalar: Scalar) -> Parsed<Constant> {
-        if self.next.token == Token::Mark('[') {
-            return Ok(Constant::Lanes(self.bracketed(|parser| parser.lane(scalar))?));
-        }
-        Ok(Constant::Splat(self.lane(scalar)?))
-    }
-
-    /// One lane of a constant, as bits.
-    fn lane(&mut self, scalar: Scalar) -> Parsed<u64> {
-        let at = self.next;
-        let bits = match at.token {
-            Token::Number(text) => lane_bits(text, scalar),
-            Token::Word("true") if scalar == Scalar::Bool => Some(1),
-            Token::Word("false") if scalar == Scalar::Bool => Some(0),
-            _ => None,
-        };
-        let Some(bits) = bits else {
-            let kind = match scalar {
-                Scalar::Bool => "`true` or `false`",
-                _ if scalar.is_int() => "an integer that fits, or 0x with the bits",
-                _ if scalar.is_float() => "a finite decimal that does not overflow, or 0x with the bits",
-                _ => "0x with the bits",
-            };
-            return Err(self.error(at, &format!("a number of type {scalar}: {kind}")));
-        };
-        self.advance();
-        Ok(bits)
-    }
-
     fn address(&mut self) -> Parsed<Address> {
         let memory = self.memory()?;
         self.mark('[')?;
@@ -480,202 +454,8 @@ impl<'t> Parser<'t> {
         self.word("align")?;
         self.int()
     }
-
-    fn memory(&mut self) -> Parsed<Memory> {
-        let at = self.next;
-        let name = self.name()?;
-        match self.memories.get(name) {
-            Some(memory) => Ok(*memory),
-            None => Err(self.error(at, "the name of a parameter or shared array")),
-        }
-    }
-
-    /// A value and its type, which stays the same wherever the value is (wrongly) defined again.
-    fn define(&mut self) -> Parsed<Value> {
-        let at = self.next;
-        let value = self.value()?;
-        self.mark(':')?;
-        let spelled = self.next;
-        let ty = match spelled.token {
-            Token::Word(word) => type_of(word),
-            _ => None,
-        };
-        let Some(ty) = ty else {
-            return Err(self.error(spelled, "a type such as i32 or f16x4"));
-        };
-        self.advance();
-        match self.types.insert(value.0, (ty, at)) {
-            Some((before, _)) if before != ty => {
-                Err(self.error(spelled, &format!("{before}, the type of the other definition of {value}")))
-            }
-            _ => Ok(value),
-        }
-    }
-
-    fn value(&mut self) -> Parsed<Value> {
-        let at = self.next;
-        if let Token::Value(digits) = at.token
-            && let Ok(number) = digits.parse()
-        {
-            self.advance();
-            return Ok(Value(number));
-        }
-        Err(self.error(at, "a value such as %0"))
-    }
-
-    fn comma_value(&mut self) -> Parsed<Value> {
-        self.mark(',')?;
-        self.value()
-    }
-
-    /// An integer of the wanted Rust type.
-    fn int<T: TryFrom<i64>>(&mut self) -> Parsed<T> {
-        let at = self.next;
-        let number = match at.token {
-            Token::Number(text) => match text.strip_prefix("0x") {
-                Some(digits) => i64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with(['+', '-'])),
-                None => text.parse().ok(),
-            },
-            _ => None,
-        };
-        match number.and_then(|number: i64| T::try_from(number).ok()) {
-            Some(number) => {
-                self.advance();
-                Ok(number)
-            }
-            None => {
-                let bits = 8 * size_of::<T>();
-                let signs = if T::try_from(-1).is_ok() { "" } else { "unsigned " };
-                Err(self.error(at, &format!("an {signs}integer of {bits} bits")))
-            }
-        }
-    }
-
-    fn bracketed<T>(&mut self, mut each: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
-        self.mark('[')?;
-        let mut items = Vec::new();
-        if self.eat(']') {
-            return Ok(items);
-        }
-        loop {
-            items.push(each(self)?);
-            if !self.more(']')? {
-                return Ok(items);
-            }
-        }
-    }
-
-    /// After an item of a list: true past a comma, false past the mark that closes the list.
-    fn more(&mut self, close: char) -> Parsed<bool> {
-        let at = self.next;
-        if self.eat(',') {
-            Ok(true)
-        } else if self.eat(close) {
-            Ok(false)
-        } else {
-            Err(self.error(at, &format!("`,` or `{close}`")))
-        }
-    }
-
-    fn name(&mut self) -> Parsed<&'t str> {
-        self.any_word("a name")
-    }
-
-    fn any_word(&mut self, expected: &str) -> Parsed<&'t str> {
-        match self.next.token {
-            Token::Word(word) => {
-                self.advance();
-                Ok(word)
-            }
-            _ => Err(self.error(self.next, expected)),
-        }
-    }
-
-    fn word(&mut self, word: &str) -> Parsed<()> {
-        if self.eat_word(word) { Ok(()) } else { Err(self.error(self.next, &format!("`{word}`"))) }
-    }
-
-    fn mark(&mut self, mark: char) -> Parsed<()> {
-        if self.eat(mark) { Ok(()) } else { Err(self.error(self.next, &format!("`{mark}`"))) }
-    }
-
-    fn eat_word(&mut self, word: &str) -> bool {
-        let found = self.next.token == Token::Word(word);
-        if found {
-            self.advance();
-        }
-        found
-    }
-
-    fn eat(&mut self, mark: char) -> bool {
-        let found = self.next.token == Token::Mark(mark);
-        if found {
-            self.advance();
-        }
-        found
-    }
-
-    fn advance(&mut self) {
-        self.line = self.next.line;
-        self.next = self.lexer.next();
-    }
-
-    fn error(&self, at: Lexeme<'_>, expected: &str) -> ParseError {
-        let short = |text: &str| text.chars().take(40).collect::<String>();
-        let found = match at.token {
-            Token::Word(word) => format!("`{}`", short(word)),
-            Token::Value(digits) => format!("`%{}`", short(digits)),
-            Token::Number(text) => format!("`{}`", short(text)),
-            Token::Mark(mark) => format!("`{mark}`"),
-            Token::Bad(character) => format!("{character:?}"),
-            Token::End => "the end of the text".to_string(),
-        };
-        ParseError { line: at.line, column: self.lexer.column(at.at), found, expected: expected.to_string() }
-    }
 }
 
 fn bare_yield() -> Statement {
     Statement { results: Vec::new(), inst: Inst::Yield(Vec::new()) }
-}
-
-fn scalar(word: &str) -> Option<Scalar> {
-    Scalar::ALL.into_iter().find(|scalar| scalar.name() == word)
-}
-
-fn type_of(word: &str) -> Option<Type> {
-    if let Some(scalar) = scalar(word) {
-        return Some(scalar.into());
-    }
-    let (element, lanes) = word.rsplit_once('x')?;
-    Some(Type::vector(scalar(element)?, lanes.parse().ok()?))
-}
-
-/// The bits of a number of the text, if the type has such a number.
-fn lane_bits(text: &str, scalar: Scalar) -> Option<u64> {
-    if let Some(digits) = text.strip_prefix("0x") {
-        // Too many bits for the type is the verifier's business: it has the better message.
-        return u64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'));
-    }
-    match scalar {
-        Scalar::F32 => finite(text).map(|number| number.to_bits() as u64),
-        Scalar::F16 => {
-            let number = half::f16::from_f64(text.parse().ok()?);
-            number.is_finite().then_some(number.to_bits() as u64)
-        }
-        Scalar::Bf16 => {
-            let number = half::bf16::from_f64(text.parse().ok()?);
-            number.is_finite().then_some(number.to_bits() as u64)
-        }
-        _ if scalar.is_int() => {
-            let number: i128 = text.parse().ok()?;
-            let range = -(1i128 << (scalar.bits() - 1))..1i128 << scalar.bits();
-            let mask = u64::MAX >> (64 - scalar.bits());
-            range.contains(&number).then_some(number as u64 & mask)
-        }
-        _ => None,
-    }
-}
-
-fn finite(text: &str) -> Option<f32> {
-    text.parse().ok().filter(|number: &f32| number.is_finite())
 }
