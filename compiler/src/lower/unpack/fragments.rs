@@ -9,7 +9,7 @@ pub(in crate::lower) mod direct;
 
 use self::decode::float;
 use self::direct::Direct;
-use super::load_number;
+use super::numbers::load_number;
 use crate::caps::Caps;
 use crate::dtype::DType;
 use crate::format::qt16::{Class, LaneOrder, PANEL, Qt16, STRIP, Section, section_rows, tile_columns};

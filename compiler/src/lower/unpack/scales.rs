@@ -1,6 +1,7 @@
 //! Scales, zero points and offsets of groups, in the lanes of a vector.
 
-use super::{Weights, load_number};
+use super::Weights;
+use super::numbers::load_number;
 use crate::dtype::DType;
 use crate::format::Zero;
 use crate::format::n16::Section;
