@@ -4,9 +4,12 @@
 //! Always holds: lanes are independent. Cheap operations work on whole 16-byte chunks, whatever lies past the last
 //! lane; operations that can fault or are slow stop at the last lane.
 
+mod products;
+
+use self::products::{dot2, dot2_bf16, dot2_bytes, dot4, permute, permute_long};
 use super::code::{Op, Slot};
 use super::number::{self, float_bin, float_cmp, float_un};
-use crate::ir::kernel::{BinOp, CastOp, CmpOp, Dot4Signs, UnOp};
+use crate::ir::kernel::{BinOp, CastOp, CmpOp, UnOp};
 use crate::ir::types::Scalar;
 
 /// Runs one pure operation. Operations that are not pure do nothing here.
@@ -414,83 +417,5 @@ fn unpack(at: At, field: Field, size: u8, regs: &mut [u8]) {
         } else {
             one_u32(regs, at, |a| (a as f32).to_bits());
         }
-    }
-}
-
-fn dot4(signs: Dot4Signs, a_bits: u8, at: At, c: Slot, regs: &mut [u8]) -> Result<(), String> {
-    for lane in 0..at.lanes as usize {
-        let a: [u8; 4] = bytes(regs, at.a as usize + 4 * lane);
-        let b: [u8; 4] = bytes(regs, at.b as usize + 4 * lane);
-        let mut sum = i32::from_le_bytes(bytes(regs, c as usize + 4 * lane));
-        for j in 0..4 {
-            let factor = match signs {
-                Dot4Signs::SignedSigned => a[j] as i8 as i32,
-                Dot4Signs::UnsignedSigned => a[j] as i32,
-            };
-            if signs == Dot4Signs::UnsignedSigned && a_bits < 8 && a[j] >> a_bits != 0 {
-                return Err(format!("byte {} of a is {}, which breaks a_bits = {a_bits}", 4 * lane + j, a[j]));
-            }
-            sum = sum.wrapping_add(factor * b[j] as i8 as i32);
-        }
-        put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
-    }
-    Ok(())
-}
-
-fn dot2(at: At, c: Slot, regs: &mut [u8]) {
-    for lane in 0..at.lanes as usize {
-        let word = |regs: &[u8], slot: Slot, j: usize| {
-            i32::from(i16::from_le_bytes(bytes(regs, slot as usize + 4 * lane + 2 * j)))
-        };
-        let mut sum = i32::from_le_bytes(bytes(regs, c as usize + 4 * lane));
-        for j in 0..2 {
-            sum = sum.wrapping_add(word(regs, at.a, j).wrapping_mul(word(regs, at.b, j)));
-        }
-        put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
-    }
-}
-
-fn dot2_bytes(at: At, c: Slot, regs: &mut [u8]) {
-    for lane in 0..at.lanes as usize {
-        let a: [u8; 2] = bytes(regs, at.a as usize + 2 * lane);
-        let b: [u8; 2] = bytes(regs, at.b as usize + 2 * lane);
-        let product = |j: usize| i32::from(a[j]) * i32::from(b[j] as i8);
-        let pair = (product(0) + product(1)).clamp(i16::MIN.into(), i16::MAX.into()) as i16;
-        let sum = i16::from_le_bytes(bytes(regs, c as usize + 2 * lane)).wrapping_add(pair);
-        put(regs, at.d as usize + 2 * lane, sum.to_le_bytes());
-    }
-}
-
-fn dot2_bf16(at: At, c: Slot, regs: &mut [u8]) {
-    for lane in 0..at.lanes as usize {
-        let word = |regs: &[u8], slot: Slot, j: usize| {
-            let word = u16::from_le_bytes(bytes(regs, slot as usize + 4 * lane + 2 * j));
-            number::without_subnormals(f32::from_bits(u32::from(word) << 16))
-        };
-        let mut sum = number::without_subnormals(f32::from_le_bytes(bytes(regs, c as usize + 4 * lane)));
-        for j in [1, 0] {
-            sum = number::flushing_fma(word(regs, at.a, j), word(regs, at.b, j), sum);
-        }
-        put(regs, at.d as usize + 4 * lane, sum.to_le_bytes());
-    }
-}
-
-fn permute(d: Slot, table: Slot, index: Slot, count: u8, regs: &mut [u8]) -> Result<(), String> {
-    let table: [u8; 16] = bytes(regs, table as usize);
-    for i in 0..count as usize {
-        let pick = regs[index as usize + i];
-        match table.get(pick as usize) {
-            Some(&byte) => regs[d as usize + i] = byte,
-            None => return Err(format!("index byte {i} is {pick}, past the table of 16")),
-        }
-    }
-    Ok(())
-}
-
-fn permute_long(d: Slot, halves: [Slot; 2], index: Slot, count: u8, regs: &mut [u8]) {
-    let halves: [[u8; 64]; 2] = halves.map(|half| bytes(regs, half as usize));
-    for i in 0..count as usize {
-        let pick = regs[index as usize + i] as usize;
-        regs[d as usize + i] = halves[pick >> 6 & 1][pick & 63];
     }
 }

@@ -1,0 +1,257 @@
+//! What a kernel does with factors: makes them, and multiplies codes by them.
+
+use super::super::place::Hint;
+use super::super::state::Slot;
+use super::super::{Kernel, STEP, Tile, across, chained, unchained};
+use super::{Factors, Packing};
+use crate::format::kv::Side;
+use crate::ir::{BinOp, Builder, CastOp, Scalar, Type, UnOp, Value};
+use crate::lower::kv::codes::{self, Opened};
+use crate::lower::kv::{int, plus};
+use crate::lower::memory::{at, times};
+use crate::op::kv::LEAST;
+
+impl Kernel<'_> {
+    /// Numbers that are packed at once: whole units of either code.
+    pub(in super::super) fn chunk(&self) -> usize {
+        (self.lanes as usize).max(8)
+    }
+
+    /// The numbers `[line, line + count)` of a shared array become multiples of a step that is stored as number `place` of
+    /// the row's steps; `count` is a multiple of 16. Returns the sum of the multiples.
+    pub(in super::super) fn quantize(
+        &self,
+        b: &mut Builder,
+        packing: &Packing,
+        from: Slot,
+        (row, line, count): (Value, Value, Value),
+        place: usize,
+    ) -> Value {
+        let wide = self.wide();
+        let (Some(steps), Some(most)) = (self.arrays.steps, packing.steps) else { return b.f32(1, 0.0) };
+        let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
+        let top = b.for_loop(zero, count, wide as i64, &[none], |b, i, top| {
+            let index = b.add(line, i);
+            let x = self.read(b, from, index, 0, wide);
+            let x = b.un(UnOp::Abs, x);
+            vec![b.bin(BinOp::Max, top[0], x)]
+        });
+        let top = across(b, BinOp::Max, top[0]);
+        let floor = b.f32(1, LEAST);
+        let top = b.bin(BinOp::Max, top, floor);
+        let most = b.f32(1, most as f32);
+        let step = b.bin(BinOp::Div, top, most);
+        self.write(b, steps, row, place * self.padded, step);
+        let inverse = b.bin(BinOp::Div, most, top);
+        let inverse = b.splat(inverse, wide);
+        let sum = b.for_loop(zero, count, wide as i64, &[none], |b, i, sum| {
+            let index = b.add(line, i);
+            let x = self.read(b, from, index, 0, wide);
+            let x = b.mul(x, inverse);
+            let n = b.un(UnOp::Nearest, x);
+            self.write(b, from, index, 0, n);
+            vec![b.add(sum[0], n)]
+        });
+        across(b, BinOp::Add, sum[0])
+    }
+
+    /// Packs the multiples `[line, line + count)` of a row.
+    pub(in super::super) fn pack(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        from: Slot,
+        (row, line, count): (Value, Value, Value),
+    ) {
+        let packing = factors.packing;
+        let (chunk, lanes) = (self.chunk(), self.lanes as usize);
+        let zero = int(b, 0);
+        let start = times(b, row, packing.row * packing.bits / 32);
+        b.for_loop(zero, count, chunk as i64, &[], |b, i, _| {
+            let index = b.add(line, i);
+            let further = packing.word_of(b, i);
+            let place = b.add(start, further);
+            if lanes >= 8 || lanes >= 4 && packing.bits == 16 {
+                let numbers: Vec<Value> = (0..chunk / lanes)
+                    .map(|v| {
+                        let x = self.read(b, from, index, v * lanes, self.lanes);
+                        match packing.steps {
+                            Some(_) => b.cast(CastOp::FloatToIntS, x, Scalar::I32),
+                            None => codes::nearest_bf16(b, x),
+                        }
+                    })
+                    .collect();
+                let word = packing.joined(b, &numbers);
+                self.write(b, factors.memory, place, 0, word);
+            } else {
+                for (w, word) in packing.held(chunk).iter().enumerate() {
+                    let parts = word
+                        .iter()
+                        .map(|&member| {
+                            let x = self.read(b, from, index, member, 1);
+                            b.cast(CastOp::FloatToIntS, x, Scalar::I32)
+                        })
+                        .collect();
+                    let word = packing.word(b, parts);
+                    self.write(b, factors.memory, place, w, word);
+                }
+            }
+            Vec::new()
+        });
+    }
+
+    /// The step of a row: of its query (0) or of its weights (1).
+    pub(in super::super) fn step(&self, b: &mut Builder, row: usize, place: usize) -> Value {
+        match self.arrays.steps {
+            Some(steps) => {
+                let index = int(b, row);
+                let step = self.read(b, steps, index, place * self.padded, 1);
+                b.splat(step, self.lanes)
+            }
+            None => b.f32(self.lanes, 1.0),
+        }
+    }
+
+    /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` lies a block's words behind
+    /// unit `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. The hint says which codes are asked for.
+    pub(in super::super) fn products(
+        &self,
+        b: &mut Builder,
+        (side, factors): (Side, &Factors),
+        (place, skipped, hint): (Value, Option<Value>, Option<Hint>),
+        (first, end, turn): (Value, Value, usize),
+        rows: std::ops::Range<usize>,
+        state: &[Value],
+    ) -> Vec<Value> {
+        let packing = factors.packing;
+        let (pool, lanes) = (self.params.get("pool"), self.lanes);
+        let decoder = if side == Side::K { self.keys } else { self.values };
+        let vectors = state.len() / rows.len();
+        let ty = Type::vector(Scalar::I32, lanes);
+        let align = ty.bytes().min(32);
+        let stride = self.op.layout.part(side).stride();
+        let line = packing.row * packing.bits / 32;
+        let nothing = packing.none(b, lanes);
+        let chains = self.chains(state.len(), turn, packing.cycles());
+        let count = state.len();
+        let sums = b.for_loop(first, end, turn as i64, &chained(state, nothing, chains), |b, unit, state| {
+            let mut state = state.to_vec();
+            let further = times(b, unit, stride);
+            let place = b.add(place, further);
+            let own = match skipped {
+                Some(skipped) => b.add(unit, skipped),
+                None => unit,
+            };
+            let index = times(b, own, packing.fields());
+            self.foresee(b, side, hint, unit, turn);
+            for i in 0..turn {
+                let units: Vec<Opened> = (0..vectors)
+                    .map(|v| {
+                        let offset = i * stride + self.vector_offset(side, v);
+                        let unit = b.load(ty, at(pool, Some(place), offset), align);
+                        decoder.open(b, unit)
+                    })
+                    .collect();
+                for field in 0..packing.fields() {
+                    let parts: Vec<Value> = units.iter().map(|&unit| packing.field(b, unit, field)).collect();
+                    for (r, row) in rows.clone().enumerate() {
+                        let offset = row * line + i * packing.fields() + field;
+                        let word = self.place(b, factors.memory, index, offset);
+                        let x = b.load(Scalar::I32, word, 4);
+                        let x = b.splat(x, lanes);
+                        let x = b.bitcast(x, packing.part(lanes));
+                        for (v, &part) in parts.iter().enumerate() {
+                            let sum = &mut state[i % chains * count + r * vectors + v];
+                            *sum = packing.dot(b, part, x, *sum);
+                        }
+                    }
+                }
+            }
+            state
+        });
+        unchained(b, &sums, count)
+    }
+
+    /// Products of rows of queries with `count` channels of keys from unit `first` on, in steps of the queries.
+    pub(in super::super) fn key_products(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        (keys, hint): (Value, Option<Hint>),
+        (first, count): (Value, usize),
+        rows: std::ops::Range<usize>,
+    ) -> Vec<Value> {
+        let vectors = self.vectors(Side::K);
+        let units = count / factors.packing.code.per_unit();
+        // Sums of bytes stay in 16 bits for a turn where there is no instruction for more; so long ones pay.
+        let most = if factors.packing.bits == 8 { 4 } else { 2 };
+        let turn = [4, 2, 1].into_iter().find(|&turn| turn <= most && units.is_multiple_of(turn)).unwrap_or(1);
+        let end = plus(b, first, units);
+        let nothing = factors.packing.none(b, self.lanes);
+        let zeros = vec![nothing; rows.len() * vectors];
+        let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &zeros);
+        sums.into_iter().map(|sum| factors.packing.number(b, sum)).collect()
+    }
+
+    /// Products of weights with the values of `count` tokens, in steps of the weights: sums `[row][vector]`.
+    pub(in super::super) fn weighted_codes(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        (tile, count, channel): (Tile, Value, Value),
+        rows: std::ops::Range<usize>,
+        vectors: usize,
+    ) -> Vec<Value> {
+        let per = factors.packing.code.per_unit();
+        let page = self.op.layout.page;
+        let nothing = factors.packing.none(b, self.lanes);
+        let zeros = vec![nothing; rows.len() * vectors];
+        let zero = int(b, 0);
+        self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
+            let (base, within) = self.page_of(b, tile, done);
+            // Whole steps: weights of tokens past the last are 0, and so is any code times 0.
+            let units = plus(b, left, STEP - 1);
+            let units = b.bin_imm(BinOp::And, units, -(STEP as i64));
+            let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
+            let place = codes::unit_place(b, &self.op.layout, Side::V, within, channel);
+            let hint = if rows.start == 0 { self.hint(b, tile, done, (base, within), Some(channel)) } else { None };
+            let place = b.add(base, place);
+            let skipped = b.bin_imm(BinOp::ShrU, done, per.trailing_zeros() as i64);
+            // Of 8 bits and 8 bits, sums stay in 16 bits for a turn.
+            let turn = if factors.packing.bits == 8 && page.min(self.tile).is_multiple_of(4 * per) { 4 } else { 2 };
+            let most = b.bin_imm(BinOp::And, units, -(turn as i64));
+            let at = (place, Some(skipped), hint);
+            let sums = self.products(b, (Side::V, factors), at, (zero, most, turn), rows.clone(), sums);
+            // A step has two units of nibbles, four of bytes.
+            if turn > 2 {
+                self.products(b, (Side::V, factors), at, (most, units, 2), rows.clone(), &sums)
+            } else {
+                sums
+            }
+        })
+    }
+
+    /// Adds sums of [`Kernel::weighted_codes`] to what is `before` them.
+    pub(in super::super) fn with_steps(
+        &self,
+        b: &mut Builder,
+        factors: &Factors,
+        rows: std::ops::Range<usize>,
+        sums: &[Value],
+        before: &[Value],
+    ) -> Vec<Value> {
+        let vectors = sums.len() / rows.len();
+        let mut out = Vec::new();
+        for (r, row) in rows.enumerate() {
+            let step = factors.packing.steps.map(|_| self.step(b, row, 1));
+            for i in r * vectors..(r + 1) * vectors {
+                let sum = factors.packing.number(b, sums[i]);
+                out.push(match step {
+                    Some(step) => b.fma(sum, step, before[i]),
+                    None => b.add(before[i], sum),
+                });
+            }
+        }
+        out
+    }
+}
