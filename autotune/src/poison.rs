@@ -95,10 +95,8 @@ fn used(layout: &N16, n: usize) -> Vec<u8> {
             for entry in 0..section.entries {
                 let (place, bit) = layout.entry_place(&section, entry);
                 let at = record + place + lane * section.size();
-                match section.dtype.bits() {
-                    bits @ ..8 => used[at] |= field(bit as u8, bits as u8),
-                    _ => used[at..at + section.size()].fill(0xff),
-                }
+                let mask = field(bit, section.dtype.bits().min(8) as u8);
+                used[at..at + section.size()].iter_mut().for_each(|byte| *byte |= mask);
             }
         }
         for column in 0..layout.k {

@@ -176,6 +176,11 @@ impl DType {
         }
     }
 
+    /// Whole bytes that hold an element.
+    pub const fn bytes(self) -> usize {
+        self.bits().div_ceil(8) as usize
+    }
+
     /// Whether it is a float with sign, exponent and mantissa.
     pub const fn is_float(self) -> bool {
         matches!(self.kind(), Kind::Float(_))

@@ -78,8 +78,7 @@ pub(super) fn dynamic(x: f32) -> u32 {
 /// Raw bits of the nearest number that a type has, cut to its finite range.
 pub(super) fn store(dtype: DType, x: f64) -> u32 {
     match dtype {
-        DType::U4 | DType::U8 => dtype.encode(x),
-        DType::I8 => x.round_ties_even().clamp(-128.0, 127.0) as i8 as u8 as u32,
+        DType::I8 | DType::U4 | DType::U8 => dtype.encode(x),
         DType::E8m0 => {
             // Callers round to powers of two; there is no 0, so the smallest power stands for it.
             if x > 0.0 { (x.log2().floor() + 127.0).clamp(0.0, 254.0) as u32 } else { 0 }

@@ -198,10 +198,10 @@ impl N16 {
     }
 
     /// Where an entry of a section starts in a record, and the bit in its bytes.
-    pub fn entry_place(&self, section: &Section, entry: usize) -> (usize, u32) {
+    pub fn entry_place(&self, section: &Section, entry: usize) -> (usize, u8) {
         let (from, within) = (entry / section.shared() * section.stride(), entry % section.shared());
         let gaps = entry / section.per_chunk * self.entry_gap(section);
-        (section.offset + from + gaps, within as u32 * section.dtype.bits())
+        (section.offset + from + gaps, within as u8 * section.dtype.bits() as u8)
     }
 
     /// Bytes of a chunk before its codes.

@@ -107,7 +107,7 @@ pub struct Section {
 impl Section {
     /// Bytes of a number.
     pub fn size(&self) -> usize {
-        self.dtype.bits().div_ceil(8) as usize
+        self.dtype.bytes()
     }
 
     /// Byte offset in the record of the number of a row of the panel.

@@ -56,7 +56,7 @@ impl<'t> Builder<'t> {
         reg
     }
 
-    pub(super) fn dynamic(&mut self, offset: i64) -> Reg {
+    fn dynamic(&mut self, offset: i64) -> Reg {
         let reg = self.new_reg();
         self.dynamic.push((reg, offset));
         reg

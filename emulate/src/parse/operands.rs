@@ -5,7 +5,7 @@ use crate::ast::Operand;
 use crate::lex::Token;
 
 impl Parser<'_> {
-    pub(super) fn list(&mut self, close: char) -> Result<Vec<Operand>> {
+    fn list(&mut self, close: char) -> Result<Vec<Operand>> {
         let mut out = Vec::new();
         while !self.take(close) {
             out.push(self.operand()?);
@@ -50,7 +50,7 @@ impl Parser<'_> {
         Ok(first)
     }
 
-    pub(super) fn address(&mut self) -> Result<Operand> {
+    fn address(&mut self) -> Result<Operand> {
         let (base, mut offset) = match self.next()? {
             Token::Word(name) => (Some(name), 0),
             Token::Integer(n) => (None, n as i64),

@@ -22,7 +22,7 @@ impl Parser<'_> {
         Ok(out)
     }
 
-    pub(super) fn variable(&mut self, space: Space) -> Result<(Type, u32, u64, Variable)> {
+    fn variable(&mut self, space: Space) -> Result<(Type, u32, u64, Variable)> {
         let (mut align, mut vector, mut ty) = (0u64, 1, None);
         while let Some(Token::Word(word)) = self.peek().cloned() {
             if !word.starts_with('.') {
@@ -53,7 +53,7 @@ impl Parser<'_> {
         Ok((ty, vector, align, variable))
     }
 
-    pub(super) fn declarator(&mut self, space: Space, ty: Type, vector: u32, align: u64) -> Result<Variable> {
+    fn declarator(&mut self, space: Space, ty: Type, vector: u32, align: u64) -> Result<Variable> {
         let name = self.word()?;
         let element = ty.bytes();
         let mut size = element * u64::from(vector);
@@ -80,7 +80,7 @@ impl Parser<'_> {
         Ok(Variable { name, space, align, size, element, external: false, init, register: None })
     }
 
-    pub(super) fn initial(&mut self, ty: Type, out: &mut Vec<Init>) -> Result<()> {
+    fn initial(&mut self, ty: Type, out: &mut Vec<Init>) -> Result<()> {
         if self.take('{') {
             while !self.take('}') {
                 self.initial(ty, out)?;

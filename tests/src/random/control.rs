@@ -5,7 +5,7 @@ use bitsmith_compiler::ir::{Address, BinOp, Builder, Inst, ReduceOp, Scalar, Shu
 
 impl Maker {
     /// Runs `make` one level deeper; what it defines goes out of scope.
-    pub(super) fn inside<T>(&mut self, uniform: bool, make: impl FnOnce(&mut Maker) -> T) -> T {
+    fn inside<T>(&mut self, uniform: bool, make: impl FnOnce(&mut Maker) -> T) -> T {
         let (mark, was) = (self.scope.len(), self.uniform);
         self.depth += 1;
         self.uniform &= uniform;

@@ -5,14 +5,7 @@ use bitsmith_compiler::ir::{Address, BinOp, Builder, CastOp, Memory, Scalar, Typ
 
 impl Maker {
     /// An address in `len` bytes from `base`, aligned for the type in some random degree.
-    pub(super) fn address(
-        &mut self,
-        b: &mut Builder,
-        memory: Memory,
-        base: Option<Value>,
-        len: u32,
-        ty: Type,
-    ) -> (Address, u32) {
+    fn address(&mut self, b: &mut Builder, memory: Memory, base: Option<Value>, len: u32, ty: Type) -> (Address, u32) {
         let align = 1 << self.rng.u32(0..=ty.bytes().min(16).trailing_zeros());
         // Half of the room for the index, half for the constant.
         let half = (len / 2) as i64;

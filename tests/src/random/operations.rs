@@ -184,7 +184,7 @@ impl Maker {
     }
 
     /// Bits of any words; half of the time exponents for which products and sums are about the smallest numbers.
-    pub(super) fn dot2_bf16(&mut self, b: &mut Builder, words: Type, sums: Type) -> Value {
+    fn dot2_bf16(&mut self, b: &mut Builder, words: Type, sums: Type) -> Value {
         let (x, y) = (self.value(b, words), self.value(b, words));
         let tiny = self.rng.bool();
         let factors = [x, y].map(|words| {
@@ -211,7 +211,7 @@ impl Maker {
     }
 
     /// Any bytes: half of the time so small that the sum of two products does not saturate.
-    pub(super) fn dot2_bytes(&mut self, b: &mut Builder) -> Value {
+    fn dot2_bytes(&mut self, b: &mut Builder) -> Value {
         let acc = self.vector(Scalar::I16);
         let bytes = Type::vector(Scalar::I8, 2 * acc.lanes);
         if !self.fits(bytes) {

@@ -31,7 +31,7 @@ impl Section {
 
     /// Bytes of a row's number, or of its numbers that share them.
     pub fn size(&self) -> usize {
-        self.dtype.bits().div_ceil(8) as usize
+        self.dtype.bytes()
     }
 
     /// Bytes from one entry, or from those that share their bytes, to the next of the same chunk.

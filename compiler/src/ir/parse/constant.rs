@@ -14,7 +14,7 @@ impl Parser<'_> {
     }
 
     /// One lane of a constant, as bits.
-    pub(super) fn lane(&mut self, scalar: Scalar) -> Parsed<u64> {
+    fn lane(&mut self, scalar: Scalar) -> Parsed<u64> {
         let at = self.next;
         let bits = match at.token {
             Token::Number(text) => lane_bits(text, scalar),

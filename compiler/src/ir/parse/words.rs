@@ -162,7 +162,7 @@ pub(super) fn scalar(word: &str) -> Option<Scalar> {
     Scalar::ALL.into_iter().find(|scalar| scalar.name() == word)
 }
 
-pub(super) fn type_of(word: &str) -> Option<Type> {
+fn type_of(word: &str) -> Option<Type> {
     if let Some(scalar) = scalar(word) {
         return Some(scalar.into());
     }

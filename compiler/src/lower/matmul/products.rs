@@ -188,16 +188,8 @@ impl Products<'_> {
                     let (scale_x, sum_x, activations) = factors[token][parity];
                     let mut number = sum(b, tile, token, element);
                     if let Some(sum_x) = sum_x {
-                        let fixed = b.int(Scalar::I32, offset as i64);
-                        let taken = match &group.zeros {
-                            Some(zeros) => {
-                                let zero = b.extract(zeros[tile], half);
-                                b.add(zero, fixed)
-                            }
-                            None => fixed,
-                        };
-                        let taken = b.mul(taken, sum_x);
-                        number = b.bin(BinOp::Sub, number, taken);
+                        let zero = group.zeros.as_ref().map(|zeros| |b: &mut Builder| b.extract(zeros[tile], half));
+                        number = self.fragments.less_zeros(b, number, sum_x, self.shape.a, zero);
                     }
                     if integers {
                         number = b.cast(CastOp::IntToFloatS, number, Scalar::F32);

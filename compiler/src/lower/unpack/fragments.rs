@@ -290,6 +290,28 @@ impl<'a> Fragments<'a> {
         }
     }
 
+    /// A sum of integers (`i32`) less what its stored codes are too large by: [`Fragments::offset`] and, where it varies, the
+    /// zero point that `zero` gives, times the sum of the activations.
+    pub fn less_zeros(
+        &self,
+        b: &mut Builder,
+        sum: Value,
+        activations: Value,
+        element: DType,
+        zero: Option<impl FnOnce(&mut Builder) -> Value>,
+    ) -> Value {
+        let fixed = b.int(b.ty(sum), i64::from(self.offset(element)));
+        let taken = match zero {
+            Some(zero) => {
+                let zero = zero(b);
+                b.add(zero, fixed)
+            }
+            None => fixed,
+        };
+        let taken = b.mul(taken, activations);
+        b.bin(BinOp::Sub, sum, taken)
+    }
+
     fn scale(&self, b: &mut Builder, group: Pos, rows: (usize, u8)) -> Value {
         self.two_levels(b, (&self.layout.scales, self.layout.outer.as_ref()), group, rows)
     }

@@ -81,7 +81,7 @@ pub(super) fn small_float(b: &mut Builder, raw: Value, dtype: DType, features: F
 /// A finite float in the low bits of `i32` lanes, as `f32`. Exact: its exponent and fraction are placed in those of an
 /// `f32`, and a product with a power of two moves the exponent's bias. Subnormals become subnormals on the way; where a
 /// device may take those for zeros, they are made apart, as the small integers that they are times the smallest step.
-pub(super) fn finite_float(b: &mut Builder, raw: Value, (bits, fraction, bias): Shape, features: Features) -> Value {
+fn finite_float(b: &mut Builder, raw: Value, (bits, fraction, bias): Shape, features: Features) -> Value {
     let magnitude = b.bin_imm(BinOp::And, raw, (1 << (bits - 1)) - 1);
     let placed = b.bin_imm(BinOp::Shl, magnitude, 23 - i64::from(fraction));
     let ty = b.ty(placed);

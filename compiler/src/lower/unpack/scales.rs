@@ -138,9 +138,7 @@ impl Weights<'_> {
     /// Integer zero points of a group, as `i32`; `None` if the format has none.
     pub fn integer_zero(&self, b: &mut Builder, group: Pos, v: usize) -> Option<Value> {
         let (Zero::Int(_), Some(section)) = (self.layout.format.zero, &self.layout.zeros) else { return None };
-        let (address, align) = self.entry(b, section, group, v);
-        let raw = b.load(Type::vector(Scalar::I8, self.lanes), address, align);
-        Some(b.cast(CastOp::ExtendU, raw, Scalar::I32))
+        Some(self.whole(b, section, group, v))
     }
 
     /// Zero points of a group as numbers, integer or float; `None` if the format has none.

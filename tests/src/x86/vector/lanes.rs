@@ -215,11 +215,7 @@ impl Machine {
     }
 
     /// A byte at a time from two sources, each quarter of 16 bytes by itself.
-    pub(super) fn within_quarters(
-        &mut self,
-        i: &Instruction,
-        f: impl Fn(&Bytes, &Bytes, usize) -> u8,
-    ) -> Outcome<bool> {
+    fn within_quarters(&mut self, i: &Instruction, f: impl Fn(&Bytes, &Bytes, usize) -> u8) -> Outcome<bool> {
         let bytes = self.vector_bytes(i);
         let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
         let mut out = [0; 64];
@@ -228,7 +224,7 @@ impl Machine {
         Ok(true)
     }
 
-    pub(super) fn pack(&mut self, i: &Instruction, name: &str) -> Outcome {
+    fn pack(&mut self, i: &Instruction, name: &str) -> Outcome {
         let bytes = self.vector_bytes(i);
         let (a, b) = (self.vector(i, 1, bytes)?, self.vector(i, 2, bytes)?);
         let from = if name.ends_with("wb") { 2 } else { 4 };
@@ -250,7 +246,7 @@ impl Machine {
     }
 
     /// Changes of width and mask registers.
-    pub(super) fn mask_step(&mut self, i: &Instruction, name: &str) -> Outcome<bool> {
+    fn mask_step(&mut self, i: &Instruction, name: &str) -> Outcome<bool> {
         let letter = |letter: u8| suffix(std::str::from_utf8(&[letter]).unwrap_or("q"));
         let k = |machine: &Machine, register: Register| machine.masks[register.number()];
         if let Some(widths) = name.strip_prefix("vpmovzx").or(name.strip_prefix("vpmovsx")) {

@@ -23,33 +23,33 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    pub fn sums(&self) -> usize {
+    fn sums(&self) -> usize {
         self.fragments.blocks * self.lanes.fragments * self.rows.len()
     }
 
     /// Block, fragment and tile of rows of X of a sum.
-    pub fn of_sum(&self, number: usize) -> (usize, usize, usize) {
+    pub(super) fn of_sum(&self, number: usize) -> (usize, usize, usize) {
         let (fragment, token) = (number / self.rows.len(), number % self.rows.len());
         (fragment / self.lanes.fragments, fragment % self.lanes.fragments, token)
     }
 
-    pub fn sum_type(&self) -> Type {
+    fn sum_type(&self) -> Type {
         let integers = self.lanes.shape.acc == DType::I32;
         Type::vector(if integers { Scalar::I32 } else { Scalar::F32 }, self.lanes.shape.acc_elements() as u8)
     }
 
-    pub fn nothing(&self, b: &mut Builder, ty: Type) -> Vec<Value> {
+    fn nothing(&self, b: &mut Builder, ty: Type) -> Vec<Value> {
         let zero = if ty.scalar == Scalar::I32 { b.int(ty, 0) } else { b.f32(ty.lanes, 0.0) };
         vec![zero; self.sums()]
     }
 
     /// The sums from an element on that stand side by side.
-    pub fn run_of(&self, b: &mut Builder, sums: Value, element: usize) -> Value {
+    pub(super) fn run_of(&self, b: &mut Builder, sums: Value, element: usize) -> Value {
         if self.lanes.run == 1 { b.extract(sums, element as u8) } else { sums }
     }
 
     /// Results `[block][fragment][tile of rows of X]`, the same in every subgroup.
-    pub fn results(&self, b: &mut Builder, team: &Team, unroll: usize) -> Vec<Value> {
+    pub(super) fn results(&self, b: &mut Builder, team: &Team, unroll: usize) -> Vec<Value> {
         let segment = self.op.segment();
         let (segments, strips) = (self.op.k / segment, segment / self.fragments.columns());
         let split = team.split(b);
@@ -79,12 +79,12 @@ impl Product<'_> {
         team.combine(b, BinOp::Add, &results)
     }
 
-    pub fn biases(&self, b: &mut Builder, group: &Group) -> Vec<Vec<[Value; 2]>> {
+    fn biases(&self, b: &mut Builder, group: &Group) -> Vec<Vec<[Value; 2]>> {
         (0..self.fragments.blocks).map(|block| self.fragments.biases(b, self.lanes.shape.a, group, block)).collect()
     }
 
     /// The sums after `count` strips. All loads come first, so that they are under way together.
-    pub fn strips(
+    fn strips(
         &self,
         b: &mut Builder,
         strip: Pos,
@@ -115,7 +115,7 @@ impl Product<'_> {
 
     /// Operand B of every instruction of a strip, for each tile of rows of X: of each 256 bits of K, a lane takes two words
     /// half of them apart, for each `t` that it holds.
-    pub fn strip_of_x(&self, b: &mut Builder, column: Pos) -> Vec<Vec<Value>> {
+    fn strip_of_x(&self, b: &mut Builder, column: Pos) -> Vec<Vec<Value>> {
         let (shape, own) = (self.lanes.shape, self.lanes.own as u8);
         let size = shape.b.bits() as usize / 8;
         let start = column.times(b, size);
@@ -134,7 +134,7 @@ impl Product<'_> {
         tiles
     }
 
-    pub fn fragment(&self, b: &mut Builder, registers: &[Value], dtype: DType, elements: u32) -> Value {
+    fn fragment(&self, b: &mut Builder, registers: &[Value], dtype: DType, elements: u32) -> Value {
         let words = match registers {
             [word] => *word,
             _ => b.push(Type::vector(Scalar::I32, registers.len() as u8), Inst::Vector(registers.to_vec())),
@@ -143,14 +143,7 @@ impl Product<'_> {
     }
 
     /// The results with the sums of a segment, scaled, its zeros taken off where decoding has not.
-    pub fn scaled(
-        &self,
-        b: &mut Builder,
-        group: &Group,
-        segment: Pos,
-        sums: &[Value],
-        results: Vec<Value>,
-    ) -> Vec<Value> {
+    fn scaled(&self, b: &mut Builder, group: &Group, segment: Pos, sums: &[Value], results: Vec<Value>) -> Vec<Value> {
         let (lanes, run) = (self.lanes, self.lanes.run as u8);
         let integers = lanes.shape.acc == DType::I32;
         let offset = self.fragments.offset(lanes.shape.a);
@@ -173,16 +166,10 @@ impl Product<'_> {
                     let (scale_x, sum_x) = factors[token][lanes.place(fragment, element).1];
                     let mut number = self.run_of(b, sum, element);
                     if let Some(sum_x) = sum_x {
-                        let fixed = b.int(Type::vector(Scalar::I32, run), offset as i64);
-                        let taken = match &group.zeros {
-                            Some(zeros) => {
-                                let zero = self.fragments.of_sums(b, zeros, block, fragment, element);
-                                b.add(zero, fixed)
-                            }
-                            None => fixed,
-                        };
-                        let taken = b.mul(taken, sum_x);
-                        number = b.bin(BinOp::Sub, number, taken);
+                        let zeros = group.zeros.as_ref();
+                        let zero =
+                            zeros.map(|zeros| |b: &mut _| self.fragments.of_sums(b, zeros, block, fragment, element));
+                        number = self.fragments.less_zeros(b, number, sum_x, lanes.shape.a, zero);
                     }
                     if integers {
                         number = b.cast(CastOp::IntToFloatS, number, Scalar::F32);

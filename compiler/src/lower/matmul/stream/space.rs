@@ -114,7 +114,7 @@ pub(super) fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
 
 /// What a column of a tile takes in cycles, where codes are converted where they stand: about three vector instructions start
 /// in each, a sum waits four for the term before, and two vectors are read.
-pub(super) fn staged_cycles(tile_m: u32, vectors: u32, shape: staged::Shape) -> f64 {
+fn staged_cycles(tile_m: u32, vectors: u32, shape: staged::Shape) -> f64 {
     let instructions = (vectors * (2 + tile_m)) as f64 / 3.2;
     let waits = 4.0 / shape.chains as f64;
     let reads = (vectors + tile_m) as f64 / 2.0;
@@ -123,7 +123,7 @@ pub(super) fn staged_cycles(tile_m: u32, vectors: u32, shape: staged::Shape) -> 
 
 /// How a tile of `rows` by `vectors` is held whose codes are converted where they stand; `None` where they are not, or where it
 /// does not fit.
-pub(super) fn staged_shape(op: &Op, (rows, vectors): (u32, u32), caps: &Caps) -> Option<staged::Shape> {
+fn staged_shape(op: &Op, (rows, vectors): (u32, u32), caps: &Caps) -> Option<staged::Shape> {
     let op = as_matmul(op).ok()?;
     let layout = N16::of(&op.weight, op.k).ok()?;
     staged::fields(op, &layout, caps)?;
@@ -131,7 +131,7 @@ pub(super) fn staged_shape(op: &Op, (rows, vectors): (u32, u32), caps: &Caps) ->
 }
 
 /// Register tiles for codes that are converted where they stand.
-pub(super) fn staged_space(op: &Matmul, layout: &N16, caps: &Caps, m: usize) -> Vec<Schedule> {
+fn staged_space(op: &Matmul, layout: &N16, caps: &Caps, m: usize) -> Vec<Schedule> {
     let lanes = (caps.vector_bytes / 4).min(16);
     // Decoding to floats takes long as it is: of one row, mxfp4 reads 1.7 and fp8 1.2 times as fast on Zen 5 a unit at a time.
     let long = caps.vector_bytes >= 64 && !Fields::of(layout).integers;
@@ -185,7 +185,7 @@ pub(super) fn estimate(op: &Op, schedule: &Schedule, caps: &Caps, m: usize) -> E
 
 /// Instructions per product, counted: each vector of weights is loaded and unpacked once per tile of rows, each
 /// activation broadcast once per tile of columns.
-pub(super) fn cost(tile_m: u32, vectors: u32, m: u32, activation: Activation) -> f64 {
+fn cost(tile_m: u32, vectors: u32, m: u32, activation: Activation) -> f64 {
     let unpack = if matches!(activation, Activation::Int8(_)) { 2.5 } else { 4.0 };
     let rows = m.div_ceil(tile_m) as f64 * tile_m as f64 / m as f64;
     rows * (1.0 + unpack / tile_m as f64 + 1.0 / vectors as f64 + 0.5 / (tile_m * vectors) as f64)

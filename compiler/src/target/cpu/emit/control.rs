@@ -14,7 +14,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Gives a block the parameters of some IR values, and defines these values as them.
-    pub(super) fn take_params(&mut self, block: clif::Block, values: &[ir::Value]) {
+    fn take_params(&mut self, block: clif::Block, values: &[ir::Value]) {
         for &value in values {
             let (lane, pieces) = shape(self.kernel.ty(value));
             let pieces = pieces.into_iter().map(|ty| self.b.append_block_param(block, ty)).collect();
@@ -23,7 +23,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Goes on in a block that the current one dominates.
-    pub(super) fn enter(&mut self, block: clif::Block) {
+    fn enter(&mut self, block: clif::Block) {
         self.b.switch_to_block(block);
         self.constants.clear();
         self.vectors.clear();
@@ -44,11 +44,11 @@ impl<'a> Emitter<'a> {
         yielded
     }
 
-    pub(super) fn leave(&mut self) {
+    fn leave(&mut self) {
         self.addresses.pop();
     }
 
-    pub(super) fn branch(&mut self, if_: &'a ir::If, results: &[ir::Value]) {
+    fn branch(&mut self, if_: &'a ir::If, results: &[ir::Value]) {
         let (then, otherwise, join) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         let cond = self.get(if_.cond).one();
         self.b.ins().brif(cond, then, &[], otherwise, &[]);
@@ -63,7 +63,7 @@ impl<'a> Emitter<'a> {
         self.take_params(join, results);
     }
 
-    pub(super) fn for_loop(&mut self, for_: &'a ir::For, results: &[ir::Value]) {
+    fn for_loop(&mut self, for_: &'a ir::For, results: &[ir::Value]) {
         let narrow = self.kernel.ty(for_.variable).scalar == Scalar::I32;
         let known = self.known(for_.start).zip(self.known(for_.end));
         let signed = |bits: u64| if narrow { i64::from(bits as u32 as i32) } else { bits as i64 };

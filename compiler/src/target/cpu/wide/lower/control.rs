@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 impl<'a> Lower<'a> {
     /// Goes on in a block that the current one dominates.
-    pub(super) fn enter(&mut self, label: Label) {
+    fn enter(&mut self, label: Label) {
         self.f.begin(label, self.depth);
         self.vectors.clear();
         self.prefetched.clear();
@@ -17,7 +17,7 @@ impl<'a> Lower<'a> {
     }
 
     /// The class of the registers of a value in the shape that its type alone decides.
-    pub(super) fn carried_shape(&self, ty: Type) -> (Class, Size, usize) {
+    fn carried_shape(&self, ty: Type) -> (Class, Size, usize) {
         if ty.scalar == Scalar::Bool && ty.lanes > 1 {
             if self.facts.evex {
                 return (Class::Mask, Size::K, 1);
@@ -30,7 +30,7 @@ impl<'a> Lower<'a> {
     }
 
     /// The registers of values, vectors of bools in byte lanes.
-    pub(super) fn carried(&mut self, values: &[ir::Value]) -> Vec<Reg> {
+    fn carried(&mut self, values: &[ir::Value]) -> Vec<Reg> {
         let mut regs = Vec::new();
         for &value in values {
             let repr = self.get(value);
@@ -43,7 +43,7 @@ impl<'a> Lower<'a> {
     }
 
     /// Gives a block the parameters of some values, and defines these values as them.
-    pub(super) fn take_params(&mut self, label: Label, values: &[ir::Value]) {
+    fn take_params(&mut self, label: Label, values: &[ir::Value]) {
         for &value in values {
             let ty = self.kernel.ty(value);
             let (class, size, count) = self.carried_shape(ty);
@@ -68,7 +68,7 @@ impl<'a> Lower<'a> {
         yielded
     }
 
-    pub(super) fn branch(&mut self, if_: &'a ir::If, results: &[ir::Value]) {
+    fn branch(&mut self, if_: &'a ir::If, results: &[ir::Value]) {
         let (then, otherwise, join) = (self.f.label(), self.f.label(), self.f.label());
         let cond = self.get(if_.cond).one();
         self.push(M::Test, vec![Arg::Use(cond, Size::B4), Arg::Use(cond, Size::B4)]);
@@ -84,7 +84,7 @@ impl<'a> Lower<'a> {
         self.enter(join);
     }
 
-    pub(super) fn for_loop(&mut self, for_: &'a ir::For, results: &[ir::Value]) {
+    fn for_loop(&mut self, for_: &'a ir::For, results: &[ir::Value]) {
         let narrow = self.kernel.ty(for_.variable).scalar == Scalar::I32;
         let signed = |bits: u64| if narrow { i64::from(bits as u32 as i32) } else { bits as i64 };
         let known = self.known(for_.start).zip(self.known(for_.end)).map(|(a, b)| (signed(a), signed(b)));
@@ -158,7 +158,7 @@ impl<'a> Lower<'a> {
         self.enter(exit);
     }
 
-    pub(super) fn counter_bound(&mut self, value: ir::Value, known: Option<i64>, narrow: bool) -> Reg {
+    fn counter_bound(&mut self, value: ir::Value, known: Option<i64>, narrow: bool) -> Reg {
         match known {
             Some(number) => self.int(Size::B8, number),
             None if narrow => self.extended_index(value),
