@@ -1,7 +1,6 @@
 //! Quantizers against other tools' golden vectors: AWQ and SmoothQuant in numbers, GPTQ up to rounding.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::file::SafeTensorsFile;
 use bitsmith_calibrate::model::dequantize;
 use bitsmith_calibrate::quantize::{Stats, awq, gptq::Gptq, smooth};

@@ -1,8 +1,7 @@
 //! Families of models with random weights: against a reference in `f64`, through files and back, experts against one block,
 //! steps against a whole text.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache, Kernels};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;

@@ -1,5 +1,5 @@
-//! Time and memory at the size of real layers. Run by name: `cargo test --release --workspace --test large -- --ignored --nocapture
-//! --test-threads 1`.
+//! Time and memory at the size of real layers. Run by name:
+//! `cargo test --release --workspace --test calibrate_suite large:: -- --ignored --nocapture --test-threads 1`.
 
 use bitsmith_calibrate::collect::collect;
 use bitsmith_calibrate::engine::{Activations, Dense};

@@ -1,7 +1,6 @@
 //! Models of other tools through the engine: perplexity and logits against an independent reference.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::engine::{Activations, Dense, Engine, FloatCache};
 use bitsmith_calibrate::evaluate::{Windows, perplexity};
 use bitsmith_calibrate::import::Checkpoint;

@@ -1,7 +1,6 @@
 //! The small trained model of this repository through everything: engine, kernels, quantizers, export, calibration.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::collect::{collect, read_layer, read_manifest};
 use bitsmith_calibrate::engine::{
     Activations, Dense, Engine, FloatCache, Kernels, KvCache, PagedCaches, Through, with_caches,

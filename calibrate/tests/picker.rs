@@ -1,7 +1,6 @@
 //! The picker over models, machines and goals, as one reviewed table; and its bytes against those of written files.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::engine::{Activations, Dense};
 use bitsmith_calibrate::export::{Target, export};
 use bitsmith_calibrate::import::Checkpoint;

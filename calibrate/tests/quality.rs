@@ -1,11 +1,10 @@
 //! What every recipe costs on a trained model of other people, in one table; the bounds that recipes are held to are asserted.
 //!
-//! `cargo test --release --workspace --test quality -- --ignored --nocapture` prints it, in some minutes. Calibration text begins
-//! behind the text that is judged. Each figure is taken twice: over twelve windows, the rule by which the data's expected values were
-//! made, and over 96, whose standard error is a third of that.
+//! `cargo test --release --workspace --test calibrate_suite quality:: -- --ignored --nocapture` prints it, in some minutes.
+//! Calibration text begins behind the text that is judged. Each figure is taken twice: over twelve windows, the rule by which the
+//! data's expected values were made, and over 96, whose standard error is a third of that.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::engine::{Activations, Dense, FloatCache, Kernels};
 use bitsmith_calibrate::evaluate::{Comparison, Windows, compare};
 use bitsmith_calibrate::import::Checkpoint;

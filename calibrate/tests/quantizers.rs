@@ -1,7 +1,6 @@
 //! Quantizers on a real model: each within the loss that it is known for, and the better ones better by what they promise.
 
-mod support;
-
+use crate::support;
 use bitsmith_calibrate::engine::{Activations, Dense, Executor, FloatCache, Kernels};
 use bitsmith_calibrate::evaluate::{Comparison, Windows, compare};
 use bitsmith_calibrate::import::Checkpoint;

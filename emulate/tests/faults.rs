@@ -1,9 +1,7 @@
 //! Broken kernels: each must be reported, under every schedule, as what it is and where it is.
 
-mod common;
-
+use crate::common::{self, fails, module, run_all};
 use bitsmith_emulate::{Argument, Buffer, FaultKind, Launch};
-use common::{fails, module, run_all};
 
 const REGISTERS: &str = "    .reg .b64 %q<8>;\n    .reg .b32 %r<8>;\n    .reg .pred %p<4>;\n    mov.u32 %r0, %tid.x;\n    \
                          ld.param.u64 %q0, [d];\n    mad.wide.u32 %q1, %r0, 4, %q0;\n";

@@ -1,8 +1,7 @@
 //! Float instructions and conversions against independent arithmetic: exact integers scaled by powers of two, the `half`
 //! crate, and the defining inequalities of each rounding mode.
 
-mod common;
-
+use crate::common;
 use half::{bf16, f16};
 
 type Expect = fn(u64, u64, u64) -> u64;

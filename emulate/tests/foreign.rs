@@ -1,7 +1,6 @@
 //! PTX that NVIDIA's compiler writes, from `foreign/kernels.cu`: results against plain Rust, and a broken one found.
 
-mod common;
-
+use crate::common;
 use bitsmith_emulate::{Argument, Buffer, FaultKind, Launch, Module, Outcome, Schedule};
 use std::path::{Path, PathBuf};
 use std::process::Command;

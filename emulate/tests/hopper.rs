@@ -4,10 +4,8 @@
 //! above `make_gmma_desc`): shapes and strides in 16-byte units, then `Swizzle<B,4,3>`, which adds bits 7.. of the address
 //! to bits 4.. without carry. Accumulators are `CLayout_64xN`. The machine has its own formulas.
 
-mod common;
-
+use crate::common::{self, bytes_of_u32, module, run_all, u32s};
 use bitsmith_emulate::{Argument, Buffer, FaultKind, Launch, Swizzle, TensorMap};
-use common::{bytes_of_u32, module, run_all, u32s};
 
 /// `Swizzle<B,4,3>` on a byte address.
 fn swizzle(bits: u32, address: usize) -> usize {

@@ -1,6 +1,6 @@
 //! Integer and bit instructions against arithmetic in `i128`, bit by bit where the ISA says it bit by bit.
 
-mod common;
+use crate::common;
 
 type Expect = fn(u64, u64, u64) -> u64;
 

@@ -5,10 +5,8 @@
 //! of 4-bit types follow the PTX ISA's fragment figures in the same notation. The machine derives its own from groups and
 //! members. Inputs are small integers, so products and sums are exact in every type.
 
-mod common;
-
+use crate::common::{self, module, run_all, u32s, u64s};
 use bitsmith_emulate::{Argument, Buffer, Launch};
-use common::{module, run_all, u32s, u64s};
 
 /// Sizes and strides.
 type Modes = &'static [(usize, usize)];

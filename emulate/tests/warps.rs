@@ -1,9 +1,7 @@
 //! Control flow, warp instructions, memory, atomics, asynchronous copies and clusters, under every schedule.
 
-mod common;
-
+use crate::common::{self, bytes_of_u32, module, run_all, u32s};
 use bitsmith_emulate::{Argument, Buffer, FaultKind, Launch, Schedule};
-use common::{bytes_of_u32, module, run_all, u32s};
 
 const HEAD: &str = "    .reg .b64 %q<8>;\n    .reg .b32 %r<16>;\n    .reg .b16 %h<4>;\n    .reg .pred %p<8>;\n    mov.u32 %r0, %tid.x;\n    \
                     ld.param.u64 %q0, [d];\n    mad.wide.u32 %q1, %r0, 4, %q0;\n";

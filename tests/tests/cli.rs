@@ -9,10 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-#[path = "cli_support/gguf.rs"]
-mod gguf;
-#[path = "cli_support/link.rs"]
-mod link;
+use crate::cli_support::{gguf, link};
 use bitsmith_tests::cli::{fails, ok, ok_json, run};
 
 /// Every file of a folder.

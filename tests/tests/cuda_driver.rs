@@ -25,7 +25,7 @@ fn the_driver_is_called_as_it_wants_to_be() {
         }
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .args(["--exact", "cuda_driver::child", "--ignored", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder.path())
         .output()
         .unwrap();

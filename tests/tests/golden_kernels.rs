@@ -1,5 +1,5 @@
 //! Goldens: lowered kernels of a handful of operations, and which schedule is chosen where. A change of either shows here
-//! and is reviewed; `INSTA_UPDATE=always cargo test -p bitsmith-tests --test golden_kernels` writes them anew.
+//! and is reviewed; `INSTA_UPDATE=always cargo test --workspace --test suite golden_kernels::` writes them anew.
 
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::dtype::DType;

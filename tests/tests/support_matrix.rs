@@ -2,7 +2,7 @@
 //!
 //! A cell is what the compiler does: each format's matmul by integers and by floats, with few rows and with many, and its
 //! decoding are compiled for the target. What a mark means beyond that, how a target's code was run, is said in
-//! [`COLUMNS`] next to the test that runs it. `BITSMITH_UPDATE=1 cargo test -p bitsmith-tests --test support_matrix` writes
+//! [`COLUMNS`] next to the test that runs it. `BITSMITH_UPDATE=1 cargo test --workspace --test suite support_matrix::` writes
 //! the file anew.
 
 use bitsmith_compiler::dtype::DType;

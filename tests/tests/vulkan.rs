@@ -94,7 +94,7 @@ fn in_child(test: &str, bits: u32) {
         return skip("vulkan", &name, &error.to_string());
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
+        .args(["--exact", &format!("vulkan::{test}"), "--ignored", "--nocapture"])
         .env("LP_NATIVE_VECTOR_WIDTH", bits.to_string())
         .env("BITSMITH_WIDTH", subgroup.to_string())
         .output()

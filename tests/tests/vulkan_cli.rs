@@ -1,8 +1,6 @@
 //! The command line with Vulkan devices: bundles of SPIR-V for any machine, and `run` and `bench` where a driver is found.
 
-#[path = "cli_support/gguf.rs"]
-mod gguf;
-
+use crate::cli_support::gguf;
 use bitsmith_runtime::vulkan::{Options, VulkanDevice};
 use bitsmith_tests::cli::{fails, ok, ok_json};
 use bitsmith_tests::skip;

@@ -200,6 +200,7 @@ pub fn text(seed: u64, words: usize) -> String {
 }
 
 /// Tasks: name, and pairs of a right and a wrong sentence.
+#[allow(dead_code)] // What trains the model asks for them, and no test.
 pub fn probes(seed: u64, pairs: usize) -> Vec<(&'static str, Vec<(String, String)>)> {
     let mut rng = Rng::with_seed(seed);
     let mut number = |distract: bool| -> Vec<(String, String)> {

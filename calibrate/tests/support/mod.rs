@@ -1,10 +1,6 @@
 //! What the tests of this crate share: optional data beside the checkout, said by name where it is absent.
 
-#![allow(dead_code, unused_imports)] // Each test takes what it needs.
-
-#[path = "corpus.rs"]
 pub mod corpus;
-#[path = "reference.rs"]
 pub mod reference;
 
 use std::io::Write;

@@ -1,6 +1,6 @@
 //! Files as a whole: tied embeddings, shards, tensors that are missing.
 
-use crate::{QUERY, config, floats, read, singles, write};
+use super::{QUERY, config, floats, read, singles, write};
 use bitsmith_calibrate::engine::{Activations, Dense, Engine};
 use bitsmith_calibrate::import::Checkpoint;
 use safetensors::Dtype;

@@ -1,7 +1,7 @@
 //! Small floats: FP4 and its nibbles, FP8 of two makers, codes that are no number, scales of keys and values.
 
-use crate::packings::ct;
-use crate::{QUERY, folder, read, singles, values};
+use super::packings::ct;
+use super::{QUERY, folder, read, singles, values};
 use bitsmith_calibrate::import::Checkpoint;
 use safetensors::Dtype;
 use serde_json::{Value, json};

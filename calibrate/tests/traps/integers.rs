@@ -1,6 +1,6 @@
 //! GPTQ: zeros of two versions, act-order, fields that straddle words, rules per layer, and what is refused.
 
-use crate::{QUERY, halves, read, values, words};
+use super::{QUERY, halves, read, values, words};
 use bitsmith_calibrate::engine::{Activations, Dense};
 use safetensors::Dtype;
 use serde_json::{Value, json};

@@ -1,7 +1,8 @@
 //! AWQ, compressed-tensors, HQQ and bitsandbytes: the order of nibbles and words, offsets, nested scales.
 
-use crate::integers::{code, codes_less};
-use crate::{QUERY, halves, read, singles, support, values, words};
+use super::integers::{code, codes_less};
+use super::{QUERY, halves, read, singles, values, words};
+use crate::support;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 

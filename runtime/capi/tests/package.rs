@@ -1,11 +1,9 @@
 //! The installed package, as a C and a C++ program see it: built by CMake in a clean folder from nothing but the package, run by
 //! themselves, under valgrind and under ThreadSanitizer.
 
-mod support;
-
+use crate::support::{bitsmith, libraries, run, tool};
 use std::path::Path;
 use std::process::Command;
-use support::{bitsmith, libraries, run, tool};
 
 #[test]
 fn a_clean_folder_builds_and_runs_programs_from_the_installed_package() {

@@ -1,11 +1,9 @@
 //! `docs/linking.md` and the Python package's README are true: their lines run as they stand, in order, in a clean folder that has
 //! nothing of this project but `runtime`, beside the libraries that this test was built with.
 
-mod support;
-
+use crate::support::{bitsmith, libraries, run, skip, tool, wheels};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{bitsmith, libraries, run, skip, tool, wheels};
 
 const PYTHON: &str = "runtime/python/README.md";
 
@@ -63,7 +61,6 @@ fn every_line_of_the_linking_page_runs() {
     for name in ["capi", "python", "candle/Cargo.toml", "candle/Cargo.lock", "candle/build.rs", "candle/src"] {
         std::os::unix::fs::symlink(sources.join(name), here.join(name)).unwrap();
     }
-    std::env::set_current_dir(folder.path()).unwrap();
     let blocks = blocks("docs/linking.md", "sh");
     assert!(blocks.len() >= 3);
     for block in blocks {
@@ -76,11 +73,18 @@ fn every_line_of_the_linking_page_runs() {
                 continue;
             }
             if let Some(rest) = line.strip_prefix("bitsmith ") {
-                bitsmith(&rest.split_whitespace().collect::<Vec<_>>());
+                // It runs in this process, whose folder is another one.
+                let (rest, out) = rest.split_once(" --out ").expect("a line with an output folder");
+                let out = folder.path().join(out).display().to_string();
+                bitsmith(&rest.split_whitespace().chain(["--out", &out]).collect::<Vec<_>>());
                 continue;
             }
             let mut shell = Command::new("sh");
-            shell.args(["-ec", line]).env("BITSMITH_LIB_DIR", libraries()).env("CARGO_NET_OFFLINE", "true");
+            shell
+                .current_dir(folder.path())
+                .args(["-ec", line])
+                .env("BITSMITH_LIB_DIR", libraries())
+                .env("CARGO_NET_OFFLINE", "true");
             // The page runs what Cargo puts beside the example.
             shell.env_remove("CARGO_TARGET_DIR");
             shell.env("BITSMITH_LIBRARY", libraries().join("libbitsmith.so")).env("PIP_NO_INDEX", "1");
@@ -103,6 +107,10 @@ fn every_line_of_the_linking_page_runs() {
     let lines = self::blocks(PYTHON, "python").concat();
     let tokens = "import numpy\nq, k, v = (numpy.ones((5, n, 64), 'float16') for n in (4, 2, 2))\n";
     let checks = "assert y.shape == (5, 4, 64) and abs(y - 1).max() < 0.02, y\nprint('attended')\n";
-    let text = run(Command::new(python).arg("-c").arg(format!("{tokens}{lines}{checks}")).env_remove("PYTHONPATH"));
+    let text = run(Command::new(python)
+        .arg("-c")
+        .arg(format!("{tokens}{lines}{checks}"))
+        .env_remove("PYTHONPATH")
+        .current_dir(folder.path()));
     assert!(text.contains("attended"), "{text}");
 }

@@ -2,11 +2,9 @@
 //!
 //! numpy comes from the folder that `BITSMITH_WHEELS` names, or from `target/tools/wheels`; without it the test is skipped by name.
 
-mod support;
-
+use crate::support::{bitsmith, libraries, run, skip, wheels};
 use std::path::Path;
 use std::process::Command;
-use support::{bitsmith, libraries, run, skip, wheels};
 
 #[test]
 fn a_wheel_is_built_installed_and_agrees_with_numpy() {

@@ -1,10 +1,10 @@
 //! Links a bundle into a C program, which includes its header, and compares what the program computes.
 
-use super::ok;
 use bitsmith_autotune::problem::{Problem, Sample};
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op};
 use bitsmith_compiler::schedule::Family;
+use bitsmith_tests::cli::ok;
 use std::fs;
 use std::path::Path;
 use std::process::Command;

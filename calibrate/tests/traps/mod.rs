@@ -7,8 +7,6 @@ mod files;
 mod floats;
 mod integers;
 mod packings;
-#[path = "../support/mod.rs"]
-mod support;
 
 use bitsmith_calibrate::import::Checkpoint;
 use bitsmith_calibrate::model::Linear;

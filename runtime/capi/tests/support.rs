@@ -1,6 +1,4 @@
 //! What the tests of the packages share.
-#![allow(dead_code)]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,6 +1,4 @@
 //! What the tests of the machine share: a kernel around one instruction, and `ptxas` where it is installed.
-#![allow(dead_code)]
-
 use bitsmith_emulate::{Argument, Buffer, Fault, FaultKind, Launch, Module, Outcome, Schedule};
 use std::process::Command;
 
