@@ -1,4 +1,5 @@
 //! What the tests of the machine share: a kernel around one instruction, and `ptxas` where it is installed.
+
 use bitsmith_emulate::{Argument, Buffer, Fault, FaultKind, Launch, Module, Outcome, Schedule};
 use std::process::Command;
 

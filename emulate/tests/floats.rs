@@ -38,20 +38,7 @@ fn least(a: f32, b: f32) -> f32 {
     match (a.is_nan(), b.is_nan()) {
         (true, _) => b,
         (_, true) => a,
-        _ if a == b => {
-            if a.is_sign_negative() {
-                a
-            } else {
-                b
-            }
-        }
-        _ => {
-            if a < b {
-                a
-            } else {
-                b
-            }
-        }
+        _ => std::cmp::min_by(a, b, f32::total_cmp),
     }
 }
 fn greatest(a: f32, b: f32) -> f32 {

@@ -17,6 +17,7 @@ pub use bitsmith_autotune::{cases, poison};
 use bitsmith_compiler::target::cpu::CpuTarget;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The CPU levels that this machine runs, its own first.
 ///
@@ -53,6 +54,22 @@ pub fn skip(what: &str, test: &str, why: &str) {
     assert!(!required.split(',').any(|r| r == what), "{test}: {why}, and BITSMITH_REQUIRE lists {what}");
     // Straight to the stream: the test harness hides what `println!` writes in a test that passes.
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+}
+
+/// Runs an ignored test of this program in a process of its own, after `prepare` has set that process up; what it printed.
+/// The test is named by the caller's `module_path!()` and its own name.
+///
+/// # Panics
+/// If the test fails, or there is none of that name.
+pub fn in_child(module: &str, test: &str, prepare: impl FnOnce(&mut Command)) -> String {
+    let within = module.split_once("::").map_or(String::new(), |(_, within)| format!("{within}::"));
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--exact", &format!("{within}{test}"), "--ignored", "--nocapture"]);
+    prepare(&mut command);
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{command:?}:\n{text}");
+    text
 }
 
 /// The Rust of the documentation compiles.

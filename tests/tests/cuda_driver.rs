@@ -24,13 +24,9 @@ fn the_driver_is_called_as_it_wants_to_be() {
             Err(error) => return bitsmith_tests::skip("gcc", test, &error.to_string()),
         }
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "cuda_driver::child", "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder.path())
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    let text = bitsmith_tests::in_child(module_path!(), "child", |command| {
+        command.env("LD_LIBRARY_PATH", folder.path());
+    });
     let alive = "alive: 0 contexts, 0 allocations, 0 modules, 0 streams, 0 events, 0 graphs; 16 launches";
     assert!(text.contains(alive), "no `{alive}` in\n{text}");
 }

@@ -94,16 +94,9 @@ struct Module {
     made_from: String,
 }
 
-/// Modules of one device.
-#[derive(Default)]
-struct Made {
-    modules: Vec<Module>,
-    families: BTreeMap<&'static str, usize>,
-}
-
 /// The schedule that each family which serves an operation offers, each kernel under a name of its own.
-fn make(target: &PtxTarget, share: usize) -> Made {
-    let mut made = Made::default();
+fn make(target: &PtxTarget, share: usize) -> Vec<Module> {
+    let mut made = Vec::new();
     let mut count = 0;
     let all = all();
     // What one number of rows is offered, another may be, too.
@@ -137,7 +130,6 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                     let compiled =
                         compile(&op, &schedule, target).unwrap_or_else(|e| panic!("{op:?} {schedule:?}: {e}"));
                     let mut text = std::str::from_utf8(compiled.artifact.payload.bytes()).unwrap().to_string();
-                    *made.families.entry(family.family.name()).or_default() += 1;
                     // The text holds what a launch runs first, too.
                     let first = compiled.preparation.map(|first| (first.artifact.entry, first.legal));
                     let mut kernels = Vec::new();
@@ -149,7 +141,7 @@ fn make(target: &PtxTarget, share: usize) -> Made {
                         text = text.replacen(&old, &format!(".entry {name}("), 1);
                         kernels.push(Kernel { name, ..legal });
                     }
-                    made.modules.push(Module {
+                    made.push(Module {
                         text,
                         kernels,
                         family: family.family.name(),
@@ -163,19 +155,16 @@ fn make(target: &PtxTarget, share: usize) -> Made {
 }
 
 /// What a kernel asks for, and names of instructions of which the machine code must hold at least one.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted(BTreeMap<&'static str, &'static [&'static str]>);
+type Wanted = BTreeMap<&'static str, &'static [&'static str]>;
 
-impl Wanted {
-    fn of(kernel: &Kernel) -> Wanted {
-        let mut list = BTreeMap::new();
-        wanted(&kernel.body, kernel, &mut list);
-        Wanted(list)
-    }
+fn wanted(kernel: &Kernel) -> Wanted {
+    let mut list = Wanted::new();
+    add_wanted(&kernel.body, kernel, &mut list);
+    list
 }
 
 /// Adds what a block asks for.
-fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'static [&'static str]>) {
+fn add_wanted(block: &Block, kernel: &Kernel, list: &mut Wanted) {
     for statement in &block.statements {
         match &statement.inst {
             Inst::Dot4 { .. } => _ = list.insert("dot4", &["IDP.4A"]),
@@ -215,10 +204,10 @@ fn wanted(block: &Block, kernel: &Kernel, list: &mut BTreeMap<&'static str, &'st
             Inst::SubgroupReduce(ReduceOp::Add | ReduceOp::Max, value) if kernel.ty(*value).scalar == Scalar::I32 => {
                 list.insert("reduce", &["REDUX"]);
             }
-            Inst::For(inner) => wanted(&inner.body, kernel, list),
+            Inst::For(inner) => add_wanted(&inner.body, kernel, list),
             Inst::If(inner) => {
-                wanted(&inner.then, kernel, list);
-                wanted(&inner.otherwise, kernel, list);
+                add_wanted(&inner.then, kernel, list);
+                add_wanted(&inner.otherwise, kernel, list);
             }
             _ => {}
         }
@@ -251,7 +240,7 @@ fn faults(kernel: &Kernel, entry: &Entry, sass: bool, target: &PtxTarget) -> Vec
     if entry.sass.is_empty() {
         faults.push("no machine code was shown".to_string());
     }
-    for (what, names) in Wanted::of(kernel).0 {
+    for (what, names) in wanted(kernel) {
         let word = |line: &String| names.iter().any(|name| line.split_whitespace().any(|word| word.starts_with(name)));
         if !entry.sass.iter().any(word) {
             faults.push(format!("{what}: the machine code has none of {names:?}"));
@@ -264,13 +253,14 @@ fn faults(kernel: &Kernel, entry: &Entry, sass: bool, target: &PtxTarget) -> Vec
 fn check(tool: &ptxas::Ptxas, share: usize) -> (BTreeMap<&'static str, usize>, Vec<String>) {
     let target = PtxTarget::named(ARCHES[share].name).unwrap();
     let made = make(&target, share);
+    let mut families = BTreeMap::new();
+    made.iter().for_each(|module| *families.entry(module.family).or_default() += 1);
     let mut wrong = Vec::new();
     // Machine code is looked at once for each kind of kernel: the disassembler takes half as long as the assembler.
     let mut seen: BTreeSet<(&str, Vec<Wanted>)> = BTreeSet::new();
     let (shown, plain): (Vec<&Module>, Vec<&Module>) = made
-        .modules
         .iter()
-        .partition(|module| all() || seen.insert((module.family, module.kernels.iter().map(Wanted::of).collect())));
+        .partition(|module| all() || seen.insert((module.family, module.kernels.iter().map(wanted).collect())));
     let batches =
         shown.chunks(40).map(|modules| (true, modules)).chain(plain.chunks(40).map(|modules| (false, modules)));
     for (sass, modules) in batches {
@@ -293,7 +283,7 @@ fn check(tool: &ptxas::Ptxas, share: usize) -> (BTreeMap<&'static str, usize>, V
             }
         }
     }
-    (made.families, wrong)
+    (families, wrong)
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! One program for all tests that may run side by side: it is linked once, and every test that waits for a tool or for one thread
-//! leaves the other processors to the rest. What needs a process to itself (a working directory, an allocator) has a program of its own.
+//! One program for all tests that may run side by side: it is linked once, and every test that waits for a tool or for one
+//! thread leaves the other processors to the rest. What needs a process to itself (a working directory, an allocator) has a
+//! program of its own.
 
 mod architecture;
 mod asynchronous;

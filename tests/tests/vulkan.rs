@@ -16,7 +16,6 @@ use bitsmith_tests::stages::{interpret, on_device, proven};
 use bitsmith_tests::vulkan::SpirvVal;
 use bitsmith_tests::{cases, poison, run, skip};
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Instant;
 
 /// Random kernels per width and set of options; `BITSMITH_SEEDS` changes it.
@@ -93,14 +92,9 @@ fn in_child(test: &str, bits: u32) {
     if let Err(error) = VulkanDevice::open(Open { validate: true, ..Open::default() }) {
         return skip("vulkan", &name, &error.to_string());
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("vulkan::{test}"), "--ignored", "--nocapture"])
-        .env("LP_NATIVE_VECTOR_WIDTH", bits.to_string())
-        .env("BITSMITH_WIDTH", subgroup.to_string())
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{name}:\n{text}");
+    let text = bitsmith_tests::in_child(module_path!(), test, |command| {
+        command.env("LP_NATIVE_VECTOR_WIDTH", bits.to_string()).env("BITSMITH_WIDTH", subgroup.to_string());
+    });
     for line in text.lines().filter(|line| line.starts_with("width") || line.starts_with("skipped")) {
         println!("{line}");
     }

@@ -1,4 +1,5 @@
 //! What the tests of the packages share.
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

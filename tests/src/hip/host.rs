@@ -68,7 +68,7 @@ impl Program {
         let source = folder.path().join("kernels.cpp");
         std::fs::write(&source, text).map_err(|e| e.to_string())?;
         let mut command = Command::new(clang);
-        // Programs run for a moment, and optimizing them would take longer. GCC's library lacks the rounding to bf16 that is called.
+        // Programs run for a moment, and optimizing them would take longer. GCC's library lacks the rounding to bf16 that they call.
         command.args(["-x", "c++", "-std=c++17", "-O0", "-rtlib=compiler-rt"]);
         command.args(["-Xclang", "-ffloat16-excess-precision=none"]);
         command.args(["-Wno-ignored-attributes", "-Wno-unknown-attributes", "-Wno-psabi"]);

@@ -1,7 +1,7 @@
 //! Floats: arithmetic, comparisons, and conversions of every type and number of lanes.
 
 use super::harness::{Aligned, Loaded, case, check, decode, encode, is_nan, read};
-use super::{LANES, each, float, low};
+use super::{LANES, each, low};
 use bitsmith_compiler::caps::Caps;
 use bitsmith_compiler::ir::{Access, Address, BinOp, Builder, Builtin, CastOp, CmpOp, Scalar, Type, UnOp, verify};
 use bitsmith_compiler::target::Target;
@@ -10,24 +10,13 @@ use bitsmith_compiler::target::cpu::CpuTarget;
 const SMALL_FLOATS: [Scalar; 7] =
     [Scalar::F16, Scalar::Bf16, Scalar::E4m3fn, Scalar::E4m3fnuz, Scalar::E5m2, Scalar::E5m2fnuz, Scalar::E8m0];
 
+fn float(bits: u64) -> f32 {
+    f32::from_bits(bits as u32)
+}
+
+/// With the order of signed zeros.
 fn minimum(a: f32, b: f32) -> f32 {
-    match () {
-        _ if a.is_nan() || b.is_nan() => f32::NAN,
-        _ if a == b => {
-            if a.is_sign_negative() {
-                a
-            } else {
-                b
-            }
-        }
-        _ => {
-            if a < b {
-                a
-            } else {
-                b
-            }
-        }
-    }
+    if a.is_nan() || b.is_nan() { f32::NAN } else { std::cmp::min_by(a, b, f32::total_cmp) }
 }
 
 #[test]

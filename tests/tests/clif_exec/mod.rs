@@ -21,10 +21,6 @@ fn low(bits: u64, width: u32) -> u64 {
     if width == 64 { bits } else { bits & ((1 << width) - 1) }
 }
 
-fn float(bits: u64) -> f32 {
-    f32::from_bits(bits as u32)
-}
-
 fn each(operands: &[Vec<u64>; 3], f: impl Fn(u64, u64, u64) -> u64) -> Vec<u64> {
     (0..operands[0].len()).map(|i| f(operands[0][i], operands[1][i], operands[2][i])).collect()
 }
