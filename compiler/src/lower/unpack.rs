@@ -114,14 +114,19 @@ impl<'a> Weights<'a> {
             .into_iter()
             .map(|(word, bit)| {
                 let place = start.fixed + word;
-                // Quads that share a word share the hint.
-                if let Some(ahead) = self.ahead.filter(|_| bit == 0) {
+                // Quads that share a word share the hint, and so do vectors that share a line.
+                if let Some(ahead) = self.ahead.filter(|_| bit == 0 && self.starts_block(v)) {
                     b.prefetch(at(self.memory, start.index, place + ahead));
                 }
                 let address = at(self.memory, start.index, place);
                 (b.load(Type::vector(Scalar::I32, self.lanes), address, 4 * self.lanes as u32), bit)
             })
             .collect()
+    }
+
+    /// Whether vector `v` holds the first rows of a block.
+    fn starts_block(&self, v: usize) -> bool {
+        (v * self.lanes as usize).is_multiple_of(ROWS)
     }
 
     /// Bytes from the first of things that lie in chunks to the one at `place`: each has `size` bytes, and after every
@@ -143,7 +148,8 @@ impl<'a> Weights<'a> {
         let start = self.jump(b, entry, section.stride(), section.per_chunk / shared, self.layout.entry_gap(section));
         let start = start.add(b, base);
         let place = start.fixed + section.offset;
-        if let Some(ahead) = self.ahead.filter(|_| section.entries > 1 && section.span == self.layout.group) {
+        let inner = section.entries > 1 && section.span == self.layout.group;
+        if let Some(ahead) = self.ahead.filter(|_| inner && self.starts_block(v)) {
             b.prefetch(at(self.memory, start.index, place + ahead));
         }
         (at(self.memory, start.index, place), (self.lanes as u32 * size as u32).min(64))

@@ -13,10 +13,16 @@ pub(super) type Bytes<'a> = dyn FnMut(&mut Builder, &Step, usize, usize) -> Valu
 const WAITING: usize = 4;
 
 /// Whether so many quads of a row go vector by vector of weights, not quad by quad, where sums are made in 16 bits first: where
-/// codes of several planes share words, those of one vector at a time leave registers to the sums, and the activations of so few
-/// quads wait meanwhile. (Q3_K, whose codes are shorter, spills that way.)
-pub(super) fn by_vectors(how: &Integers, planes: usize, rows: usize, quads: usize) -> bool {
-    (5..8).contains(&how.bits) && planes > 1 && rows == 1 && quads <= WAITING
+/// codes of several planes share words, or eight vectors of codes that share one are under way, those of one vector at a time leave
+/// registers to the sums, and the activations of so few quads wait meanwhile. (Q3_K, whose codes are shorter, spills that way.)
+pub(super) fn by_vectors(how: &Integers, planes: usize, (rows, vectors): (usize, usize), quads: usize) -> bool {
+    let several = (5..8).contains(&how.bits) && planes > 1;
+    (several || is_wide_nibbles(how, planes, vectors)) && rows == 1 && quads <= WAITING
+}
+
+/// Whether eight vectors of codes of four bits are under way.
+pub(super) fn is_wide_nibbles(how: &Integers, planes: usize, vectors: usize) -> bool {
+    how.bits == 4 && planes == 1 && vectors == 8
 }
 
 /// Visits a walk. Inner state: `i32` sums `[chain][row][vector]`; outer state: `f32` results `[row][vector]`.
@@ -107,7 +113,7 @@ impl Visit for IntegerSums<'_, '_> {
         let (rows, vectors) = (self.tile.rows.count(), self.tile.vectors);
         let chain = |i: usize| (step.first + i) % self.tile.chains() * self.tile.sums();
         let planes = self.tile.weights.layout.planes.len();
-        if self.late && by_vectors(self.how, planes, rows, step.quads.len()) {
+        if self.late && by_vectors(self.how, planes, (rows, vectors), step.quads.len()) {
             let x: Vec<Value> = (0..step.quads.len())
                 .map(|i| self.tile.rows.quad_bytes(b, 0, step.column.plus(4 * i), step.quads[i]))
                 .collect();

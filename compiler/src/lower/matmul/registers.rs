@@ -3,7 +3,7 @@
 //! Counted from what the wide emitter makes of a step. `tests/tests/spills.rs` compiles what the chooser takes.
 
 use super::has_dot;
-use super::integer::by_vectors;
+use super::integer::{by_vectors, is_wide_nibbles};
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -22,8 +22,6 @@ pub(super) struct Tile {
     pub segment: usize,
     /// Whether two-bit codes are read without shifts.
     pub quarters: bool,
-    /// Whether all of K is one segment.
-    pub whole: bool,
 }
 
 /// What a streaming tile of integer sums keeps in scratch.
@@ -76,21 +74,22 @@ pub(super) fn in_scratch(tile: &Tile, how: &Integers, layout: &N16, caps: &Caps)
 /// their reads into the instructions that use them. Found by compiling every format with every tile.
 fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let sums = tile.rows * tile.vectors;
-    let by_vectors = by_vectors(how, planes as usize, tile.rows as usize, tile.segment.div_ceil(4));
+    let size = (tile.rows as usize, tile.vectors as usize);
+    let by_vectors = by_vectors(how, planes as usize, size, tile.segment.div_ceil(4));
     match how.bits {
         _ if tile.quarters => sums <= 2,
-        8 if !how.has_table() && tile.whole && tile.rows == 1 => sums <= 8,
-        8 if !how.has_table() => sums <= 8 && tile.vectors <= 4,
+        8 if !how.has_table() => sums <= 8 && (tile.vectors <= 4 || tile.rows == 1),
         // Words of several planes wait beside the sums, unless short segments go vector by vector of weights.
         _ => sums <= 4 && (tile.vectors <= 2 || !how.has_table() && (planes == 1 || by_vectors)),
     }
 }
 
 /// Tiles that sixteen registers hold once sums of 32 bits wait in scratch between turns: a turn of codes that come out of one word
-/// holds little but eight sums of 16 bits. The shorter the codes, the longer their words wait, and four do not fit. More than four
-/// sums always, since [`fits_sixteen`] comes first: so one partial sum per sum, as sums in scratch need.
+/// holds little but eight sums of 16 bits. The shorter the codes, the longer their words wait, and four do not fit; eight
+/// do where none waits ([`by_vectors`]). More than four sums always, since [`fits_sixteen`] comes first: so one partial sum per sum, as sums in scratch need.
 fn fits_without_sums(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let one_word = how.bits <= 4 && !tile.quarters && !how.has_table() && planes == 1;
     let most_vectors = if how.bits == 4 { 4 } else { 2 };
-    one_word && tile.rows * tile.vectors <= 8 && tile.vectors <= most_vectors
+    let passing = tile.rows == 1 && is_wide_nibbles(how, planes as usize, tile.vectors as usize);
+    one_word && tile.rows * tile.vectors <= 8 && (tile.vectors <= most_vectors || passing)
 }
