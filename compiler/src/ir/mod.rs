@@ -24,7 +24,7 @@ mod verify;
 pub use asynchronous::{Asynchronous, Factor, MMA_COLUMNS, Panel};
 pub use builder::Builder;
 pub use cooperative::{Cooperative, Fragment, Lines as MatrixLines, Order, Part, fragments};
-pub use exp2::{exp2_parts, exp2_series};
+pub use exp2::{exp2_parts, exp2_series, exp2_short};
 pub use kernel::*;
 pub use late::late;
 pub use parse::{Lines, MAX_DEPTH, ParseError, parse, parse_with_lines};

@@ -125,7 +125,7 @@ impl<'a> Weights<'a> {
     }
 
     /// Whether vector `v` holds the first rows of a block.
-    fn starts_block(&self, v: usize) -> bool {
+    pub fn starts_block(&self, v: usize) -> bool {
         (v * self.lanes as usize).is_multiple_of(ROWS)
     }
 

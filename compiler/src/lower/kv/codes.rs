@@ -7,7 +7,9 @@ use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
 use crate::format::kv::codes::{LARGEST, SMALLEST};
 use crate::format::kv::{KvCode, KvCodes, KvLayout, Part, Side};
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Inst, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series};
+use crate::ir::{
+    BinOp, Builder, CastOp, CmpOp, Inst, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series, exp2_short,
+};
 
 /// How a kernel reads codes.
 #[derive(Clone, Copy, Debug)]
@@ -200,6 +202,16 @@ pub fn power_of_two(b: &mut Builder, x: Value) -> Value {
 /// Compilers of shaders may take a number that is added and subtracted for nothing. Within 2 units in the last place from
 /// 2^-125 on, at most 2^-125 below, 0 from 2^-128 on; NaN stays.
 pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
+    power_by(b, x, exp2_series)
+}
+
+/// [`power_of_two_here`] to within 3e-6 of it, exact for 0: for what is rounded to 8 bits next.
+pub fn power_of_two_about(b: &mut Builder, x: Value) -> Value {
+    power_by(b, x, exp2_short)
+}
+
+/// `2^x`, its fraction by a series that takes a factor.
+fn power_by(b: &mut Builder, x: Value, series: fn(&mut Builder, Value, f32) -> Value) -> Value {
     let ty = b.ty(x);
     // The exponent of the nearest power is 0 here, all of whose bits are: no mask for what weighs nothing.
     let least = b.f32(ty.lanes, -128.0);
@@ -211,7 +223,7 @@ pub fn power_of_two_here(b: &mut Builder, x: Value) -> Value {
     let whole = b.bin(BinOp::Sub, moved, shift);
     let rest = b.bin(BinOp::Sub, x, whole);
     // Half of the series, since 128 is one more than the bias of exponents.
-    let sum = exp2_series(b, rest, 0.5);
+    let sum = series(b, rest, 0.5);
     let bits = b.bitcast(moved, ty.with_scalar(Scalar::I32));
     let bits = b.bin_imm(BinOp::Shl, bits, 23);
     let power = b.bitcast(bits, ty);

@@ -13,16 +13,15 @@ pub(super) type Bytes<'a> = dyn FnMut(&mut Builder, &Step, usize, usize) -> Valu
 const WAITING: usize = 4;
 
 /// Whether so many quads of a row go vector by vector of weights, not quad by quad, where sums are made in 16 bits first: where
-/// codes of several planes share words, or eight vectors of codes that share one are under way, those of one vector at a time leave
-/// registers to the sums, and the activations of so few quads wait meanwhile. (Q3_K, whose codes are shorter, spills that way.)
+/// codes of several planes share words, or more than four vectors of codes that share one are under way, those of one vector at a
+/// time leave registers to the sums, and the activations of so few quads wait meanwhile. (Q3_K, whose codes are shorter, spills that way.)
 pub(super) fn by_vectors(how: &Integers, planes: usize, (rows, vectors): (usize, usize), quads: usize) -> bool {
-    let several = (5..8).contains(&how.bits) && planes > 1;
-    (several || is_wide_nibbles(how, planes, vectors)) && rows == 1 && quads <= WAITING
-}
-
-/// Whether eight vectors of codes of four bits are under way.
-pub(super) fn is_wide_nibbles(how: &Integers, planes: usize, vectors: usize) -> bool {
-    how.bits == 4 && planes == 1 && vectors == 8
+    let crowded = match how.bits {
+        4 => planes == 1 && vectors > 4,
+        5..=7 => planes > 1,
+        _ => false,
+    };
+    crowded && rows == 1 && quads <= WAITING
 }
 
 /// Visits a walk. Inner state: `i32` sums `[chain][row][vector]`; outer state: `f32` results `[row][vector]`.

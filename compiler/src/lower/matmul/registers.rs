@@ -3,7 +3,7 @@
 //! Counted from what the wide emitter makes of a step. `tests/tests/spills.rs` compiles what the chooser takes.
 
 use super::has_dot;
-use super::integer::{by_vectors, is_wide_nibbles};
+use super::integer::by_vectors;
 use crate::caps::Caps;
 use crate::format::Zero;
 use crate::format::n16::N16;
@@ -85,11 +85,15 @@ fn fits_sixteen(tile: &Tile, how: &Integers, planes: u32) -> bool {
 }
 
 /// Tiles that sixteen registers hold once sums of 32 bits wait in scratch between turns: a turn of codes that come out of one word
-/// holds little but eight sums of 16 bits. The shorter the codes, the longer their words wait, and four do not fit; eight
-/// do where none waits ([`by_vectors`]). More than four sums always, since [`fits_sixteen`] comes first: so one partial sum per sum, as sums in scratch need.
+/// holds little but eight sums of 16 bits. The shorter the codes, the longer their words wait, and four do not fit; one row by eight
+/// does, whose words do not wait ([`by_vectors`]). More than four sums always, since [`fits_sixteen`] comes first: so one partial sum
+/// per sum, as sums in scratch need.
 fn fits_without_sums(tile: &Tile, how: &Integers, planes: u32) -> bool {
     let one_word = how.bits <= 4 && !tile.quarters && !how.has_table() && planes == 1;
-    let most_vectors = if how.bits == 4 { 4 } else { 2 };
-    let passing = tile.rows == 1 && is_wide_nibbles(how, planes as usize, tile.vectors as usize);
-    one_word && tile.rows * tile.vectors <= 8 && (tile.vectors <= most_vectors || passing)
+    let most_vectors = match how.bits {
+        4 if tile.rows == 1 => 8,
+        4 => 4,
+        _ => 2,
+    };
+    one_word && tile.rows * tile.vectors <= 8 && tile.vectors <= most_vectors
 }

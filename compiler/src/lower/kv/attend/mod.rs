@@ -17,6 +17,7 @@
 mod factors;
 pub(super) mod matrix;
 mod place;
+mod rounded;
 mod scores;
 mod softmax;
 mod state;
@@ -287,6 +288,9 @@ impl<'a> Kernel<'a> {
                 let x = self.times_constant(b, x, pre);
                 self.write(b, self.arrays.q, i, 0, x);
             });
+        }
+        if let Some(factors) = self.arrays.q_factors.filter(|_| self.rounds_queries()) {
+            return self.round_queries(b, factors);
         }
         if let Some(factors) = &self.arrays.q_factors {
             self.meet(b);

@@ -6,18 +6,15 @@
 //! Always holds: a NaN among scores is a NaN among weights, though the largest score passes it over.
 
 use super::super::{codes, int};
-use super::factors::Factors;
+use super::rounded::Short;
 use super::values::{grouped, has_offsets, scales_weights};
 use super::{Kernel, LOWEST, Tile};
 use crate::format::kv::Side;
-use crate::ir::{BinOp, Builder, CmpOp, Scalar, UnOp, Value};
+use crate::ir::{BinOp, Builder, CmpOp, UnOp, Value};
 use crate::op::kv::LEAST;
 
 /// Rows whose state is a vector.
 pub(super) const ROWS: usize = 4;
-
-/// Added to a number of at most 22 bits, it leaves no room for a fraction: the low bits of the sum are the nearest integer.
-const SHIFT: f32 = 12_582_912.0;
 
 /// The larger of two numbers where order matters for NaNs alone: a new one that is NaN is passed over.
 fn larger(b: &mut Builder, old: Value, new: Value) -> Value {
@@ -26,7 +23,11 @@ fn larger(b: &mut Builder, old: Value, new: Value) -> Value {
 }
 
 /// One to four vectors of one length, each reduced to one number: lanes of a vector of four, the last one repeated.
-fn together(b: &mut Builder, values: &[Value], combine: &dyn Fn(&mut Builder, Value, Value) -> Value) -> Value {
+pub(super) fn together(
+    b: &mut Builder,
+    values: &[Value],
+    combine: &dyn Fn(&mut Builder, Value, Value) -> Value,
+) -> Value {
     let narrow: Vec<Value> = values
         .iter()
         .map(|&value| {
@@ -58,18 +59,7 @@ impl Kernel<'_> {
 
     /// Weights of `blocks` tokens from `start` on, and the state after them.
     pub(super) fn softmax(&self, b: &mut Builder, tile: Tile, blocks: Value) {
-        let (whole, rest) = (self.rows / ROWS * ROWS, self.rows % ROWS);
-        if whole > 0 {
-            let (zero, end) = (int(b, 0), int(b, whole));
-            b.for_loop(zero, end, ROWS as i64, &[], |b, first, _| {
-                self.softmax_of(b, (tile, blocks), first, ROWS);
-                Vec::new()
-            });
-        }
-        if rest > 0 {
-            let first = int(b, whole);
-            self.softmax_of(b, (tile, blocks), first, rest);
-        }
+        self.four_rows(b, &|b, first, count| self.softmax_of(b, (tile, blocks), first, count));
     }
 
     /// The same for `count` rows from `first` on.
@@ -91,31 +81,33 @@ impl Kernel<'_> {
         let top = together(b, &tops, &larger);
         let before = self.read(b, stat, first, 0, ROWS as u8);
         let now = larger(b, before, top);
-        let difference = b.bin(BinOp::Sub, before, now);
-        let correction = codes::power_of_two_here(b, difference);
         self.write(b, stat, first, 0, now);
-        self.write(b, stat, first, padded, correction);
 
         let integers = self.has_steps(Side::V);
         let rounds = self.arrays.p_factors.is_some() && !integers;
         let offset = kind.asymmetric && !grouped(&kind);
         let biased = !integers && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
-        // One scale for all tokens: the largest weight of the tile is that of the largest score, so that weights become
-        // multiples of a step as they are made.
-        let steps = self.known_steps(b, (first, count), top, now);
+        // One scale for all tokens: the largest weight of the tile is that of its largest score, so that weights become multiples
+        // of a step as they are made. They are taken beside that score, not the largest so far: then neither the step nor its
+        // inverse waits for anything.
+        let most = self.known_steps();
+        let inverse = most.map(|most| b.f32(lanes, most));
+        let rows_tops: Vec<Value> = match most {
+            Some(_) => self.of_rows(b, top, count),
+            None => (0..count)
+                .map(|row| {
+                    let top = self.read(b, stat, first, row, 1);
+                    b.splat(top, lanes)
+                })
+                .collect(),
+        };
         let none = b.f32(lanes, 0.0);
-        // Sums, then sums of offsets or of multiples, then the largest weights or what is carried.
-        let multiples = steps.is_some() && self.sums_multiples();
-        let middle = offset || biased || multiples;
-        let carries = steps.is_some() && self.op.carries();
-        let lists = 1 + usize::from(middle) + usize::from(integers && steps.is_none() || carries);
-        let rows_tops: Vec<Value> = (0..count)
-            .map(|row| {
-                let top = self.read(b, stat, first, row, 1);
-                b.splat(top, lanes)
-            })
-            .collect();
-        let width = if rounds || steps.is_some() { self.chunk() } else { lanes as usize };
+        // Sums, then sums of offsets, then the largest weights or what is carried.
+        let middle = offset || biased;
+        let carries = most.is_some() && self.op.carries();
+        let lists = 1 + usize::from(middle) + usize::from(integers && most.is_none() || carries);
+        let power = if rounds || carries { codes::power_of_two_about } else { codes::power_of_two_here };
+        let width = if rounds || most.is_some() { self.chunk() } else { lanes as usize };
         let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
@@ -123,27 +115,23 @@ impl Kernel<'_> {
             let mut numbers = vec![Vec::new(); count];
             for vector in 0..width / lanes as usize {
                 let t = super::plus(b, t, vector * lanes as usize);
-                let (scale, offsets) = self.of_values(b, (here, t), (steps.is_none(), offset));
+                let (scale, offsets) = self.of_values(b, (here, t), (most.is_none(), offset));
                 for row in 0..count {
                     let place = row * tile + vector * lanes as usize;
                     let s = self.read(b, self.arrays.s, index, place, lanes);
                     let x = b.bin(BinOp::Sub, s, rows_tops[row]);
-                    let p = codes::power_of_two_here(b, x);
+                    let p = power(b, x);
                     state[row] = b.add(state[row], p);
                     let mut weight = p;
-                    match (self.arrays.p, scale, &steps) {
+                    match (self.arrays.p, scale, inverse) {
                         (_, Some(scale), None) if rounds => {
                             let scaled = b.mul(p, scale);
                             let scaled = if kind.is_static() { scaled } else { self.where_seen(b, p, scaled) };
                             numbers[row].push(codes::nearest_bf16(b, scaled));
                         }
-                        (_, _, Some(inverses)) => {
+                        (_, _, Some(inverse)) => {
                             let carried = carries.then(|| &mut state[(lists - 1) * count + row]);
-                            let (number, multiple) = self.rounded(b, (p, inverses[row]), carried, multiples);
-                            numbers[row].push(number);
-                            if let Some(multiple) = multiple {
-                                state[count + row] = b.add(state[count + row], multiple);
-                            }
+                            numbers[row].push(self.rounded(b, (p, inverse), carried, false).0);
                         }
                         (Some(memory), Some(scale), None) => {
                             let scaled = b.mul(p, scale);
@@ -158,7 +146,7 @@ impl Kernel<'_> {
                     } else if biased {
                         state[count + row] = b.add(state[count + row], weight);
                     }
-                    if integers && steps.is_none() {
+                    if integers && most.is_none() {
                         let at = (lists - 1) * count + row;
                         let size = b.un(UnOp::Abs, weight);
                         state[at] = larger(b, state[at], size);
@@ -166,29 +154,44 @@ impl Kernel<'_> {
                 }
             }
             if let Some(factors) = &self.arrays.p_factors
-                && (rounds || steps.is_some())
+                && (rounds || most.is_some())
             {
                 self.write_factors(b, factors, (first, t), &numbers);
             }
             state
         });
-        let sum = together(b, &state[..count], &Builder::add);
+        let difference = b.bin(BinOp::Sub, before, now);
+        let correction = codes::power_of_two_here(b, difference);
+        self.write(b, stat, first, padded, correction);
+        let mut sum = together(b, &state[..count], &Builder::add);
+        let mut offsets = middle.then(|| together(b, &state[count..2 * count], &Builder::add));
+        let last = &state[(lists - 1) * count..];
+        if let Some(most) = most {
+            let difference = b.bin(BinOp::Sub, top, now);
+            let share = codes::power_of_two_here(b, difference);
+            let step = self.steps_of_weights(b, first, share, most);
+            if carries && self.sums_multiples() {
+                // All multiples are what they were made of but for what is left to carry.
+                let left = together(b, last, &Builder::add);
+                let all = self.times_constant(b, sum, most);
+                let multiples = b.bin(BinOp::Sub, all, left);
+                offsets = Some(b.mul(multiples, step));
+            } else {
+                offsets = offsets.map(|offsets| b.mul(offsets, share));
+            }
+            sum = b.mul(sum, share);
+        } else if let (true, Some(factors), Some(weights)) = (integers, self.arrays.p_factors, self.arrays.p) {
+            let (carries, summed) = (self.op.carries(), self.sums_multiples());
+            let short = Short { side: Side::V, factors, from: weights, carries, summed };
+            let top = together(b, last, &larger);
+            let floor = b.f32(ROWS as u8, LEAST);
+            let top = larger(b, floor, top);
+            let (sum, step) = self.round_rows(b, &short, (line, first, blocks), (top, count));
+            offsets = offsets.or(sum.map(|sum| b.mul(sum, step)));
+        }
         let earlier = self.read(b, stat, first, 2 * padded, ROWS as u8);
         let total = b.fma(earlier, correction, sum);
         self.write(b, stat, first, 2 * padded, total);
-        let mut offsets = middle.then(|| together(b, &state[count..2 * count], &Builder::add));
-        if multiples {
-            // What the multiples stand for.
-            offsets = offsets.zip(self.arrays.steps).map(|(sum, steps)| {
-                let step = self.read(b, steps, first, padded, ROWS as u8);
-                b.mul(sum, step)
-            });
-        }
-        if integers && steps.is_none() {
-            let tops = &state[(lists - 1) * count..];
-            let rounded = self.round_weights(b, (line, first, blocks), tops);
-            offsets = offsets.or(rounded);
-        }
         if has_offsets(&kind)
             && let Some(sum) = offsets
         {
@@ -211,76 +214,23 @@ impl Kernel<'_> {
         !kind.asymmetric && kind.bias() != 0.0
     }
 
-    /// The inverse steps of the weights of `count` rows from `first` on, where one scale serves all values: the largest weight
-    /// of the tile is `2^(top - now)`. The steps of weights times scale are stored.
-    fn known_steps(
-        &self,
-        b: &mut Builder,
-        (first, count): (Value, usize),
-        top: Value,
-        now: Value,
-    ) -> Option<Vec<Value>> {
-        let part = &self.op.layout.v;
-        let (Some(factors), Some(steps)) = (&self.arrays.p_factors, self.arrays.steps) else { return None };
+    /// The largest multiple of the step of weights that become such as they are made: where one scale serves all values.
+    fn known_steps(&self) -> Option<f32> {
+        let factors = self.arrays.p_factors.as_ref()?;
         let most = factors.packing.steps()?;
-        if !part.codes.is_static() {
-            return None;
-        }
-        let difference = b.bin(BinOp::Sub, top, now);
-        let largest = codes::power_of_two_here(b, difference);
-        let (step, inverse) = step_of(b, most, largest);
-        let (scale, _) = self.scales(Side::V).given(b, part, self.head);
+        self.op.layout.v.codes.is_static().then_some(most as f32)
+    }
+
+    /// Stores the steps of weights times scale of four rows from `first` on, whose largest weight is `largest`.
+    fn steps_of_weights(&self, b: &mut Builder, first: Value, largest: Value, most: f32) -> Value {
+        let (scale, _) = self.scales(Side::V).given(b, &self.op.layout.v, self.head);
+        let scale = self.times_constant(b, scale, 1.0 / most);
         let scale = b.splat(scale, ROWS as u8);
-        let step = b.mul(step, scale);
-        self.write(b, steps, first, self.padded, step);
-        Some(self.of_rows(b, inverse, count))
-    }
-
-    /// Each of the first `count` lanes of the state of four rows, in all lanes.
-    fn of_rows(&self, b: &mut Builder, state: Value, count: usize) -> Vec<Value> {
-        (0..count)
-            .map(|row| {
-                let value = b.extract(state, row as u8);
-                b.splat(value, self.lanes)
-            })
-            .collect()
-    }
-
-    /// Weights as multiples of a step: whole numbers in the low bits, and as floats where they are `summed`. What is lost goes
-    /// to what is `carried` to the next ones of the same lanes, where something is.
-    fn rounded(
-        &self,
-        b: &mut Builder,
-        (weight, inverse): (Value, Value),
-        carried: Option<&mut Value>,
-        summed: bool,
-    ) -> (Value, Option<Value>) {
-        let shift = b.f32(self.lanes, SHIFT);
-        let (moved, multiple) = match carried {
-            None => {
-                let moved = b.fma(weight, inverse, shift);
-                (moved, summed.then(|| b.bin(BinOp::Sub, moved, shift)))
-            }
-            Some(carried) => {
-                let exact = b.fma(weight, inverse, *carried);
-                let moved = b.add(exact, shift);
-                let multiple = b.bin(BinOp::Sub, moved, shift);
-                *carried = b.bin(BinOp::Sub, exact, multiple);
-                (moved, summed.then_some(multiple))
-            }
-        };
-        (b.bitcast(moved, b.ty(moved).with_scalar(Scalar::I32)), multiple)
-    }
-
-    /// Writes the multiples of a chunk of tokens from `t` on, for rows from `first` on.
-    fn write_factors(&self, b: &mut Builder, factors: &Factors, (first, t): (Value, Value), numbers: &[Vec<Value>]) {
-        let own = super::times(b, first, factors.packing.words(1));
-        let further = factors.packing.word_of(b, t);
-        let place = b.add(own, further);
-        for (row, numbers) in numbers.iter().enumerate() {
-            let word = factors.packing.joined(b, numbers);
-            self.write(b, factors.memory, place, row * factors.packing.words(1), word);
+        let step = b.mul(largest, scale);
+        if let Some(steps) = self.arrays.steps {
+            self.write(b, steps, first, self.padded, step);
         }
+        step
     }
 
     /// Scales and offsets of a vector of tokens, where tokens have some and they are asked for.
@@ -308,63 +258,4 @@ impl Kernel<'_> {
         });
         (scale, offset)
     }
-
-    /// Weights become multiples of a step, the largest one over the most that fit; returns the sums of what they stand for,
-    /// where someone asks for it.
-    fn round_weights(
-        &self,
-        b: &mut Builder,
-        (line, first, blocks): (Value, Value, Value),
-        tops: &[Value],
-    ) -> Option<Value> {
-        let (Some(factors), Some(weights), Some(steps)) = (&self.arrays.p_factors, self.arrays.p, self.arrays.steps)
-        else {
-            return None;
-        };
-        let (lanes, most) = (self.lanes, factors.packing.steps()?);
-        let top = together(b, tops, &larger);
-        let (step, inverse) = step_of(b, most, top);
-        self.write(b, steps, first, self.padded, step);
-        let inverses = self.of_rows(b, inverse, tops.len());
-        let (zero, none) = (int(b, 0), b.f32(lanes, 0.0));
-        let chunk = self.chunk();
-        let (summed, carries) = (self.sums_multiples(), self.op.carries());
-        // Sums, then what is carried.
-        let held = (usize::from(summed) + usize::from(carries)) * tops.len();
-        let sums = b.for_loop(zero, blocks, chunk as i64, &vec![none; held], |b, t, sums| {
-            let mut sums = sums.to_vec();
-            let index = b.add(line, t);
-            let numbers: Vec<Vec<Value>> = inverses
-                .iter()
-                .enumerate()
-                .map(|(row, &inverse)| {
-                    (0..chunk / lanes as usize)
-                        .map(|v| {
-                            let x = self.read(b, weights, index, row * self.tile + v * lanes as usize, lanes);
-                            let carried = carries.then(|| &mut sums[held - tops.len() + row]);
-                            let (number, multiple) = self.rounded(b, (x, inverse), carried, summed);
-                            if let Some(multiple) = multiple {
-                                sums[row] = b.add(sums[row], multiple);
-                            }
-                            number
-                        })
-                        .collect()
-                })
-                .collect();
-            self.write_factors(b, factors, (first, t), &numbers);
-            sums
-        });
-        summed.then(|| {
-            let sum = together(b, &sums[..tops.len()], &Builder::add);
-            b.mul(sum, step)
-        })
-    }
-}
-
-/// The steps of which the largest weights of four rows are `most`, and their inverses.
-fn step_of(b: &mut Builder, most: i32, largest: Value) -> (Value, Value) {
-    let floor = b.f32(ROWS as u8, LEAST);
-    let largest = larger(b, floor, largest);
-    let most = b.f32(ROWS as u8, most as f32);
-    (b.bin(BinOp::Div, largest, most), b.bin(BinOp::Div, most, largest))
 }

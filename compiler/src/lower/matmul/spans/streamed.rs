@@ -5,7 +5,6 @@
 
 use super::super::Tile;
 use super::{Span, add_scaled, sums_pair};
-use crate::format::n16::ROWS;
 use crate::ir::{BinOp, Builder, CastOp, Memory, Scalar, Type, Value};
 use crate::lower::memory::at;
 use crate::lower::stage::Kept;
@@ -45,8 +44,8 @@ impl<'a> SpanSums<'a> {
     }
 
     /// The first vector of each block of rows.
-    fn blocks(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..self.tile.vectors).step_by(ROWS / self.lanes() as usize)
+    fn blocks(&self) -> impl Iterator<Item = usize> {
+        (0..self.tile.vectors).filter(|&v| self.tile.weights.starts_block(v))
     }
 
     fn groups(&self) -> usize {
