@@ -104,6 +104,9 @@ pub(super) struct Walk {
     /// Quads of the padded row from one segment to the next.
     stride: usize,
     unroll: usize,
+    /// Whether a turn of the loop over segments takes as many of them as have `unroll` units; otherwise it takes one, or as
+    /// few as start with a unit.
+    several: bool,
 }
 
 /// Quads of one unit that belong to one segment.
@@ -205,7 +208,12 @@ impl Walk {
                 "activation groups of {segment} columns with weight groups of {group}: one must divide the other, in multiples of 4"
             )));
         };
-        Ok(Walk { segment, k: layout.k, unit: layout.unit, stride: stride / 4, unroll: unroll.max(1) })
+        Ok(Walk { segment, k: layout.k, unit: layout.unit, stride: stride / 4, unroll: unroll.max(1), several: false })
+    }
+
+    /// The same, where a turn takes `unroll` units of several segments if one has fewer.
+    pub fn across_segments(self) -> Walk {
+        Walk { several: true, ..self }
     }
 
     /// A whole segment, where segments are whole units of a row without padding.
@@ -260,7 +268,9 @@ impl Walk {
         let full = self.k / self.segment;
         let rest = self.k % self.segment;
         let per_unit = self.unit / 4;
-        let period = self.period();
+        let least = self.period();
+        let most = if self.several { self.unroll * per_unit / (least * self.stride) } else { 1 };
+        let period = least * most.clamp(1, (full / least).max(1));
         let loops = full / period;
         let piece = |b: &mut Builder, segment: Pos, unit: Pos, quad: usize, len: usize| {
             let column = segment.times(b, self.segment);

@@ -8,6 +8,7 @@ mod dce;
 pub mod expand;
 mod fold;
 mod hoist;
+mod lines;
 mod narrow;
 mod rewrite;
 mod unroll;
@@ -20,6 +21,7 @@ pub use dce::{dce, renumber};
 pub use expand::expand;
 pub use fold::fold;
 pub use hoist::{hoist, hoist_where};
+pub use lines::lines;
 pub use narrow::narrow;
 pub use unroll::unroll;
 

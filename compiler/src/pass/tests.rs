@@ -266,3 +266,42 @@ fn hoisting_moves_invariants_and_nothing_that_traps() {
     };
     assert_eq!(inner.body.statements.len(), 5, "the product moved, the division stayed");
 }
+
+#[test]
+fn halves_of_a_line_are_one_load_and_a_line_is_asked_for_once() {
+    let half = Type::vector(Scalar::F16, 16);
+    let kernel = |offsets: [i64; 2], access: Access| {
+        let mut b = Builder::new("lines");
+        let input = b.buffer("input", access, 64);
+        let out = b.buffer("out", Access::Write, 64);
+        for offset in offsets {
+            b.prefetch(Address { memory: input, index: None, offset: offset + 256 });
+        }
+        let mut halves = offsets.map(|offset| b.load(half, Address { memory: input, index: None, offset }, 32));
+        if offsets[0] > offsets[1] {
+            halves.reverse();
+        }
+        for (i, value) in halves.into_iter().enumerate() {
+            b.store(Address { memory: out, index: None, offset: 32 * i as i64 }, 32, value);
+        }
+        b.finish()
+    };
+    let count = |kernel: &Kernel, wanted: fn(&Inst) -> bool| {
+        kernel.body.statements.iter().filter(|statement| wanted(&statement.inst)).count()
+    };
+    let bytes: Vec<u8> = (0..192).collect();
+    for (offsets, access, loads, hints) in [
+        ([64, 96], Access::Read, 1, 1),
+        // The second half first; halves of two lines; what somebody may write in between.
+        ([96, 64], Access::Read, 2, 1),
+        ([32, 64], Access::Read, 2, 2),
+        ([0, 32], Access::ReadWrite, 2, 1),
+    ] {
+        let before = kernel(offsets, access);
+        let after = lines(before.clone());
+        assert_eq!(count(&after, |inst| matches!(inst, Inst::Load { .. })), loads, "{after}");
+        assert_eq!(count(&after, |inst| matches!(inst, Inst::Prefetch(_))), hints, "{after}");
+        verify(&after, &Caps::ANY).expect("a sound kernel");
+        assert_eq!(output(&after, &bytes, 1, 64), output(&before, &bytes, 1, 64));
+    }
+}

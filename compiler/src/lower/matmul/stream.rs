@@ -36,7 +36,7 @@ pub(in crate::lower) const STREAM: Implementation = Implementation {
     axes: &[
         Axis::new(Knob::TileM, &[1, 2, 3, 4, 5, 6, 7, 8, 10, 12]),
         Axis::new(Knob::TileN, &[4, 8, 16, 32, 64]),
-        Axis::new(Knob::Unroll, &[1, 2, 4, 8]),
+        Axis::new(Knob::Unroll, &[1, 2, 4, 8, 16, 32, 64]),
     ],
     estimate: Some(estimate),
     space,
@@ -109,7 +109,10 @@ fn reads_quarters(layout: &N16, caps: &Caps) -> bool {
 
 fn build(op: &Op, schedule: &Schedule, caps: &Caps) -> Result<Kernel> {
     let matmul = as_matmul(op)?;
-    let plan = Plan::new(matmul, schedule, caps)?;
+    let mut plan = Plan::new(matmul, schedule, caps)?;
+    if plan.integers.is_some() && follows_one_run(schedule.tile_n, caps) && plan.layout.planes.len() == 1 {
+        plan.walk = plan.walk.across_segments();
+    }
     let mut b = Builder::new(&entry(matmul, schedule));
     let params = Params::declare(&mut b, op, caps)?;
     let (tile_x, tile_y) = match rows_together(op, schedule, caps) {

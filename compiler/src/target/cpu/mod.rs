@@ -67,7 +67,14 @@ const EXPAND: Pass = Pass {
 };
 
 /// What a kernel goes through before the wide emitter takes it.
-const WIDE_PASSES: &[Pass] = &[pass::FOLD, WIDE_EXPAND, pass::CSE, HOIST, pass::DCE];
+const WIDE_PASSES: &[Pass] = &[pass::FOLD, WIDE_EXPAND, pass::CSE, LINES, HOIST, pass::DCE];
+
+/// Loads of 32 bytes are whole ones where that is all a vector holds.
+const LINES: Pass = Pass {
+    name: "lines",
+    reason: "memory delivers the most where each line is asked for and read once",
+    run: |kernel, caps| if caps.vector_bytes >= 64 { pass::lines(kernel) } else { kernel },
+};
 
 /// The wide emitter has conversions of binary16; the rarer floats are integer arithmetic.
 const WIDE_EXPAND: Pass = Pass {

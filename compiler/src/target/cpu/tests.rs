@@ -369,6 +369,39 @@ fn fma_and_broadcast_are_single_instructions() {
 }
 
 #[test]
+fn a_splat_of_a_load_that_one_instruction_reads_is_an_embedded_broadcast() {
+    let ty = Type::vector(Scalar::F32, 16);
+    let kernel = |reads: usize| {
+        let mut b = Builder::new("broadcast");
+        let input = b.buffer("input", Access::Read, 64);
+        let out = b.buffer("out", Access::Write, 64);
+        let lane = b.load(Scalar::F32, at(input, 64), 4);
+        let lanes = b.splat(lane, 16);
+        let x = b.load(ty, at(input, 0), 64);
+        let mut sum = x;
+        for _ in 0..reads {
+            let own = b.add(sum, sum);
+            sum = b.fma(own, lanes, sum);
+        }
+        let words = b.bitcast(sum, Type::vector(Scalar::I8, 64));
+        let word = b.load(Scalar::I32, at(input, 68), 4);
+        let bytes = b.splat(word, 16);
+        let bytes = b.bitcast(bytes, Type::vector(Scalar::I8, 64));
+        let nothing = b.int(Type::vector(Scalar::I32, 16), 0);
+        let dot = b.dot4(Dot4Signs::UnsignedSigned, 8, words, bytes, nothing);
+        b.store(at(out, 0), 64, dot);
+        b.finish()
+    };
+    for (level, reads, embedded, broadcasts) in
+        [("x86-64-v4+vnni", 1, 2, 0), ("x86-64-v4+vnni", 2, 1, 1), ("x86-64-v4", 1, 1, 1), ("x86-64-v3+vnni", 1, 0, 2)]
+    {
+        let text = asm(&target(level), &kernel(reads));
+        assert_eq!(text.matches("{1to16}").count(), embedded, "{level}: {text}");
+        assert_eq!(count(&text, "vbroadcastss"), broadcasts, "{level}: {text}");
+    }
+}
+
+#[test]
 fn refusals_name_what_is_missing() {
     let refused = |kernel: &Kernel| {
         let verified = verify(kernel, &Caps::ANY).expect("sound kernel");

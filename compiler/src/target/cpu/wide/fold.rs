@@ -1,38 +1,50 @@
 //! What becomes an operand, and what nobody reads.
 //!
 //! A load is folded into the instruction that uses it where that instruction is the only one, stands in the same block
-//! with no write to memory between them, and has a form that reads memory of that width.
+//! with no write to memory between them, and has a form that reads memory of that width. With AVX-512 a load that a splat
+//! puts in every lane is folded as well, where only one instruction reads that.
 
 use std::collections::{HashMap, HashSet};
 
+use super::lower::Facts;
 use super::machine::{Arg, Function, Inst as Op};
-use crate::ir::{self, CastOp, Inst, Scalar, Type};
+use crate::ir::{self, CastOp, Dot4Signs, Inst, Scalar, Type};
 
-/// Loads (and bitcasts of them) that are read where they are used.
-pub(super) fn folded(kernel: &ir::Kernel, uses: &[u32]) -> HashSet<ir::Value> {
+/// A load seen since the last write to memory.
+struct Open {
+    /// The values through which it would be read.
+    path: Vec<ir::Value>,
+    /// Whether one number is read for all lanes.
+    broadcast: bool,
+}
+
+/// Loads (and bitcasts and splats of them) that are read where they are used.
+pub(super) fn folded(kernel: &ir::Kernel, uses: &[u32], facts: Facts) -> HashSet<ir::Value> {
     let mut found = HashSet::new();
-    block(kernel, &kernel.body, uses, &mut found);
+    block(kernel, &kernel.body, uses, facts, &mut found);
     found
 }
 
-fn block(kernel: &ir::Kernel, body: &ir::Block, uses: &[u32], found: &mut HashSet<ir::Value>) {
-    // Loads seen since the last write to memory, with the values through which each would be read.
-    let mut open: HashMap<ir::Value, Vec<ir::Value>> = HashMap::new();
+fn block(kernel: &ir::Kernel, body: &ir::Block, uses: &[u32], facts: Facts, found: &mut HashSet<ir::Value>) {
+    let mut open: HashMap<ir::Value, Open> = HashMap::new();
     for statement in &body.statements {
         let inst = &statement.inst;
         for value in inst.operands() {
-            if let Some(path) = open.remove(&value) {
+            if let Some(Open { path, broadcast }) = open.remove(&value) {
                 let ty = kernel.ty(value);
-                if let (Inst::Bitcast(_), &[result]) = (inst, statement.results.as_slice()) {
-                    let to = kernel.ty(result);
-                    if uses[result.0 as usize] == 1 && ty.lanes > 1 && to.lanes > 1 {
-                        open.insert(result, [path, vec![result]].concat());
+                let &[result] = statement.results.as_slice() else { continue };
+                let (to, once) = (kernel.ty(result), uses[result.0 as usize] == 1);
+                if let Inst::Bitcast(_) = inst {
+                    if once && ty.lanes > 1 && to.lanes > 1 {
+                        open.insert(result, Open { path: [path, vec![result]].concat(), broadcast });
                     }
                     continue;
                 }
-                let result = statement.results.first().map(|&value| kernel.ty(value));
-                if result.is_some_and(|result| reads_memory(inst, value, ty, result)) {
+                if reads_memory(inst, value, ty, to) && (!broadcast || reads_broadcast(inst, ty, facts)) {
                     found.extend(path);
+                    if matches!(inst, Inst::Splat(_)) && facts.evex && once && ty.scalar.bits() == 32 {
+                        open.insert(result, Open { path: vec![result], broadcast: true });
+                    }
                 }
             }
         }
@@ -42,18 +54,18 @@ fn block(kernel: &ir::Kernel, body: &ir::Block, uses: &[u32], found: &mut HashSe
                     && uses[result.0 as usize] == 1
                     && kernel.ty(result).scalar != Scalar::Bool
                 {
-                    open.insert(result, vec![result]);
+                    open.insert(result, Open { path: vec![result], broadcast: false });
                 }
             }
             Inst::Store { .. } | Inst::AtomicAdd { .. } | Inst::Barrier => open.clear(),
             Inst::For(inner) => {
                 open.clear();
-                block(kernel, &inner.body, uses, found);
+                block(kernel, &inner.body, uses, facts, found);
             }
             Inst::If(inner) => {
                 open.clear();
-                block(kernel, &inner.then, uses, found);
-                block(kernel, &inner.otherwise, uses, found);
+                block(kernel, &inner.then, uses, facts, found);
+                block(kernel, &inner.otherwise, uses, facts, found);
             }
             _ => {}
         }
@@ -84,6 +96,17 @@ fn reads_memory(inst: &Inst, value: ir::Value, ty: Type, result: Type) -> bool {
                 && result.scalar == Scalar::F32
                 && matches!(result.bytes(), 16 | 32 | 64)
         }
+        _ => false,
+    }
+}
+
+/// Whether an instruction that reads memory has a form that reads 32 bits of it for all lanes.
+fn reads_broadcast(inst: &Inst, ty: Type, facts: Facts) -> bool {
+    use ir::BinOp::{Add, Div, Mul, Sub};
+    match inst {
+        Inst::Bin(Add | Mul | Sub | Div, ..) => ty.scalar.bits() == 32,
+        Inst::Fma(..) => true,
+        Inst::Dot4 { signs, .. } => facts.vnni && *signs == Dot4Signs::UnsignedSigned,
         _ => false,
     }
 }

@@ -87,7 +87,7 @@ pub(super) fn function(kernel: &ir::Kernel, facts: Facts) -> Function {
         workgroup: [arguments[0]; 3],
     };
     lower.note(&kernel.body);
-    lower.folded = fold::folded(kernel, &lower.uses);
+    lower.folded = fold::folded(kernel, &lower.uses, facts);
     lower.frame(arguments);
     let mut f = lower.f;
     fold::remove_unused(&mut f);

@@ -292,6 +292,11 @@ impl<'a> Lower<'a> {
             self.define(value, repr.clone());
             return repr;
         }
+        if let Some(&ir::Inst::Splat(lane)) = self.defs[value.0 as usize] {
+            let repr = self.splat(lane, self.kernel.ty(value));
+            self.define(value, repr.clone());
+            return repr;
+        }
         let Some(ir::Inst::Load { address, .. }) = self.defs[value.0 as usize] else {
             unreachable!("the verifier let {value} be used before it is defined");
         };
@@ -326,6 +331,11 @@ impl<'a> Lower<'a> {
         let ty = self.kernel.ty(value);
         match self.defs[value.0 as usize] {
             Some(ir::Inst::Bitcast(inner)) => self.in_memory(*inner),
+            Some(ir::Inst::Splat(lane)) => {
+                let lane = self.in_memory(*lane)?[0];
+                let (_, count) = self.vector_shape(ty.bytes());
+                Some(vec![Mem { broadcast: true, ..lane }; count])
+            }
             Some(ir::Inst::Load { address, .. }) => {
                 let (size, count) = if is_general(ty) { (Size::B4, 1) } else { self.vector_shape(ty.bytes()) };
                 let step = if is_general(ty) { ty.bytes() } else { size.bytes().min(ty.bytes()) };
