@@ -1,7 +1,6 @@
 //! Codes of a cache to numbers and back, in kernels. The only place here that knows what a code is.
 
 use super::super::memory::{at, scalar_of, split, times};
-use super::super::unpack::pairs::interleaved;
 use super::{int, plus};
 use crate::caps::{Caps, Feature};
 use crate::dtype::DType;
@@ -112,7 +111,9 @@ impl Decoder {
         Opened { halves: [whole; 2] }
     }
 
-    /// A unit of fp8 by tables: the low bytes of all numbers, then the high ones.
+    /// A unit of fp8 by tables: the low bytes of all numbers, then the high ones, brought together within 16 bytes at a time, which
+    /// takes one instruction each: the first half holds the numbers of the first two lanes of every four, a pair to a lane, the
+    /// second half those of the other two ([`gathered`]).
     fn looked_up(&self, b: &mut Builder, unit: Value) -> Opened {
         let ty = b.ty(unit);
         let codes = b.bitcast(unit, Type::vector(Scalar::I8, 4 * ty.lanes));
@@ -130,7 +131,11 @@ impl Decoder {
         });
         let sign = b.bin_imm(BinOp::And, codes, 0x80);
         let high = b.bin(BinOp::Or, sign, high);
-        let halves = interleaved(b, low, high).map(|half| b.bitcast(half, ty));
+        let halves = [0, 8].map(|first| {
+            let picks = |byte: u8| byte / 16 * 16 + first + byte % 16 / 2 + byte % 2 * 4 * ty.lanes;
+            let half = b.swizzle(low, high, &(0..4 * ty.lanes).map(picks).collect::<Vec<u8>>());
+            b.bitcast(half, ty)
+        });
         Opened { halves }
     }
 
@@ -165,6 +170,16 @@ impl Decoder {
             }
         }
     }
+}
+
+/// Sums of pairs that come apart as [`Fp8::Tables`] leaves them, lane by lane again.
+pub fn gathered(b: &mut Builder, [first, second]: [Value; 2]) -> Value {
+    let lanes = b.ty(first).lanes;
+    let [even, odd] = [0, 1].map(|pair| {
+        let picks: Vec<u8> = (0..lanes).map(|lane| lane / 4 * 4 + lane % 2 * 2 + pair + lane % 4 / 2 * lanes).collect();
+        b.swizzle(first, second, &picks)
+    });
+    b.add(even, odd)
 }
 
 /// bf16 bits, one per lane, as `f32`.

@@ -2,12 +2,13 @@
 //! become multiples of a step, with sums in 32 bits, beside FP8 bf16 numbers, with sums in `f32`.
 //!
 //! A unit of codes comes apart into fields, each a vector of words or bytes; the factors of a field lie in one 32-bit word,
-//! in the same order, so that a field takes one load, one broadcast and one `dot2` or `dot4` per query row. Always holds: no
+//! in the same order, so that a field takes one load, one broadcast and one `dot2` or `dot4` per query row. bf16 numbers come
+//! apart by lanes instead: two fields share the load of their factors, and each has sums of its own. Always holds: no
 //! sum of integers leaves 32 bits (`Attend::steps`), so that they are exact, and their order does not matter.
 
 mod products;
 
-use super::super::codes::Opened;
+use super::super::codes::{self, Opened};
 use super::FMA;
 use super::state::Slot;
 use crate::format::kv::{KvCode, Side};
@@ -150,6 +151,9 @@ impl Packing {
     fn members(&self, field: usize) -> Vec<usize> {
         (0..self.together())
             .map(|i| {
+                if self.steps.is_none() {
+                    return field * self.together() + i;
+                }
                 // The bit where the code starts.
                 let bit = i * self.bits + field * self.code.bits();
                 match self.code.per_unit() {
@@ -158,6 +162,11 @@ impl Packing {
                 }
             })
             .collect()
+    }
+
+    /// The type of factors as they are loaded for all lanes.
+    fn loaded(&self) -> Scalar {
+        if self.steps.is_none() { Scalar::I64 } else { Scalar::I32 }
     }
 
     fn part(&self, lanes: u8) -> Type {
@@ -177,6 +186,19 @@ impl Packing {
         }
         let bits = self.code.bits() as u8;
         b.unpack(half, field as u8 * bits, bits, self.signed, part)
+    }
+
+    /// Sums that a vector of lanes has.
+    pub(super) fn parts(&self) -> usize {
+        if self.steps.is_none() { 2 } else { 1 }
+    }
+
+    /// The sums of products of vectors of lanes, from those of their parts.
+    fn whole(&self, b: &mut Builder, sums: &[Value]) -> Vec<Value> {
+        match self.parts() {
+            1 => sums.to_vec(),
+            _ => sums.as_chunks::<2>().0.iter().map(|&parts| codes::gathered(b, parts)).collect(),
+        }
     }
 
     /// Cycles after which the next product may join a sum: pairs of bf16 numbers take longest, here those of Zen 5.

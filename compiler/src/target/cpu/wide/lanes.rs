@@ -6,6 +6,7 @@ use iced_x86::Mnemonic as M;
 
 use super::lower::Lower;
 use super::machine::{Arg, Reg, Size};
+use super::permute::{interleaving, within_quarters};
 use super::value::{Repr, by_lane, general_size, is_general};
 use crate::ir::{self, Inst, Scalar, Type};
 
@@ -278,6 +279,12 @@ impl Lower<'_> {
                 return Repr::vector(size, sources[0].regs[..count].to_vec());
             }
         }
+        if let Some(mnemonic) = interleaving(width, ty, lanes)
+            && sources.iter().all(|source| source.regs.len() == 1 && source.size.bytes() == total as u32)
+        {
+            let reg = self.vec2(mnemonic, sources[0].size, sources[0].one(), sources[1].one());
+            return Repr::vector(sources[0].size, vec![reg]);
+        }
         if let Some(bytes) = within_quarters(width, ty, lanes)
             && sources[0].size.bytes() > 16
         {
@@ -369,20 +376,6 @@ impl Lower<'_> {
         let high = self.args(high)[0];
         Repr::vector(Size::Z, vec![self.accumulate(M::Vpermi2b, Size::Z, index, &[low, high])])
     }
-}
-
-/// The places that `vpshufb` takes bytes from, where lanes of a vector move in the same way within each 16 bytes.
-fn within_quarters(width: usize, ty: Type, lanes: &[u8]) -> Option<Vec<u8>> {
-    let quarter = 16 / width;
-    let moves = |(i, &lane): (usize, &u8)| {
-        let lane = lane as usize;
-        lane / quarter == i / quarter && lane % quarter == lanes[i % quarter] as usize
-    };
-    let fits = lanes.len() == ty.lanes as usize && lanes.len().is_multiple_of(quarter);
-    (fits && lanes.iter().enumerate().all(moves)).then(|| {
-        let bytes = |&lane: &u8| (0..width as u8).map(move |byte| lane * width as u8 + byte);
-        lanes[..quarter].iter().flat_map(bytes).collect()
-    })
 }
 
 /// `vshufps`: two numbers of 4 bytes from one register, then two from another; and their places.

@@ -1,4 +1,4 @@
-//! Permutations of words that AVX-512 does in one instruction.
+//! Permutations that one instruction does.
 
 use iced_x86::Mnemonic as M;
 
@@ -51,4 +51,36 @@ impl Lower<'_> {
         };
         Some(Repr::vector(Size::vector(total as u32), vec![reg]))
     }
+}
+
+/// The places that `vpshufb` takes bytes from, where lanes of a vector move in the same way within each 16 bytes.
+pub(super) fn within_quarters(width: usize, ty: Type, lanes: &[u8]) -> Option<Vec<u8>> {
+    let quarter = 16 / width;
+    let moves = |(i, &lane): (usize, &u8)| {
+        let lane = lane as usize;
+        lane / quarter == i / quarter && lane % quarter == lanes[i % quarter] as usize
+    };
+    let fits = lanes.len() == ty.lanes as usize && lanes.len().is_multiple_of(quarter);
+    (fits && lanes.iter().enumerate().all(moves)).then(|| {
+        let bytes = |&lane: &u8| (0..width as u8).map(move |byte| lane * width as u8 + byte);
+        lanes[..quarter].iter().flat_map(bytes).collect()
+    })
+}
+
+/// `vpunpckl`, `vpunpckh`: within each 16 bytes, the lower or the upper lanes of two vectors in turn.
+pub(super) fn interleaving(width: usize, ty: Type, lanes: &[u8]) -> Option<M> {
+    let (quarter, own) = (16 / width, ty.lanes as usize);
+    let is = |first: usize| {
+        let place = |i: usize| i / quarter * quarter + first + i % quarter / 2 + i % 2 * own;
+        lanes.iter().enumerate().all(|(i, &lane)| lane as usize == place(i))
+    };
+    if lanes.len() != own || !own.is_multiple_of(quarter) || width > 4 {
+        return None;
+    }
+    let [low, high] = match width {
+        1 => [M::Vpunpcklbw, M::Vpunpckhbw],
+        2 => [M::Vpunpcklwd, M::Vpunpckhwd],
+        _ => [M::Vpunpckldq, M::Vpunpckhdq],
+    };
+    if is(0) { Some(low) } else { is(quarter / 2).then_some(high) }
 }

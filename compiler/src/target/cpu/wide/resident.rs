@@ -84,7 +84,7 @@ fn reads(insts: &[Inst]) -> HashMap<Mem, Vec<usize>> {
     found
 }
 
-/// Instructions whose last operand is a vector of the same width in a register or in memory.
+/// Instructions whose last operand, but for a number, is a vector of the same width in a register or in memory.
 fn takes_register(mnemonic: M) -> bool {
     matches!(
         mnemonic,
@@ -103,6 +103,11 @@ fn takes_register(mnemonic: M) -> bool {
             | M::Vaddps
             | M::Vmulps
             | M::Vandps
+            | M::Vpternlogd
+            | M::Vpermi2b
+            | M::Vpermb
+            | M::Vpermps
+            | M::Vpshufb
     )
 }
 

@@ -112,7 +112,7 @@ impl Kernel<'_> {
         }
     }
 
-    /// Adds the products of units `first..end` of codes to sums `[row][vector]`. Unit `i` lies a block's words behind
+    /// Adds the products of units `first..end` of codes to sums `[row][vector][part]`. Unit `i` lies a block's words behind
     /// unit `i - 1`, and unit 0 at `place`; its factors are those of unit `i + skipped`. The hint says which codes are asked for.
     pub(in super::super) fn products(
         &self,
@@ -126,7 +126,8 @@ impl Kernel<'_> {
         let packing = factors.packing;
         let (pool, lanes) = (self.params.get("pool"), self.lanes);
         let decoder = if side == Side::K { self.keys } else { self.values };
-        let vectors = state.len() / rows.len();
+        let (parts, loaded) = (packing.parts(), packing.loaded());
+        let vectors = state.len() / rows.len() / parts;
         let ty = Type::vector(Scalar::I32, lanes);
         let align = ty.bytes().min(32);
         let stride = self.op.layout.part(side).stride();
@@ -152,17 +153,20 @@ impl Kernel<'_> {
                         decoder.open(b, unit)
                     })
                     .collect();
-                for field in 0..packing.fields() {
-                    let parts: Vec<Value> = units.iter().map(|&unit| packing.field(b, unit, field)).collect();
+                for first in (0..packing.fields()).step_by(parts) {
+                    let fields: Vec<Value> = (units.iter())
+                        .flat_map(|&unit| (first..first + parts).map(move |field| (unit, field)))
+                        .map(|(unit, field)| packing.field(b, unit, field))
+                        .collect();
                     for (r, row) in rows.clone().enumerate() {
-                        let offset = row * line + i * packing.fields() + field;
+                        let offset = row * line + i * packing.fields() + first;
                         let word = self.place(b, factors.memory, index, offset);
-                        let x = b.load(Scalar::I32, word, 4);
-                        let x = b.splat(x, lanes);
+                        let x = b.load(loaded, word, loaded.bytes());
+                        let x = b.splat(x, (4 * u32::from(lanes) / loaded.bytes()) as u8);
                         let x = b.bitcast(x, packing.part(lanes));
-                        for (v, &part) in parts.iter().enumerate() {
-                            let sum = &mut state[i % chains * count + r * vectors + v];
-                            *sum = packing.dot(b, part, x, *sum);
+                        for (f, &field) in fields.iter().enumerate() {
+                            let sum = &mut state[i % chains * count + r * vectors * parts + f];
+                            *sum = packing.dot(b, field, x, *sum);
                         }
                     }
                 }
@@ -188,8 +192,9 @@ impl Kernel<'_> {
         let turn = [4, 2, 1].into_iter().find(|&turn| turn <= most && units.is_multiple_of(turn)).unwrap_or(1);
         let end = plus(b, first, units);
         let nothing = factors.packing.none(b, self.lanes);
-        let zeros = vec![nothing; rows.len() * vectors];
+        let zeros = vec![nothing; rows.len() * vectors * factors.packing.parts()];
         let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &zeros);
+        let sums = factors.packing.whole(b, &sums);
         sums.into_iter().map(|sum| factors.packing.number(b, sum)).collect()
     }
 
@@ -205,9 +210,9 @@ impl Kernel<'_> {
         let per = factors.packing.code.per_unit();
         let page = self.op.layout.page;
         let nothing = factors.packing.none(b, self.lanes);
-        let zeros = vec![nothing; rows.len() * vectors];
+        let zeros = vec![nothing; rows.len() * vectors * factors.packing.parts()];
         let zero = int(b, 0);
-        self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
+        let sums = self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
             let (base, within) = self.page_of(b, tile, done);
             // Whole steps: weights of tokens past the last are 0, and so is any code times 0.
             let units = plus(b, left, STEP - 1);
@@ -228,7 +233,8 @@ impl Kernel<'_> {
             } else {
                 sums
             }
-        })
+        });
+        factors.packing.whole(b, &sums)
     }
 
     /// Adds sums of [`Kernel::weighted_codes`] to what is `before` them.
