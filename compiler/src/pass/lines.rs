@@ -55,15 +55,19 @@ fn part(line: Value, first: u8, count: u8, result: Value) -> Statement {
     Statement { results: vec![result], inst: Inst::Swizzle { a: line, b: line, lanes } }
 }
 
-/// Loads of the first half of a line, and those of the second half that come after them.
+/// Loads of the first half of a line, and those of the second half that come after them, with other loads in between: where they
+/// follow one another, the line is there, and to take it apart costs more than a second load.
 fn pairs(body: &Block, kernel: &Kernel) -> HashMap<Value, Value> {
     let mut firsts: HashMap<(Address, Type), Value> = HashMap::new();
     let mut pairs = HashMap::new();
+    // The load before, of each memory.
+    let mut before: HashMap<Memory, Value> = HashMap::new();
     for statement in &body.statements {
         let (&Inst::Load { address, .. }, &[result]) = (&statement.inst, statement.results.as_slice()) else {
             continue;
         };
         let ty = kernel.ty(result);
+        let before = before.insert(address.memory, result);
         if i64::from(ty.bytes()) * 2 != LINE
             || ty.scalar == Scalar::Bool
             || ty.lanes < 2
@@ -77,7 +81,9 @@ fn pairs(body: &Block, kernel: &Kernel) -> HashMap<Value, Value> {
             }
             32 => {
                 let line = Address { offset: address.offset - LINE / 2, ..address };
-                if let Some(first) = firsts.remove(&(line, ty)) {
+                if let Some(first) = firsts.remove(&(line, ty))
+                    && before != Some(first)
+                {
                     pairs.insert(first, result);
                 }
             }

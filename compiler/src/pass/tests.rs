@@ -270,14 +270,20 @@ fn hoisting_moves_invariants_and_nothing_that_traps() {
 #[test]
 fn halves_of_a_line_are_one_load_and_a_line_is_asked_for_once() {
     let half = Type::vector(Scalar::F16, 16);
-    let kernel = |offsets: [i64; 2], access: Access| {
+    let kernel = |offsets: [i64; 2], between: bool, access: Access| {
         let mut b = Builder::new("lines");
         let input = b.buffer("input", access, 64);
         let out = b.buffer("out", Access::Write, 64);
         for offset in offsets {
             b.prefetch(Address { memory: input, index: None, offset: offset + 256 });
         }
-        let mut halves = offsets.map(|offset| b.load(half, Address { memory: input, index: None, offset }, 32));
+        let mut halves = offsets.map(|offset| {
+            let value = b.load(half, Address { memory: input, index: None, offset }, 32);
+            if between {
+                b.load(Scalar::I8, Address { memory: input, index: None, offset: 128 }, 1);
+            }
+            value
+        });
         if offsets[0] > offsets[1] {
             halves.reverse();
         }
@@ -290,15 +296,16 @@ fn halves_of_a_line_are_one_load_and_a_line_is_asked_for_once() {
         kernel.body.statements.iter().filter(|statement| wanted(&statement.inst)).count()
     };
     let bytes: Vec<u8> = (0..192).collect();
-    for (offsets, access, loads, hints) in [
-        ([64, 96], Access::Read, 1, 1),
-        // The second half first; halves of two lines; what somebody may write in between.
-        ([96, 64], Access::Read, 2, 1),
-        ([32, 64], Access::Read, 2, 2),
-        ([0, 32], Access::ReadWrite, 2, 1),
+    for (offsets, between, access, loads, hints) in [
+        ([64, 96], true, Access::Read, 1, 1),
+        // One after the other; the second half first; halves of two lines; what somebody may write in between.
+        ([64, 96], false, Access::Read, 2, 1),
+        ([96, 64], true, Access::Read, 2, 1),
+        ([32, 64], true, Access::Read, 2, 2),
+        ([0, 32], true, Access::ReadWrite, 2, 1),
     ] {
-        let before = kernel(offsets, access);
-        let after = lines(before.clone());
+        let before = kernel(offsets, between, access);
+        let after = dce(lines(before.clone()));
         assert_eq!(count(&after, |inst| matches!(inst, Inst::Load { .. })), loads, "{after}");
         assert_eq!(count(&after, |inst| matches!(inst, Inst::Prefetch(_))), hints, "{after}");
         verify(&after, &Caps::ANY).expect("a sound kernel");

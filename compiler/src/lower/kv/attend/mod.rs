@@ -289,8 +289,10 @@ impl<'a> Kernel<'a> {
                 self.write(b, self.arrays.q, i, 0, x);
             });
         }
-        if let Some(factors) = self.arrays.q_factors.filter(|_| self.rounds_queries()) {
-            return self.round_queries(b, factors);
+        if let Some(factors) = self.arrays.q_factors.filter(|_| self.rounds_queries())
+            && let Some(most) = factors.packing.steps()
+        {
+            return self.round_queries(b, factors, most);
         }
         if let Some(factors) = &self.arrays.q_factors {
             self.meet(b);

@@ -19,6 +19,8 @@ const SHIFT: f32 = 12_582_912.0;
 pub(super) struct Short {
     pub side: Side,
     pub factors: Factors,
+    /// The largest multiple.
+    pub most: i32,
     /// `[row, number]`.
     pub from: Slot,
     /// Whether what is lost goes to the next numbers of the same lanes.
@@ -35,9 +37,9 @@ impl Kernel<'_> {
     }
 
     /// Queries become multiples of a step, with sums where those are asked for. A NaN among them is one among the steps.
-    pub(super) fn round_queries(&self, b: &mut Builder, factors: Factors) {
-        let short =
-            Short { side: Side::K, factors, from: self.arrays.q, carries: false, summed: self.arrays.q_sum.is_some() };
+    pub(super) fn round_queries(&self, b: &mut Builder, factors: Factors, most: i32) {
+        let (from, summed) = (self.arrays.q, self.arrays.q_sum.is_some());
+        let short = Short { side: Side::K, factors, most, from, carries: false, summed };
         let k_dim = self.op.layout.k.head_dim;
         let larger = |b: &mut Builder, x, y| b.bin(BinOp::Max, x, y);
         self.four_rows(b, &|b, first, count| {
@@ -87,8 +89,8 @@ impl Kernel<'_> {
         (line, first, end): (Value, Value, Value),
         (largest, count): (Value, usize),
     ) -> (Option<Value>, Value) {
-        let &Short { side, ref factors, from, carries, summed } = short;
-        let most = b.f32(ROWS as u8, factors.packing.steps().unwrap_or(1) as f32);
+        let &Short { side, ref factors, most, from, carries, summed } = short;
+        let most = b.f32(ROWS as u8, most as f32);
         let (step, inverse) = (b.bin(BinOp::Div, largest, most), b.bin(BinOp::Div, most, largest));
         if let Some(steps) = self.arrays.steps {
             self.write(b, steps, first, if side == Side::K { 0 } else { self.padded }, step);

@@ -180,9 +180,11 @@ impl Kernel<'_> {
                 offsets = offsets.map(|offsets| b.mul(offsets, share));
             }
             sum = b.mul(sum, share);
-        } else if let (true, Some(factors), Some(weights)) = (integers, self.arrays.p_factors, self.arrays.p) {
+        } else if let (Some(factors), Some(from)) = (self.arrays.p_factors, self.arrays.p)
+            && let Some(most) = factors.packing.steps()
+        {
             let (carries, summed) = (self.op.carries(), self.sums_multiples());
-            let short = Short { side: Side::V, factors, from: weights, carries, summed };
+            let short = Short { side: Side::V, factors, most, from, carries, summed };
             let top = together(b, last, &larger);
             let floor = b.f32(ROWS as u8, LEAST);
             let top = larger(b, floor, top);
