@@ -474,6 +474,13 @@ impl Kernel {
         self.types[value.0 as usize]
     }
 
+    /// Whether nobody writes this memory during the launch.
+    pub fn is_read_only(&self, memory: Memory) -> bool {
+        let Memory::Param(number) = memory else { return false };
+        let param = self.params.get(number as usize);
+        param.is_some_and(|param| matches!(param.kind, ParamKind::Buffer { access: Access::Read, .. }))
+    }
+
     /// Threads per workgroup.
     pub fn threads(&self) -> u32 {
         self.workgroup.iter().product()

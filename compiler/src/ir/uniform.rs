@@ -4,8 +4,8 @@
 //! Always holds: it errs on the side of `Varying`. Memory that the launch may write counts as varying, since nothing
 //! here says when a write becomes visible; read-only buffers give what their index gives.
 
-use super::kernel::{Access, Block, Builtin, Inst, Kernel, ParamKind, ReduceOp, ShuffleMode};
-use super::types::{Memory, Value};
+use super::kernel::{Block, Builtin, Inst, Kernel, ReduceOp, ShuffleMode};
+use super::types::Value;
 
 /// How widely threads agree on a value, or on reaching a statement. A larger one agrees less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,7 +96,7 @@ impl Analysis<'_> {
             Inst::Vector(lanes) => all(lanes),
             Inst::Extract { vector, .. } => self.of(*vector),
             Inst::Swizzle { a, b, .. } => all(&[*a, *b]),
-            Inst::Load { address, .. } if self.read_only(address.memory) => {
+            Inst::Load { address, .. } if self.kernel.is_read_only(address.memory) => {
                 address.index.map_or(Uniform::Workgroup, |index| self.of(index))
             }
             Inst::Load { .. } | Inst::AtomicAdd { .. } => Uniform::Varying,
@@ -145,17 +145,6 @@ impl Analysis<'_> {
             }
             Builtin::Lane => Uniform::Varying,
             Builtin::Subgroup => Uniform::Subgroup,
-        }
-    }
-
-    fn read_only(&self, memory: Memory) -> bool {
-        match memory {
-            Memory::Param(index) => self
-                .kernel
-                .params
-                .get(index as usize)
-                .is_some_and(|p| matches!(p.kind, ParamKind::Buffer { access: Access::Read, .. })),
-            Memory::Shared(_) => false,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Pure instructions, and loads from `Read` buffers, which nobody writes during the launch.
 
 use super::rewrite::{Names, rename, take_body};
-use crate::ir::{Access, Block, Constant, Inst, Kernel, Memory, ParamKind, Statement, Type, Value};
+use crate::ir::{Block, Constant, Inst, Kernel, Statement, Type, Value};
 use rustc_hash::FxBuildHasher;
 use std::collections::HashMap;
 
@@ -62,14 +62,7 @@ impl Merger {
 
     fn repeatable(&self, inst: &Inst) -> bool {
         match inst {
-            Inst::Load { address, .. } => match address.memory {
-                Memory::Param(number) => self
-                    .kernel
-                    .params
-                    .get(number as usize)
-                    .is_some_and(|param| matches!(param.kind, ParamKind::Buffer { access: Access::Read, .. })),
-                Memory::Shared(_) => false,
-            },
+            Inst::Load { address, .. } => self.kernel.is_read_only(address.memory),
             other => other.is_pure(),
         }
     }

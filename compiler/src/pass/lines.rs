@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::rewrite::{bodies, fresh, take_body};
-use crate::ir::{Access, Address, Block, Inst, Kernel, Memory, ParamKind, Scalar, Statement, Type, Value};
+use crate::ir::{Address, Block, Inst, Kernel, Memory, Scalar, Statement, Type, Value};
 
 /// Bytes of a line.
 const LINE: i64 = 64;
@@ -71,7 +71,7 @@ fn pairs(body: &Block, kernel: &Kernel) -> HashMap<Value, Value> {
         if i64::from(ty.bytes()) * 2 != LINE
             || ty.scalar == Scalar::Bool
             || ty.lanes < 2
-            || !is_read_only(kernel, address)
+            || !kernel.is_read_only(address.memory)
         {
             continue;
         }
@@ -91,10 +91,4 @@ fn pairs(body: &Block, kernel: &Kernel) -> HashMap<Value, Value> {
         }
     }
     pairs
-}
-
-fn is_read_only(kernel: &Kernel, address: Address) -> bool {
-    let Memory::Param(number) = address.memory else { return false };
-    let param = kernel.params.get(number as usize);
-    param.is_some_and(|param| matches!(param.kind, ParamKind::Buffer { access: Access::Read, .. }))
 }

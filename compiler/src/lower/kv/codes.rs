@@ -10,6 +10,9 @@ use crate::ir::{
     BinOp, Builder, CastOp, CmpOp, Inst, Memory, Scalar, Type, UnOp, Value, exp2_parts, exp2_series, exp2_short,
 };
 
+/// 2^23 + 2^22. Added to a number of at most 22 bits, it leaves no room for a fraction: the low bits of the sum are the nearest integer.
+pub const SHIFT: f32 = 12_582_912.0;
+
 /// How a kernel reads codes.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder {
@@ -232,8 +235,8 @@ fn power_by(b: &mut Builder, x: Value, series: fn(&mut Builder, Value, f32) -> V
     let least = b.f32(ty.lanes, -128.0);
     let gone = b.cmp(CmpOp::Lt, x, least);
     let x = b.select(gone, least, x);
-    // 2^23 + 2^22 leaves no room for a fraction: the low bits of the sum are the nearest integer plus 128.
-    let shift = b.f32(ty.lanes, 12_582_912.0 + 128.0);
+    // The low bits of the sum are the nearest integer plus 128.
+    let shift = b.f32(ty.lanes, SHIFT + 128.0);
     let moved = b.add(x, shift);
     let whole = b.bin(BinOp::Sub, moved, shift);
     let rest = b.bin(BinOp::Sub, x, whole);

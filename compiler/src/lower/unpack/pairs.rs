@@ -44,7 +44,7 @@ impl Lookup {
 }
 
 /// Words of their low and high bytes (vectors of bytes): those of even places, and of odd ones.
-pub(in crate::lower) fn interleaved(b: &mut Builder, low: Value, high: Value) -> [Value; 2] {
+fn interleaved(b: &mut Builder, low: Value, high: Value) -> [Value; 2] {
     let ty = Type::vector(Scalar::I16, b.ty(low).lanes / 2);
     let [low, high] = [low, high].map(|bytes| b.bitcast(bytes, ty));
     let even = b.bin_imm(BinOp::And, low, 0xff);

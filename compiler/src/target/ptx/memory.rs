@@ -5,7 +5,7 @@
 
 use super::emit::{Emitter, word_count};
 use super::text::Word;
-use crate::ir::{Access, Address, Memory, ParamKind, Scalar, Type, Value};
+use crate::ir::{Address, Memory, Scalar, Type, Value};
 
 /// A resolved address: state space, register, constant offset.
 pub(super) struct Place {
@@ -37,9 +37,7 @@ impl Emitter<'_> {
         let index = address.index.map(|index| (self.scalar(index), self.ty(index).scalar == Scalar::I64));
         let (space, mut base, constant) = match address.memory {
             Memory::Param(number) => {
-                let read =
-                    matches!(self.kernel.params[number as usize].kind, ParamKind::Buffer { access: Access::Read, .. });
-                (".global", self.params[number as usize], read)
+                (".global", self.params[number as usize], self.kernel.is_read_only(address.memory))
             }
             Memory::Shared(number) => (".shared", self.shared[number as usize], false),
         };

@@ -43,25 +43,20 @@ impl Machine {
                     if pick & 0x80 != 0 { 0 } else { a[byte / 16 * 16 + (pick & 15) as usize] }
                 });
             }
-            M::Vpunpcklbw | M::Vpunpcklwd | M::Vpunpckldq | M::Vpunpckhbw | M::Vpunpckhwd | M::Vpunpckhdq => {
-                let (width, first) = match i.mnemonic() {
-                    M::Vpunpcklbw => (1, 0),
-                    M::Vpunpckhbw => (1, 8),
-                    M::Vpunpcklwd => (2, 0),
-                    M::Vpunpckhwd => (2, 8),
-                    M::Vpunpckldq => (4, 0),
-                    _ => (4, 8),
-                };
+            M::Vpunpcklbw
+            | M::Vpunpcklwd
+            | M::Vpunpckldq
+            | M::Vpunpcklqdq
+            | M::Vpunpckhbw
+            | M::Vpunpckhwd
+            | M::Vpunpckhdq => {
+                // The name ends in what two lanes make, except where that is 16 bytes.
+                let width = if i.mnemonic() == M::Vpunpcklqdq { 8 } else { suffix(name) / 2 };
+                let first = if name.starts_with("vpunpckh") { 8 } else { 0 };
                 return self.within_quarters(i, move |a, b, byte| {
                     let lane = byte % 16 / width;
                     let from = byte / 16 * 16 + first + lane / 2 * width + byte % width;
                     if lane % 2 == 0 { a[from] } else { b[from] }
-                });
-            }
-            M::Vpunpcklqdq => {
-                return self.within_quarters(i, |a, b, byte| {
-                    let from = byte / 16 * 16 + byte % 8;
-                    if byte % 16 < 8 { a[from] } else { b[from] }
                 });
             }
             M::Vshufps => {

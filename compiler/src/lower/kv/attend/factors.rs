@@ -189,7 +189,7 @@ impl Packing {
     }
 
     /// Sums that a vector of lanes has.
-    pub(super) fn parts(&self) -> usize {
+    fn parts(&self) -> usize {
         if self.steps.is_none() { 2 } else { 1 }
     }
 

@@ -3,7 +3,7 @@
 //! Reads rows of numbers; stores the steps of rows and packs the multiples as factors of codes. Always holds: the largest number of
 //! a row is as many steps as its factors have room for.
 
-use super::super::int;
+use super::super::{codes, int};
 use super::Kernel;
 use super::factors::Factors;
 use super::softmax::{ROWS, together};
@@ -11,9 +11,6 @@ use super::state::Slot;
 use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, Scalar, UnOp, Value};
 use crate::op::kv::LEAST;
-
-/// Added to a number of at most 22 bits, it leaves no room for a fraction: the low bits of the sum are the nearest integer.
-const SHIFT: f32 = 12_582_912.0;
 
 /// Numbers that become multiples of a step.
 pub(super) struct Short {
@@ -30,10 +27,10 @@ pub(super) struct Short {
 }
 
 impl Kernel<'_> {
-    /// Whether queries become multiples of a step here: their sums are those of whole rows.
+    /// Whether queries that have steps become multiples of them here: their sums are those of whole rows.
     pub(super) fn rounds_queries(&self) -> bool {
         let part = &self.op.layout.k;
-        self.alone() && self.has_steps(Side::K) && part.codes.groups(part.head_dim) == 1
+        self.alone() && part.codes.groups(part.head_dim) == 1
     }
 
     /// Queries become multiples of a step, with sums where those are asked for. A NaN among them is one among the steps.
@@ -145,7 +142,7 @@ impl Kernel<'_> {
         carried: Option<&mut Value>,
         summed: bool,
     ) -> (Value, Option<Value>) {
-        let shift = b.f32(self.lanes, SHIFT);
+        let shift = b.f32(self.lanes, codes::SHIFT);
         let (moved, multiple) = match carried {
             None => {
                 let moved = b.fma(number, inverse, shift);

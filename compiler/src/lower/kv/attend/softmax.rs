@@ -105,9 +105,11 @@ impl Kernel<'_> {
         // Sums, then sums of offsets, then the largest weights or what is carried.
         let middle = offset || biased;
         let carries = most.is_some() && self.op.carries();
-        let lists = 1 + usize::from(middle) + usize::from(integers && most.is_none() || carries);
+        // Weights become multiples of a step once the largest is known, or factors as they are made.
+        let (later, packs) = (integers && most.is_none(), rounds || most.is_some());
+        let lists = 1 + usize::from(middle) + usize::from(later || carries);
         let power = if rounds || carries { codes::power_of_two_about } else { codes::power_of_two_here };
-        let width = if rounds || most.is_some() { self.chunk() } else { lanes as usize };
+        let width = if packs { self.chunk() } else { lanes as usize };
         let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
@@ -146,16 +148,14 @@ impl Kernel<'_> {
                     } else if biased {
                         state[count + row] = b.add(state[count + row], weight);
                     }
-                    if integers && most.is_none() {
+                    if later {
                         let at = (lists - 1) * count + row;
                         let size = b.un(UnOp::Abs, weight);
                         state[at] = larger(b, state[at], size);
                     }
                 }
             }
-            if let Some(factors) = &self.arrays.p_factors
-                && (rounds || most.is_some())
-            {
+            if let Some(factors) = self.arrays.p_factors.as_ref().filter(|_| packs) {
                 self.write_factors(b, factors, (first, t), &numbers);
             }
             state

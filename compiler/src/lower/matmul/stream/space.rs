@@ -94,10 +94,12 @@ pub(super) fn space(op: &Op, caps: &Caps, m: usize) -> Vec<Schedule> {
             let short_groups = layout
                 .as_ref()
                 .is_ok_and(|layout| matches!(layout.planes, [4 | 8]) && op.segment() <= 64 && layout.outer.is_none());
-            let unrolls: &[u32] = match one_run || quarters {
-                true if one_run && short_groups => &[64, 8, 4, 2, 1],
-                true => &[8, 4, 2, 1],
-                false => &[4, 2, 1],
+            let unrolls: &[u32] = if one_run && short_groups {
+                &[64, 8, 4, 2, 1]
+            } else if one_run || quarters {
+                &[8, 4, 2, 1]
+            } else {
+                &[4, 2, 1]
             };
             for (rank, &unroll) in unrolls.iter().enumerate() {
                 let schedule = Schedule::single(Family::Stream, tile_m, tile_n, unroll);

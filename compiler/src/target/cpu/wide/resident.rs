@@ -105,8 +105,6 @@ fn takes_register(mnemonic: M) -> bool {
             | M::Vandps
             | M::Vpternlogd
             | M::Vpermi2b
-            | M::Vpermb
-            | M::Vpermps
             | M::Vpshufb
     )
 }
