@@ -151,29 +151,18 @@ impl Attend {
             Side::V => MOST_TOKENS,
         };
         let most = match part.codes.code {
-            KvCode::Int4 if !matches!(part.codes.per, KvPer::Group(_)) => match side {
-                Side::K => i32::from(i8::MAX),
-                // What is carried from one weight to the next needs room.
-                Side::V => i32::from(i8::MAX) - 1,
-            },
+            KvCode::Int4 if side == Side::K => i32::from(i8::MAX),
+            // What is carried from one weight to the next needs room.
+            KvCode::Int4 => i32::from(i8::MAX) - 1,
             _ => i32::from(i16::MAX).min(i32::MAX / (terms as i32 * largest)),
         };
-        (self.arithmetic == Arithmetic::Integer && self.shares_scales(side)).then_some(most)
-    }
-
-    /// Whether a side's factors may be rounded: no scale of codes is a part of them.
-    fn shares_scales(&self, side: Side) -> bool {
-        let codes = self.layout.part(side).codes;
-        match side {
-            Side::K => codes.per != KvPer::Channel,
-            Side::V => !matches!(codes.per, KvPer::Group(_)),
-        }
+        (self.arithmetic == Arithmetic::Integer).then_some(most)
     }
 
     /// Whether a side's factors are bf16 numbers: queries (`Side::K`) or weights.
     pub fn takes_bf16(&self, side: Side) -> bool {
         let fp8 = matches!(self.layout.part(side).codes.code, KvCode::E4m3fn | KvCode::E4m3fnuz | KvCode::E5m2);
-        fp8 && self.arithmetic == Arithmetic::Bf16 && self.shares_scales(side)
+        fp8 && self.arithmetic == Arithmetic::Bf16
     }
 
     /// Whether [`Arithmetic::Bf16`] rounds anything to bf16 here.
@@ -252,6 +241,24 @@ impl Attend {
         faults
     }
 
+    /// What rounding queries to steps may change each of them by, where they have some: queries times the scales of the channels of
+    /// a head's page, where channels have some. A group of channels that share a scale has a step, for its largest query.
+    fn query_errors(&self, q: &[f32], pool: &Pool<'_>, steps: Option<i32>, page: Option<(usize, usize)>) -> Vec<f64> {
+        let Some(steps) = steps else { return vec![0.0; q.len()] };
+        let scale = |c: usize| page.map_or(1.0, |(head, page)| (pool.scale(Side::K, page, head, 0, c).0 as f64).abs());
+        let sizes: Vec<f64> = q.iter().enumerate().map(|(c, &q)| (q as f64).abs() * scale(c)).collect();
+        // Half a step, and what rounding quotients and products adds to it.
+        let least = LEAST as f64 / self.scale as f64;
+        let of_group = |(g, group): (usize, &[f64])| {
+            let step = 0.51 * group.iter().fold(least, |top, &size| top.max(size)) / f64::from(steps);
+            let first = g * group.len();
+            (0..group.len()).map(|i| (scale(first + i), step)).collect::<Vec<_>>()
+        };
+        let errors = sizes.chunks(pool.layout.k.codes.group(q.len())).enumerate().flat_map(of_group);
+        // As changes of the queries themselves; where a scale is 0, so are the codes' products.
+        errors.map(|(scale, step)| if scale > 0.0 { step / scale } else { 0.0 }).collect()
+    }
+
     /// The output for one query over `segments`: each a pool with the pages of tokens `start..end` in order (page `i` holds
     /// the tokens from `start + i · page` on). Exact but for `f64`; the bound covers every order of sums and any splits.
     pub fn reference(&self, inputs: &AttendInputs<'_>, segments: &[(&Pool<'_>, &[usize], usize, usize)]) -> Reference {
@@ -260,21 +267,29 @@ impl Attend {
         let mut rounded: Vec<Option<Rounded>> = Vec::new();
         // Units that multiply matrices may cut digits off where `f32` rounds.
         let loose = if self.arithmetic == Arithmetic::Matrix { 4 } else { 1 };
-        let largest = inputs.q.iter().fold(0.0, |top: f64, &q| top.max((q as f64).abs()));
         for (segment, &(pool, pages, start, end)) in segments.iter().enumerate() {
             let here = Attend { layout: pool.layout, ..*self };
-            // Half a step, and what rounding quotients and products adds to it.
-            let least = LEAST as f64 / self.scale as f64;
-            let step = here.steps(Side::K).map_or(0.0, |steps| 0.51 * largest.max(least) / f64::from(steps));
             let share = if here.takes_bf16(Side::K) { BF16 } else { 0.0 };
+            let steps = here.steps(Side::K);
+            // Of rows of queries that take over no scales, all tokens have the same steps.
+            let rows =
+                (pool.layout.k.codes.per != KvPer::Channel).then(|| self.query_errors(inputs.q, pool, steps, None));
             for t in (start..end).filter(|&t| self.sight.sees(inputs.position, t)) {
                 let (page, token) = (pages[(t - start) / pool.layout.page], (t - start) % pool.layout.page);
+                let own = (inputs.head, page);
+                let errors = rows.clone().unwrap_or_else(|| self.query_errors(inputs.q, pool, steps, Some(own)));
                 let (mut dot, mut size, mut all) = (0.0, 0.0, 0.0);
                 for (c, &q) in inputs.q.iter().enumerate() {
                     dot += q as f64 * pool.value(Side::K, page, inputs.head, token, c);
                     let magnitude = pool.magnitude(Side::K, page, inputs.head, token, c);
                     size += (q as f64).abs() * magnitude;
-                    all += (step + share * (q as f64).abs()) * magnitude;
+                    // Kernels may count codes of channels from the middle of their range.
+                    let middle = match pool.layout.k.codes.per {
+                        KvPer::Channel => pool.layout.k.codes.top() as f64 / 2.0,
+                        _ => 0.0,
+                    };
+                    let middle = middle * (pool.scale(Side::K, page, inputs.head, token, c).0 as f64).abs();
+                    all += errors[c] * (magnitude + middle) + share * (q as f64).abs() * magnitude;
                 }
                 let mut score = dot * self.scale as f64;
                 size *= self.scale as f64;
@@ -293,12 +308,18 @@ impl Attend {
                 let v = (0..dim).map(|c| pool.value(Side::V, page, inputs.head, token, c)).collect();
                 let sizes: Vec<f64> = (0..dim).map(|c| pool.magnitude(Side::V, page, inputs.head, token, c)).collect();
                 rounded.push(here.steps(Side::V).map(|steps| {
-                    let (scale, offset) = pool.scale(Side::V, page, inputs.head, token, 0);
-                    let (scale, offset) = ((scale as f64).abs(), (offset as f64).abs());
-                    let part = |size: f64| if scale > 0.0 { (size - offset) / scale } else { 255.0 };
                     let share = if here.carries() { 1.02 } else { 0.51 } / f64::from(steps);
-                    let codes = sizes.iter().map(|&size| share * part(size)).collect();
-                    Rounded { run: (segment, t / MOST_TOKENS), scale, codes }
+                    let scales: Vec<(f64, f64)> = (0..dim)
+                        .map(|c| pool.scale(Side::V, page, inputs.head, token, c))
+                        .map(|(scale, offset)| ((scale as f64).abs(), (offset as f64).abs()))
+                        .collect();
+                    let part = |size: f64, (scale, offset)| if scale > 0.0 { (size - offset) / scale } else { 255.0 };
+                    let codes = sizes.iter().zip(&scales).map(|(&size, &scale)| share * part(size, scale)).collect();
+                    Rounded {
+                        run: (segment, t / MOST_TOKENS),
+                        scales: scales.iter().map(|scale| scale.0).collect(),
+                        codes,
+                    }
                 }));
                 roundings.push(here.weight_rounding());
                 tokens.push((score, slack + gamma(8) * score.abs(), v, sizes));
@@ -310,19 +331,23 @@ impl Attend {
         let slack = tokens.iter().fold(0.0f64, |a, token| a.max(token.1));
         let mut below = if sink.is_finite() { (sink - top).exp() } else { 0.0 };
         let (mut sums, mut sizes, mut steps) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
-        // The largest weight among those that may share a token's step: it is in the same run of tokens or the next.
-        let mut tops: std::collections::BTreeMap<(usize, usize), f64> = std::collections::BTreeMap::new();
+        // The largest weight and the largest scales by channel among the tokens that may share a token's step: they are in the
+        // same run of tokens or the next. A step is no more than their product asks for.
+        let mut tops: std::collections::BTreeMap<(usize, usize), (f64, Vec<f64>)> = std::collections::BTreeMap::new();
         for ((score, ..), rounded) in tokens.iter().zip(&rounded) {
             if let Some(rounded) = rounded {
-                let most = tops.entry(rounded.run).or_insert(LEAST as f64);
-                *most = most.max((score - top).exp() * rounded.scale);
+                let (weight, scales) = tops.entry(rounded.run).or_insert((0.0, vec![0.0; dim]));
+                *weight = weight.max((score - top).exp());
+                scales.iter_mut().zip(&rounded.scales).for_each(|(most, &scale)| *most = most.max(scale));
             }
         }
         for Rounded { run: (segment, own), codes, .. } in rounded.iter().flatten() {
-            let (segment, own) = (*segment, *own);
-            let near = own.saturating_sub(1)..=own + 1;
-            let most = tops.range((segment, *near.start())..=(segment, *near.end())).fold(0.0, |a: f64, b| a.max(*b.1));
-            steps.iter_mut().zip(codes).for_each(|(step, code)| *step += most * code);
+            let near = (*segment, own.saturating_sub(1))..=(*segment, own + 1);
+            let weight = tops.range(near.clone()).fold(0.0, |most: f64, (_, top)| most.max(top.0));
+            for (c, (step, code)) in steps.iter_mut().zip(codes).enumerate() {
+                let scale = tops.range(near.clone()).fold(0.0, |most: f64, (_, top)| most.max(top.1[c]));
+                *step += (weight * scale).max(LEAST as f64) * code;
+            }
         }
         for ((score, _, v, size), (share, least)) in tokens.iter().zip(&roundings) {
             let p = (score - top).exp();
@@ -340,13 +365,13 @@ impl Attend {
     }
 }
 
-/// A token whose weight is rounded to a step.
+/// A token whose weights are rounded to a step.
 struct Rounded {
     /// Its segment, and which run of so many tokens as may share a step it is in.
     run: (usize, usize),
-    /// Size of its scale.
-    scale: f64,
-    /// What its weight may be off by, as a share of the largest one, times its codes by channel.
+    /// Sizes of its scales by channel.
+    scales: Vec<f64>,
+    /// What its weights may be off by, as a share of the largest one, times its codes by channel.
     codes: Vec<f64>,
 }
 

@@ -15,15 +15,19 @@
 //! and lanes are those of its vectors. Tokens before an item's range or unseen weigh nothing, whatever lies there.
 
 mod factors;
+mod folded;
 pub(super) mod matrix;
 mod place;
+mod queries;
 mod rounded;
 mod scores;
 mod softmax;
 mod state;
 mod values;
+mod weights;
 
 use self::place::Tile;
+use self::softmax::ROWS;
 use self::state::{Arrays, Heads, Slot};
 use super::super::memory::{split, times};
 use super::codes::{Decoder, Scales};
@@ -59,7 +63,7 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
 /// Why a device does not sum up products of bf16 numbers in an operation; `None` if it does.
 pub fn refuses_bf16(op: &Attend, caps: &Caps) -> Option<String> {
     if !op.has_bf16() {
-        return Some(format!("takes FP8 with scales of tensors, heads and tokens, not {}", op.layout.format));
+        return Some(format!("takes FP8, not {}", op.layout.format));
     }
     let missing = [Feature::Dot2Bf16, Feature::PermuteLong].into_iter().find(|&feature| !caps.features.has(feature));
     match missing {
@@ -148,7 +152,7 @@ impl<'a> Kernel<'a> {
             if op.takes_bf16(side) { decoder.in_pairs() } else { decoder }
         });
         let rows = op.rows();
-        let padded = rows.next_multiple_of(softmax::ROWS);
+        let padded = rows.next_multiple_of(ROWS);
         let (arrays, stride, shared_bytes) = Arrays::new(b, op, (rows, padded), tile, schedule.heads as usize);
         let thread = local(b, schedule.threads);
         let record = b.builtin(Builtin::WorkgroupId(0));
@@ -210,32 +214,32 @@ impl<'a> Kernel<'a> {
             let step = STEP.max(self.lanes as usize * self.vectors(Side::K));
             let blocks = plus(b, count, step - 1);
             let blocks = b.bin_imm(BinOp::And, blocks, -(step as i64));
-            self.each_head(b, &|own, b| own.turn(b, start, count, blocks));
+            self.each_head(b, &|own, b| own.turn(b, start, (count, blocks)));
             Vec::new()
         });
         self.each_head(b, &|own, b| own.finish(b));
     }
 
     /// `count` tokens from `start` on, in whole `blocks`.
-    fn turn(&self, b: &mut Builder, start: Value, count: Value, blocks: Value) {
-        let tile = self.tile_at(b, start);
-        if self.op.layout.k.codes.per == KvPer::Channel {
+    fn turn(&self, b: &mut Builder, start: Value, (count, blocks): (Value, Value)) {
+        let tile = self.tile_at(b, start, (count, blocks));
+        if self.folds_keys() {
             self.page_queries(b, tile);
             self.meet(b);
         }
-        self.scores(b, tile, blocks);
+        self.scores(b, tile);
         self.meet(b);
         if self.alone() {
-            self.softmax(b, tile, blocks);
+            self.softmax(b, tile);
         } else {
-            self.largest(b, blocks);
+            self.largest(b, tile);
             self.meet(b);
-            self.weights(b, tile, blocks);
+            self.weights(b, tile);
             self.meet(b);
-            self.sums(b, tile, blocks);
+            self.sums(b, tile);
             self.meet(b);
         }
-        self.outputs(b, tile, count);
+        self.outputs(b, tile);
         self.meet(b);
     }
 
@@ -289,38 +293,8 @@ impl<'a> Kernel<'a> {
                 self.write(b, self.arrays.q, i, 0, x);
             });
         }
-        if let Some(factors) = self.arrays.q_factors.filter(|_| self.rounds_queries())
-            && let Some(most) = factors.packing.steps()
-        {
-            return self.round_queries(b, factors, most);
-        }
-        if let Some(factors) = &self.arrays.q_factors {
-            self.meet(b);
-            let end = self.rows_value(b);
-            let count = int(b, k_dim);
-            self.each(b, end, 1, &mut |b, row| {
-                let line = times(b, row, k_dim);
-                if factors.packing.steps().is_some() {
-                    self.quantize(b, &factors.packing, self.arrays.q, (row, line, count), 0);
-                }
-                self.pack(b, factors, self.arrays.q, (row, line, count));
-            });
-        }
-        if let Some(memory) = self.arrays.q_sum {
-            self.meet(b);
-            let groups = self.op.layout.k.codes.groups(k_dim);
-            let size = self.op.layout.k.codes.group(k_dim);
-            let end = int(b, self.rows * groups);
-            self.each(b, end, 1, &mut |b, i| {
-                let start = times(b, i, size);
-                let stop = plus(b, start, size);
-                let sum = b.for_loop(start, stop, i64::from(lanes), &[zeros], |b, c, sum| {
-                    let x = self.read(b, self.arrays.q, c, 0, lanes);
-                    vec![b.add(sum[0], x)]
-                });
-                let sum = across(b, BinOp::Add, sum[0]);
-                self.write(b, memory, i, 0, sum);
-            });
+        if !self.folds_keys() {
+            self.query_factors(b, self.arrays.q);
         }
     }
 

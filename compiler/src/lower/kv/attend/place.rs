@@ -15,6 +15,9 @@ use crate::op::kv::Attend;
 pub(super) struct Tile {
     /// Its first token.
     pub start: Value,
+    /// Tokens that are left from there on, at most as many as a tile has, and those in whole steps of scores.
+    pub count: Value,
+    pub blocks: Value,
     /// Where all of them lie, where a tile is a part of a page.
     pub home: Option<Home>,
 }
@@ -66,11 +69,61 @@ pub(super) enum Hint {
     Share(Value),
 }
 
-/// Parts that the codes of a page are divided into, to be asked for in the steps of a tile.
-const SHARES: usize = 8;
+/// A step of a tile that reads no codes.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    /// Queries take over the scales of the channels of a page.
+    Fold,
+    /// Scores become weights.
+    Softmax,
+    /// Weights take over the scales of this group of channels of values.
+    Group(Value),
+}
+
+/// Bytes of a record that the steps of a tile ask for, one after the other: memory delivers at its own pace, so that each asks for as
+/// many as its time allows, codes and scales alike.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// While queries take over the scales of a page.
+    fold: usize,
+    /// While keys are read.
+    keys: usize,
+    /// Between scores and outputs.
+    between: usize,
+    /// While weights of values take over the scales of a group of channels.
+    weights: usize,
+    /// While the values of such a group are read, or all.
+    outputs: usize,
+}
+
+impl Pace {
+    /// Where what is asked for from outputs on starts.
+    fn values(self) -> usize {
+        self.fold + self.keys + self.between
+    }
+
+    /// What is asked for while so many bytes of codes of a side are read.
+    fn of(self, side: Side, kernel: &Kernel<'_>) -> (usize, usize) {
+        let part = &kernel.op.layout.v;
+        let groups = if kernel.weighs_groups() { part.codes.groups(part.head_dim) } else { 1 };
+        match side {
+            Side::K => (self.keys, kernel.code_bytes(side)),
+            Side::V => (self.outputs, kernel.code_bytes(side) / groups),
+        }
+    }
+}
+
+/// Quarters of a cycle that a query takes for a channel of a page.
+const FOLD: usize = 3;
+
+/// Parts of what is read, in which a place to ask for is known.
+const SHARES: usize = 64;
 
 /// Quarters of a cycle that softmax takes for a token and a row.
 const SOFTMAX: usize = 4;
+
+/// Quarters of a cycle that the weight of a token takes for a row and a group of channels.
+const GROUP: usize = 2;
 
 /// Bytes that are asked for at once: four times those that a turn reads, up to so many, from a multiple of them on. A block is
 /// asked for again until the next one's turn comes. Measured on Zen 5 with two threads, of plain reading: lines one by one 82 %
@@ -122,9 +175,9 @@ impl Kernel<'_> {
             + lane % part.block * part.codes.code.unit_bytes()
     }
 
-    /// The tile from a token on.
-    pub(super) fn tile_at(&self, b: &mut Builder, start: Value) -> Tile {
-        let anywhere = Tile { start, home: None };
+    /// The tile from a token on, of `count` tokens in whole `blocks`.
+    pub(super) fn tile_at(&self, b: &mut Builder, start: Value, (count, blocks): (Value, Value)) -> Tile {
+        let anywhere = Tile { start, count, blocks, home: None };
         // Elsewhere registers are dearer than a few sums.
         if !self.ahead || !self.op.layout.page.is_multiple_of(self.tile) {
             return anywhere;
@@ -135,7 +188,7 @@ impl Kernel<'_> {
             Some(line) => Ahead::Line(line),
             None => Ahead::Tile([Side::K, Side::V].map(|side| self.tile_later(b, side, start))),
         };
-        Tile { start, home: Some(Home { base, within, ahead }) }
+        Tile { home: Some(Home { base, within, ahead }), ..anywhere }
     }
 
     /// First byte of this head's record of the page of token `local` of a tile, and the token's number in the page.
@@ -174,12 +227,7 @@ impl Kernel<'_> {
         // A step may take some lanes of a block: asked for is what as many whole lanes would be.
         let done = times(b, lane, self.op.layout.units(side) * part.codes.code.unit_bytes());
         if let Some(Home { ahead: Ahead::Line(line), .. }) = tile.home {
-            let done = self.paced(b, side, done);
-            let before = match side {
-                Side::K => part.code,
-                Side::V => part.code + self.between(side),
-            };
-            let place = plus(b, done, before);
+            let place = self.place_of_share(b, side, (lane, done));
             return Some(Hint::Share(self.line_later(b, base, line, place)));
         }
         let mut place = plus(b, done, part.code);
@@ -202,6 +250,30 @@ impl Kernel<'_> {
         Some(Hint::All(b.add(place, further)))
     }
 
+    /// The byte of a record that is asked for when the codes of a lane are, `done` bytes of codes after the side's first ones.
+    fn place_of_share(&self, b: &mut Builder, side: Side, (lane, done): (Value, Value)) -> Value {
+        let pace = self.pace();
+        let all = self.code_bytes(side);
+        if side == Side::K {
+            let place = self.paced(b, done, (pace.keys, all));
+            return plus(b, place, pace.fold);
+        }
+        let first = pace.values();
+        if !self.weighs_groups() {
+            let place = self.paced(b, done, (pace.outputs, all));
+            return plus(b, place, first);
+        }
+        let part = &self.op.layout.v;
+        let groups = part.codes.groups(part.head_dim);
+        let (group, _) = split(b, lane, part.codes.group(part.head_dim));
+        let before = times(b, group, all / groups);
+        let done = b.bin(BinOp::Sub, done, before);
+        let place = self.paced(b, done, (pace.outputs, all / groups));
+        let before = times(b, group, pace.weights + pace.outputs);
+        let place = b.add(place, before);
+        plus(b, place, first + pace.weights)
+    }
+
     /// The byte of the pool that is asked for at byte `place` of a record.
     fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
         let further = line.distance(b, place);
@@ -215,20 +287,25 @@ impl Kernel<'_> {
         self.op.layout.page * part.head_dim * part.codes.code.bits() / 8
     }
 
-    /// Of [`SHARES`] parts of a side's codes, so many are asked for while it is read, the others between scores and outputs:
-    /// memory delivers at its own pace, so that each step asks for as many bytes as its time allows.
-    fn asked(&self, side: Side) -> usize {
-        let bytes = [Side::K, Side::V].map(|side| self.code_bytes(side));
-        let times = [Side::K, Side::V].map(|side| self.quarter_cycles(side));
-        let (all, time) = (bytes[0] + bytes[1], times[0] + times[1] + SOFTMAX * self.rows);
-        let own = usize::from(side == Side::V);
-        let (share, whole) = (SHARES * all * times[own], time * bytes[own]);
-        ((2 * share + whole) / (2 * whole)).min(SHARES)
-    }
-
-    /// Bytes of a side's codes that are asked for between scores and outputs.
-    fn between(&self, side: Side) -> usize {
-        self.code_bytes(side) * (SHARES - self.asked(side)) / SHARES
+    /// What each step of a tile asks for.
+    fn pace(&self) -> Pace {
+        let (keys, values) = (&self.op.layout.k, &self.op.layout.v);
+        let groups = if self.weighs_groups() { values.codes.groups(values.head_dim) } else { 0 };
+        let times = [
+            if self.folds_keys() { FOLD * self.rows * keys.head_dim / self.tile } else { 0 },
+            self.quarter_cycles(Side::K),
+            SOFTMAX * self.rows,
+            GROUP * self.rows * groups,
+            self.quarter_cycles(Side::V),
+        ];
+        let all: usize = times.iter().sum();
+        let lines = self.op.layout.record.div_ceil(64);
+        let share = |time: usize| 64 * (lines * time).div_ceil(all);
+        let [fold, keys, between] = [0, 1, 2].map(|step| share(times[step]));
+        let weights = if groups == 0 { 0 } else { share(times[3].div_ceil(groups)) };
+        let left = (64 * lines).saturating_sub(fold + keys + between);
+        let outputs = (left / groups.max(1)).saturating_sub(weights).next_multiple_of(64);
+        Pace { fold, keys, between, weights, outputs }
     }
 
     /// About how long the products of a token take on a side, in quarters of a cycle: two instructions start in each, of vectors of
@@ -239,21 +316,30 @@ impl Kernel<'_> {
         (4 * self.rows / together + 1) * self.op.layout.part(side).head_dim.div_ceil(32)
     }
 
-    /// The part of so many bytes that is asked for while as many are read.
-    fn paced(&self, b: &mut Builder, side: Side, bytes: Value) -> Value {
-        let bytes = times(b, bytes, self.asked(side));
-        b.bin_imm(BinOp::ShrU, bytes, SHARES.trailing_zeros() as i64)
+    /// How far into what a step asks for it is when it has read so many bytes of codes, of as many as the step reads in all.
+    fn paced(&self, b: &mut Builder, read: Value, (asked, all): (usize, usize)) -> Value {
+        let read = times(b, read, (asked * SHARES).div_ceil(all));
+        b.bin_imm(BinOp::ShrU, read, SHARES.trailing_zeros() as i64)
     }
 
-    /// Asks for codes while the weights of `count` tokens from token `t` of a tile on are made.
-    pub(super) fn foresee_between(&self, b: &mut Builder, tile: Tile, t: Value, count: usize) {
+    /// Asks for codes in a step that reads none, while numbers `i` to `i + count` of its own are made.
+    pub(super) fn foresee_in(&self, b: &mut Builder, tile: Tile, step: Step, (i, count): (Value, usize)) {
         let Some(Home { base, ahead: Ahead::Line(line), .. }) = tile.home else { return };
-        let keys = self.between(Side::K);
-        let per_token = (keys + self.between(Side::V)) / self.tile;
-        let place = times(b, t, per_token);
-        let place = plus(b, place, self.op.layout.k.code + self.code_bytes(Side::K) - keys);
+        let pace = self.pace();
+        let (asked, first, all) = match step {
+            Step::Fold => (pace.fold, 0, self.op.layout.k.head_dim),
+            Step::Softmax => (pace.between, pace.fold + pace.keys, self.tile),
+            Step::Group(_) => (pace.weights, pace.values(), self.tile),
+        };
+        let each = asked / all;
+        let place = times(b, i, each);
+        let mut place = plus(b, place, first);
+        if let Step::Group(group) = step {
+            let before = times(b, group, pace.weights + pace.outputs);
+            place = b.add(place, before);
+        }
         let place = self.line_later(b, base, line, place);
-        for line in (0..per_token * count).step_by(64) {
+        for line in (0..each * count).step_by(64) {
             b.prefetch(at(self.params.get("pool"), Some(place), line));
         }
     }
@@ -307,7 +393,7 @@ impl Kernel<'_> {
         let (place, asked) = match hint {
             Hint::All(first) => (b.add(first, further), turn * read),
             Hint::Share(first) => {
-                let further = self.paced(b, side, further);
+                let further = self.paced(b, further, self.pace().of(side, self));
                 let place = b.add(first, further);
                 let bytes = (turn * read).next_power_of_two();
                 let most = if self.op.takes_bf16(side) { SHORT_BLOCK } else { BLOCK };

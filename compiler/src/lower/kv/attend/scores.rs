@@ -3,69 +3,16 @@
 use super::super::super::memory::{at, times};
 use super::super::{codes, int, plus};
 use super::place::Hint;
-use super::{FMA, Kernel, STEP, Tile, chained, row_blocks, unchained};
+use super::{FMA, Kernel, Tile, chained, row_blocks, unchained};
 use crate::format::kv::{KvPer, Side};
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Type, UnOp, Value};
 use crate::op::kv::Sight;
 
 impl Kernel<'_> {
-    /// Queries times the scales of the channels of a page.
-    pub(super) fn page_queries(&self, b: &mut Builder, tile: Tile) {
-        let part = &self.op.layout.k;
-        let (Some(memory), pool) = (self.arrays.q_page, self.params.get("pool")) else { return };
-        let zero = int(b, 0);
-        let (base, _) = self.page_of(b, tile, zero);
-        let dim = int(b, part.head_dim);
-        self.each(b, dim, 1, &mut |b, c| {
-            let place = times(b, c, 2);
-            let place = b.add(base, place);
-            let scale = codes::bf16(b, pool, place, part.scale, 1);
-            for row in 0..self.rows {
-                let x = self.read(b, self.arrays.q, c, row * part.head_dim, 1);
-                let x = b.mul(x, scale);
-                self.write(b, memory, c, row * part.head_dim, x);
-            }
-        });
-        let Some(sums) = self.arrays.q_sum else { return };
-        if part.codes.asymmetric {
-            // The same for every token of the page: Σ q · offset.
-            let rows = self.rows_value(b);
-            self.each(b, rows, 1, &mut |b, row| {
-                let (zero, none) = (int(b, 0), b.f32(1, 0.0));
-                let line = times(b, row, part.head_dim);
-                let sum = b.for_loop(zero, dim, 1, &[none], |b, c, sum| {
-                    let index = b.add(line, c);
-                    let x = self.read(b, self.arrays.q, index, 0, 1);
-                    let place = times(b, c, 2);
-                    let place = b.add(base, place);
-                    let offset = codes::bf16(b, pool, place, part.offset, 1);
-                    vec![b.fma(x, offset, sum[0])]
-                });
-                self.write(b, sums, row, 0, sum[0]);
-            });
-        } else {
-            // The bias of nibbles: Σ q · scale, times -bias.
-            self.meet(b);
-            let rows = self.rows_value(b);
-            self.each(b, rows, 1, &mut |b, row| {
-                let none = b.f32(1, 0.0);
-                let line = times(b, row, part.head_dim);
-                let end = plus(b, line, part.head_dim);
-                let sum = b.for_loop(line, end, 1, &[none], |b, i, sum| {
-                    let x = self.read(b, memory, i, 0, 1);
-                    vec![b.add(sum[0], x)]
-                });
-                let bias = b.f32(1, -part.codes.bias());
-                let sum = b.mul(sum[0], bias);
-                self.write(b, sums, row, 0, sum);
-            });
-        }
-    }
-
-    /// Scores of `blocks` tokens from `start` on.
-    pub(super) fn scores(&self, b: &mut Builder, tile: Tile, blocks: Value) {
+    /// Scores of a tile.
+    pub(super) fn scores(&self, b: &mut Builder, tile: Tile) {
         let width = self.lanes as usize * self.vectors(Side::K);
-        self.each(b, blocks, width, &mut |b, local| {
+        self.each(b, tile.blocks, width, &mut |b, local| {
             let token = b.add(tile.start, local);
             let (base, within) = self.page_of(b, tile, local);
             let zero = int(b, 0);
@@ -108,9 +55,9 @@ impl Kernel<'_> {
         let group = kind.group(part.head_dim);
         // Units per turn: enough to hide the loop.
         let turn = (8 / per).max(1).min(group / per);
-        let run = |b: &mut Builder, first: Value, channels: usize, state: &[Value]| {
+        let run = |b: &mut Builder, (own, first): (Option<Value>, Value), channels: usize, state: &[Value]| {
             if let Some(factors) = &self.arrays.q_factors {
-                return self.key_products(b, factors, (keys, hint), (first, channels), rows.clone());
+                return self.key_products(b, factors, (keys, hint), (own, first, channels), rows.clone());
             }
             let end = plus(b, first, channels / per);
             let chains = self.chains(state.len(), turn, FMA);
@@ -146,17 +93,16 @@ impl Kernel<'_> {
             unchained(b, &all, count)
         };
         let zero = int(b, 0);
-        let scales = self.scales(Side::K);
         let post = self.keys.factors().1;
         let per_row = |flat: Vec<Value>| flat.chunks(vectors).map(<[Value]>::to_vec).collect::<Vec<_>>();
         if kind.code.is_plain() {
-            return per_row(run(b, zero, part.head_dim, &zeros));
+            return per_row(run(b, (None, zero), part.head_dim, &zeros));
         }
         if let KvPer::Group(_) = kind.per {
             let groups = int(b, kind.groups(part.head_dim));
             let totals = b.for_loop(zero, groups, 1, &zeros, |b, g, totals| {
                 let first = times(b, g, group / per);
-                let sums = run(b, first, group, &zeros);
+                let sums = run(b, (Some(g), first), group, &zeros);
                 let mut next = Vec::new();
                 for v in 0..vectors {
                     let index = codes::index(b, &self.op.layout, Side::K, within, g, false);
@@ -167,10 +113,11 @@ impl Kernel<'_> {
                         self.token_scales(b, base, index, v)
                     };
                     let scale = self.times_constant(b, scale, post);
+                    let offset = self.offset_of_keys(b, scale, offset);
                     for (r, row) in rows.clone().enumerate() {
                         let i = r * vectors + v;
-                        let total = self.with_offset(b, row, Some(g), totals[i], scale, offset);
-                        next.push((i, b.fma(sums[i], scale, total)));
+                        let taken = self.taken(b, (Some(g), row), (Some(scale), offset), Some(totals[i]));
+                        next.push((i, scored(b, sums[i], taken)));
                     }
                 }
                 next.sort_by_key(|&(i, _)| i);
@@ -185,76 +132,64 @@ impl Kernel<'_> {
                     }
                 }
             }
-            return self.in_steps(b, rows, totals);
+            return totals;
         }
-        let sums = per_row(run(b, zero, part.head_dim, &zeros));
-        // What is the same for all tokens pays where it serves more than one step of them.
-        if kind.is_static() && self.has_steps(Side::K) && lanes as usize * vectors > STEP {
-            return self.scaled_at_once(b, rows, &sums);
-        }
-        let mut out = vec![Vec::new(); sums.len()];
-        #[allow(clippy::needless_range_loop)] // The vector's number decides addresses as well.
-        for v in 0..vectors {
-            let (scale, offset) = match kind.per {
-                KvPer::Token => self.token_scales(b, base, within, v),
-                KvPer::Channel => (b.f32(lanes, 1.0), None),
-                _ => {
-                    let (scale, offset) = scales.given(b, part, self.head);
-                    (b.splat(scale, lanes), kind.asymmetric.then(|| b.splat(offset, lanes)))
+        let mut out = per_row(run(b, (None, zero), part.head_dim, &zeros));
+        if kind.per == KvPer::Token {
+            for v in 0..vectors {
+                let (scale, offset) = self.token_scales(b, base, within, v);
+                let scale = self.times_constant(b, scale, post);
+                let offset = self.offset_of_keys(b, scale, offset);
+                for (sums, row) in out.iter_mut().zip(rows.clone()) {
+                    let taken = self.taken(b, (None, row), (Some(scale), offset), None);
+                    sums[v] = scored(b, sums[v], taken);
                 }
-            };
+            }
+            return out;
+        }
+        // One scale for all tokens, or each in the queries of its page: the same for all vectors of a row.
+        let (scale, offset) = if self.folds_keys() {
+            ((post != 1.0).then(|| b.f32(lanes, post)), None)
+        } else {
+            let (scale, offset) = self.scales(Side::K).given(b, part, self.head);
+            let (scale, offset) = (b.splat(scale, lanes), kind.asymmetric.then(|| b.splat(offset, lanes)));
             let scale = self.times_constant(b, scale, post);
-            for (r, row) in rows.clone().enumerate() {
-                let Some(memory) = self.arrays.q_sum else {
-                    out[r].push(b.mul(sums[r][v], scale));
-                    continue;
-                };
-                let start = if kind.per == KvPer::Channel {
-                    let index = int(b, row);
-                    let sum = self.read(b, memory, index, 0, 1);
-                    b.splat(sum, lanes)
-                } else {
-                    let none = b.f32(lanes, 0.0);
-                    self.with_offset(b, row, None, none, scale, offset)
-                };
-                out[r].push(b.fma(sums[r][v], scale, start));
-            }
-        }
-        self.in_steps(b, rows, out)
-    }
-
-    /// Scores of sums in integers, where one scale serves all tokens: its product with a row's step does, too.
-    fn scaled_at_once(&self, b: &mut Builder, rows: std::ops::Range<usize>, sums: &[Vec<Value>]) -> Vec<Vec<Value>> {
-        let (part, lanes) = (&self.op.layout.k, self.lanes);
-        let (scale, offset) = self.scales(Side::K).given(b, part, self.head);
-        let scale = b.splat(scale, lanes);
-        let offset = part.codes.asymmetric.then(|| b.splat(offset, lanes));
-        let none = b.f32(lanes, 0.0);
-        let of_row = |(row, sums): (usize, &Vec<Value>)| {
-            let step = self.step(b, row, 0);
-            let whole = b.mul(scale, step);
-            let start = self.arrays.q_sum.map(|_| {
-                let start = self.with_offset(b, row, None, none, scale, offset);
-                b.mul(start, step)
-            });
-            let of_vector = |&sum: &Value| match start {
-                Some(start) => b.fma(sum, whole, start),
-                None => b.mul(sum, whole),
-            };
-            sums.iter().map(of_vector).collect()
+            (Some(scale), self.offset_of_keys(b, scale, offset))
         };
-        rows.zip(sums).map(of_row).collect()
+        for (sums, row) in out.iter_mut().zip(rows) {
+            let taken = self.taken(b, (None, row), (scale, offset), None);
+            sums.iter_mut().for_each(|sum| *sum = scored(b, *sum, taken));
+        }
+        out
     }
 
-    /// Scores from multiples of the queries' steps.
-    fn in_steps(&self, b: &mut Builder, rows: std::ops::Range<usize>, mut scores: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
-        if self.has_steps(Side::K) {
-            for (row, scores) in rows.zip(&mut scores) {
-                let step = self.step(b, row, 0);
-                scores.iter_mut().for_each(|score| *score = b.mul(*score, step));
-            }
-        }
-        scores
+    /// What keys are off by before their scale, where sums of queries make up for it: offsets, or the bias of codes.
+    fn offset_of_keys(&self, b: &mut Builder, scale: Value, offset: Option<Value>) -> Option<Value> {
+        let bias = self.op.layout.k.codes.bias();
+        offset.or_else(|| (bias != 0.0 && !self.has_steps(Side::K)).then(|| self.times_constant(b, scale, -bias)))
+    }
+
+    /// What the sums of a row's products with keys of a group are multiplied by, scales and step, and what is added then: what
+    /// offsets come to, after what is `before`.
+    fn taken(
+        &self,
+        b: &mut Builder,
+        (group, row): (Option<Value>, usize),
+        (scale, offset): (Option<Value>, Option<Value>),
+        before: Option<Value>,
+    ) -> (Option<Value>, Option<Value>) {
+        let start = match (self.query_sum(b, group, row), offset, before) {
+            (Some(sum), Some(offset), Some(before)) => Some(b.fma(sum, offset, before)),
+            (Some(sum), Some(offset), None) => Some(b.mul(sum, offset)),
+            // The sum of a page's queries is one with its offsets.
+            (Some(sum), None, _) => Some(sum),
+            (None, _, before) => before,
+        };
+        let whole = match (scale, self.query_step(b, group, row)) {
+            (Some(scale), Some(step)) => Some(b.mul(scale, step)),
+            (scale, step) => scale.or(step),
+        };
+        (whole, start)
     }
 
     /// Whether the factors of a side are multiples of a step.
@@ -280,28 +215,6 @@ impl Kernel<'_> {
         let scale = codes::bf16(b, pool, place, part.scale + further, self.lanes);
         let offset = part.codes.asymmetric.then(|| codes::bf16(b, pool, place, part.offset + further, self.lanes));
         (scale, offset)
-    }
-
-    /// `total + Σ q · offset` of a row and group; the offset is `-bias · scale` where nibbles have a bias.
-    fn with_offset(
-        &self,
-        b: &mut Builder,
-        row: usize,
-        group: Option<Value>,
-        total: Value,
-        scale: Value,
-        offset: Option<Value>,
-    ) -> Value {
-        let Some(memory) = self.arrays.q_sum else { return total };
-        let groups = self.op.layout.k.codes.groups(self.op.layout.k.head_dim);
-        let zero = int(b, 0);
-        let sum = self.read(b, memory, group.unwrap_or(zero), row * groups, 1);
-        let sum = b.splat(sum, self.lanes);
-        let offset = match offset {
-            Some(offset) => offset,
-            None => self.times_constant(b, scale, -self.op.layout.k.codes.bias()),
-        };
-        b.fma(sum, offset, total)
     }
 
     /// A score after soft cap, bias and mask, in units of ln 2.
@@ -356,6 +269,16 @@ impl Kernel<'_> {
             seen = b.bin(BinOp::And, seen, near);
         }
         b.select(seen, s, unseen)
+    }
+}
+
+/// A sum of products times what is taken, and what is added then.
+fn scored(b: &mut Builder, sum: Value, taken: (Option<Value>, Option<Value>)) -> Value {
+    match taken {
+        (Some(whole), Some(start)) => b.fma(sum, whole, start),
+        (Some(whole), None) => b.mul(sum, whole),
+        (None, Some(start)) => b.add(sum, start),
+        (None, None) => sum,
     }
 }
 

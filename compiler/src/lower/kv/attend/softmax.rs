@@ -5,19 +5,20 @@
 //! what happens once a tile is done for all four at once: rows of lanes are reduced to it by halves, like a transposition.
 //! Always holds: a NaN among scores is a NaN among weights, though the largest score passes it over.
 
-use super::super::{codes, int};
-use super::rounded::Short;
-use super::values::{grouped, has_offsets, scales_weights};
+use super::super::super::memory::times;
+use super::super::{codes, int, plus};
+use super::place::Step;
+use super::state::SHARE;
+use super::values::grouped;
 use super::{Kernel, LOWEST, Tile};
 use crate::format::kv::Side;
-use crate::ir::{BinOp, Builder, CmpOp, UnOp, Value};
-use crate::op::kv::LEAST;
+use crate::ir::{BinOp, Builder, CmpOp, Value};
 
 /// Rows whose state is a vector.
 pub(super) const ROWS: usize = 4;
 
 /// The larger of two numbers where order matters for NaNs alone: a new one that is NaN is passed over.
-fn larger(b: &mut Builder, old: Value, new: Value) -> Value {
+pub(super) fn larger(b: &mut Builder, old: Value, new: Value) -> Value {
     let less = b.cmp(CmpOp::Lt, old, new);
     b.select(less, new, old)
 }
@@ -57,106 +58,88 @@ impl Kernel<'_> {
         self.schedule.threads == 1 && self.lanes as usize >= ROWS
     }
 
-    /// Weights of `blocks` tokens from `start` on, and the state after them.
-    pub(super) fn softmax(&self, b: &mut Builder, tile: Tile, blocks: Value) {
-        self.four_rows(b, &|b, first, count| self.softmax_of(b, (tile, blocks), first, count));
+    /// Weights of a tile, and the state after them.
+    pub(super) fn softmax(&self, b: &mut Builder, tile: Tile) {
+        self.four_rows(b, &|b, first, count| self.softmax_of(b, tile, (first, count)));
     }
 
     /// The same for `count` rows from `first` on.
-    fn softmax_of(&self, b: &mut Builder, (here, blocks): (Tile, Value), first: Value, count: usize) {
+    fn softmax_of(&self, b: &mut Builder, here: Tile, (first, count): (Value, usize)) {
         let kind = self.op.layout.v.codes;
-        let (lanes, step) = (self.lanes, i64::from(self.lanes));
-        let (stat, padded, tile) = (self.arrays.stat, self.padded, self.tile);
-        let line = super::times(b, first, tile);
-        let zero = int(b, 0);
-        let lowest = b.f32(lanes, LOWEST);
-        let tops = b.for_loop(zero, blocks, step, &vec![lowest; count], |b, t, tops| {
-            let index = b.add(line, t);
-            let of_row = |(row, &top): (usize, &Value)| {
-                let s = self.read(b, self.arrays.s, index, row * tile, lanes);
-                larger(b, top, s)
-            };
-            tops.iter().enumerate().map(of_row).collect()
-        });
-        let top = together(b, &tops, &larger);
+        let (lanes, stat, padded) = (self.lanes, self.arrays.stat, self.padded);
+        let line = times(b, first, self.tile);
+        let top = self.tops(b, here, (line, count));
         let before = self.read(b, stat, first, 0, ROWS as u8);
         let now = larger(b, before, top);
         self.write(b, stat, first, 0, now);
 
-        let integers = self.has_steps(Side::V);
-        let rounds = self.arrays.p_factors.is_some() && !integers;
-        let offset = kind.asymmetric && !grouped(&kind);
-        let biased = !integers && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
-        // One scale for all tokens: the largest weight of the tile is that of its largest score, so that weights become multiples
-        // of a step as they are made. They are taken beside that score, not the largest so far: then neither the step nor its
-        // inverse waits for anything.
-        let most = self.known_steps();
-        let inverse = most.map(|most| b.f32(lanes, most));
-        let rows_tops: Vec<Value> = match most {
-            Some(_) => self.of_rows(b, top, count),
-            None => (0..count)
+        // Scales of groups come in later, for one group after the other.
+        let short = self.arrays.p_factors.filter(|_| !self.weighs_groups());
+        let making = short.map(|_| self.making(b, here, None));
+        // What becomes multiples of a step is taken beside the tile's largest score, not the largest so far: then the largest
+        // weight is 1, and neither the step nor its inverse waits for anything.
+        let beside = self.has_steps(Side::V);
+        let tops: Vec<Value> = match beside {
+            true => self.of_rows(b, top, count),
+            false => (0..count)
                 .map(|row| {
                     let top = self.read(b, stat, first, row, 1);
                     b.splat(top, lanes)
                 })
                 .collect(),
         };
+        let offset = kind.asymmetric && !grouped(&kind);
+        let biased = making.is_none() && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
+        // What becomes a factor of 8 bits of precision needs no more of a weight.
+        let power = match self.op.takes_bf16(Side::V) || self.op.carries() {
+            true => codes::power_of_two_about,
+            false => codes::power_of_two_here,
+        };
+        let width = if making.is_some() { self.chunk() } else { lanes as usize };
         let none = b.f32(lanes, 0.0);
-        // Sums, then sums of offsets, then the largest weights or what is carried.
-        let middle = offset || biased;
-        let carries = most.is_some() && self.op.carries();
-        // Weights become multiples of a step once the largest is known, or factors as they are made.
-        let (later, packs) = (integers && most.is_none(), rounds || most.is_some());
-        let lists = 1 + usize::from(middle) + usize::from(later || carries);
-        let power = if rounds || carries { codes::power_of_two_about } else { codes::power_of_two_here };
-        let width = if packs { self.chunk() } else { lanes as usize };
-        let state = b.for_loop(zero, blocks, width as i64, &vec![none; lists * count], |b, t, state| {
+        // Sums, then what is made of them.
+        let lists = 1 + making.as_ref().map_or(usize::from(offset || biased), |making| making.lists());
+        let (zero, end) = (int(b, 0), here.blocks);
+        let state = b.for_loop(zero, end, width as i64, &vec![none; lists * count], |b, t, state| {
             let mut state = state.to_vec();
+            let (sums, more) = state.split_at_mut(count);
             let index = b.add(line, t);
-            self.foresee_between(b, here, t, width);
+            self.foresee_in(b, here, Step::Softmax, (t, width));
             let mut numbers = vec![Vec::new(); count];
-            for vector in 0..width / lanes as usize {
-                let t = super::plus(b, t, vector * lanes as usize);
-                let (scale, offsets) = self.of_values(b, (here, t), (most.is_none(), offset));
-                for row in 0..count {
-                    let place = row * tile + vector * lanes as usize;
+            for vector in (0..width).step_by(lanes as usize) {
+                let t = plus(b, t, vector);
+                let (scale, offsets) = match self.weighs_groups() {
+                    true => (None, None),
+                    false => self.of_values(b, here, t, None),
+                };
+                let by = making.as_ref().map(|making| making.by(b, scale));
+                for (row, &top) in tops.iter().enumerate() {
+                    let place = row * self.tile + vector;
                     let s = self.read(b, self.arrays.s, index, place, lanes);
-                    let x = b.bin(BinOp::Sub, s, rows_tops[row]);
+                    let x = b.bin(BinOp::Sub, s, top);
                     let p = power(b, x);
-                    state[row] = b.add(state[row], p);
+                    sums[row] = b.add(sums[row], p);
+                    if let (Some(making), Some(by)) = (&making, by) {
+                        numbers[row].push(self.made(b, making, (p, by, offsets), (&mut *more, row, count)));
+                        continue;
+                    }
                     let mut weight = p;
-                    match (self.arrays.p, scale, inverse) {
-                        (_, Some(scale), None) if rounds => {
-                            let scaled = b.mul(p, scale);
-                            let scaled = if kind.is_static() { scaled } else { self.where_seen(b, p, scaled) };
-                            numbers[row].push(codes::nearest_bf16(b, scaled));
-                        }
-                        (_, _, Some(inverse)) => {
-                            let carried = carries.then(|| &mut state[(lists - 1) * count + row]);
-                            numbers[row].push(self.rounded(b, (p, inverse), carried, false).0);
-                        }
-                        (Some(memory), Some(scale), None) => {
-                            let scaled = b.mul(p, scale);
-                            weight = self.where_seen(b, p, scaled);
+                    match (self.arrays.p.filter(|_| !self.weighs_groups()), scale) {
+                        (Some(memory), Some(scale)) => {
+                            weight = b.mul(p, scale);
                             self.write(b, memory, index, place, weight);
                         }
                         _ => self.write(b, self.arrays.s, index, place, p),
                     }
-                    if let Some(offsets) = offsets {
-                        let offsets = self.where_seen(b, p, offsets);
-                        state[count + row] = b.fma(p, offsets, state[count + row]);
+                    if let (Some(offsets), true) = (offsets, offset) {
+                        more[row] = b.fma(p, offsets, more[row]);
                     } else if biased {
-                        state[count + row] = b.add(state[count + row], weight);
-                    }
-                    if later {
-                        let at = (lists - 1) * count + row;
-                        let size = b.un(UnOp::Abs, weight);
-                        state[at] = larger(b, state[at], size);
+                        more[row] = b.add(more[row], weight);
                     }
                 }
             }
-            if let Some(factors) = self.arrays.p_factors.as_ref().filter(|_| packs) {
-                self.write_factors(b, factors, (first, t), &numbers);
+            if let Some(factors) = &short {
+                self.write_factors(b, factors, index, &numbers);
             }
             state
         });
@@ -164,100 +147,45 @@ impl Kernel<'_> {
         let correction = codes::power_of_two_here(b, difference);
         self.write(b, stat, first, padded, correction);
         let mut sum = together(b, &state[..count], &Builder::add);
-        let mut offsets = middle.then(|| together(b, &state[count..2 * count], &Builder::add));
-        let last = &state[(lists - 1) * count..];
-        if let Some(most) = most {
+        let share = beside.then(|| {
             let difference = b.bin(BinOp::Sub, top, now);
-            let share = codes::power_of_two_here(b, difference);
-            let step = self.steps_of_weights(b, first, share, most);
-            if carries && self.sums_multiples() {
-                // All multiples are what they were made of but for what is left to carry.
-                let left = together(b, last, &Builder::add);
-                let all = self.times_constant(b, sum, most);
-                let multiples = b.bin(BinOp::Sub, all, left);
-                offsets = Some(b.mul(multiples, step));
-            } else {
-                offsets = offsets.map(|offsets| b.mul(offsets, share));
+            codes::power_of_two_here(b, difference)
+        });
+        let offsets = match &making {
+            Some(making) => self.steps_and_offsets(b, making, (first, count), share, (Some(sum), &state[count..])),
+            None if offset => Some(together(b, &state[count..], &Builder::add)),
+            None if biased => {
+                let sum = together(b, &state[count..], &Builder::add);
+                Some(self.times_constant(b, sum, -kind.bias()))
             }
+            None => None,
+        };
+        if let Some(share) = share {
             sum = b.mul(sum, share);
-        } else if let (Some(factors), Some(from)) = (self.arrays.p_factors, self.arrays.p)
-            && let Some(most) = factors.packing.steps()
-        {
-            let (carries, summed) = (self.op.carries(), self.sums_multiples());
-            let short = Short { side: Side::V, factors, most, from, carries, summed };
-            let top = together(b, last, &larger);
-            let floor = b.f32(ROWS as u8, LEAST);
-            let top = larger(b, floor, top);
-            let (sum, step) = self.round_rows(b, &short, (line, first, blocks), (top, count));
-            offsets = offsets.or(sum.map(|sum| b.mul(sum, step)));
+            if self.weighs_groups() {
+                self.write(b, stat, first, SHARE * padded, share);
+            }
         }
         let earlier = self.read(b, stat, first, 2 * padded, ROWS as u8);
         let total = b.fma(earlier, correction, sum);
         self.write(b, stat, first, 2 * padded, total);
-        if has_offsets(&kind)
-            && let Some(sum) = offsets
-        {
-            let sum = if kind.asymmetric { sum } else { self.times_constant(b, sum, -kind.bias()) };
-            self.write(b, stat, first, 3 * padded, sum);
+        if let Some(offsets) = offsets {
+            self.write(b, stat, first, 3 * padded, offsets);
         }
     }
 
-    /// What is made of a token's scale or offset, 0 where the token weighs nothing: what lies in the place of an unseen one's is
-    /// anything.
-    fn where_seen(&self, b: &mut Builder, weight: Value, value: Value) -> Value {
-        let none = b.f32(self.lanes, 0.0);
-        let some = b.cmp(CmpOp::Lt, none, weight);
-        b.select(some, value, none)
-    }
-
-    /// Whether sums of multiples are asked for: they stand for the bias of codes.
-    fn sums_multiples(&self) -> bool {
-        let kind = self.op.layout.v.codes;
-        !kind.asymmetric && kind.bias() != 0.0
-    }
-
-    /// The largest multiple of the step of weights that become such as they are made: where one scale serves all values.
-    fn known_steps(&self) -> Option<f32> {
-        let factors = self.arrays.p_factors.as_ref()?;
-        let most = factors.packing.steps()?;
-        self.op.layout.v.codes.is_static().then_some(most as f32)
-    }
-
-    /// Stores the steps of weights times scale of four rows from `first` on, whose largest weight is `largest`.
-    fn steps_of_weights(&self, b: &mut Builder, first: Value, largest: Value, most: f32) -> Value {
-        let (scale, _) = self.scales(Side::V).given(b, &self.op.layout.v, self.head);
-        let scale = self.times_constant(b, scale, 1.0 / most);
-        let scale = b.splat(scale, ROWS as u8);
-        let step = b.mul(largest, scale);
-        if let Some(steps) = self.arrays.steps {
-            self.write(b, steps, first, self.padded, step);
-        }
-        step
-    }
-
-    /// Scales and offsets of a vector of tokens, where tokens have some and they are asked for.
-    fn of_values(
-        &self,
-        b: &mut Builder,
-        (tile, t): (Tile, Value),
-        (scale, offset): (bool, bool),
-    ) -> (Option<Value>, Option<Value>) {
-        let part = &self.op.layout.v;
-        let scale = scale && scales_weights(&part.codes);
-        if !scale && !offset {
-            return (None, None);
-        }
-        let (base, within) = self.page_of(b, tile, t);
-        let scale = scale.then(|| self.value_scale(b, base, within, self.lanes));
-        let offset = offset.then(|| {
-            if part.codes.is_static() {
-                let (_, offset) = self.scales(Side::V).given(b, part, self.head);
-                return b.splat(offset, self.lanes);
-            }
-            let place = super::times(b, within, 2);
-            let place = b.add(base, place);
-            codes::bf16(b, self.params.get("pool"), place, part.offset, self.lanes)
+    /// The largest scores of a tile, of `count` rows that start at `line`.
+    fn tops(&self, b: &mut Builder, tile: Tile, (line, count): (Value, usize)) -> Value {
+        let lowest = b.f32(self.lanes, LOWEST);
+        let zero = int(b, 0);
+        let tops = b.for_loop(zero, tile.blocks, i64::from(self.lanes), &vec![lowest; count], |b, t, tops| {
+            let index = b.add(line, t);
+            let of_row = |(row, &top): (usize, &Value)| {
+                let s = self.read(b, self.arrays.s, index, row * self.tile, self.lanes);
+                larger(b, top, s)
+            };
+            tops.iter().enumerate().map(of_row).collect()
         });
-        (scale, offset)
+        together(b, &tops, &larger)
     }
 }

@@ -12,6 +12,9 @@ use crate::ir::{Address, BinOp, Builder, Builtin, CastOp, CmpOp, Memory, Scalar,
 use crate::lower::memory::{at, times};
 use crate::op::kv::Attend;
 
+/// The row of [`Arrays::stat`] that lives for a tile.
+pub(super) const SHARE: usize = 4;
+
 /// An array of 32-bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
@@ -36,7 +39,8 @@ pub(super) struct Arrays {
     pub q: Slot,
     /// Queries times the scales of a page's channels, where channels have scales.
     pub q_page: Option<Slot>,
-    /// Sums of queries per group `[row, group]`, and with offsets per channel, their product with those `[row]`.
+    /// Sums of queries `[group, padded]`; where queries are multiples of a step, what the bias of codes takes off the sums of
+    /// integers; where keys have offsets per channel, the product with those.
     pub q_sum: Option<Slot>,
     /// Scores, then weights `[row, tile]`.
     pub s: Slot,
@@ -45,11 +49,14 @@ pub(super) struct Arrays {
     /// Queries in a few bits, and weights.
     pub q_factors: Option<Factors>,
     pub p_factors: Option<Factors>,
-    /// Steps of queries and of weights `[2, padded]`, where one of the two has some.
-    pub steps: Option<Slot>,
+    /// Steps of queries `[group, padded]`, where they have some.
+    pub q_steps: Option<Slot>,
+    /// Steps of weights `[padded]`.
+    pub p_steps: Option<Slot>,
     /// Outputs `[row, v_dim]`.
     pub o: Slot,
-    /// Largest score, correction, sum, sum of weighted offsets `[4, padded]`.
+    /// Largest score, correction, sum, sum of weighted offsets, and what a tile's largest weight is beside the largest so far
+    /// ([`SHARE`]) `[5, padded]`.
     pub stat: Slot,
 }
 
@@ -103,25 +110,23 @@ impl Arrays {
         let (k_dim, v_dim) = (op.layout.k.head_dim, op.layout.v.head_dim);
         let channel = op.layout.k.codes.per == KvPer::Channel;
         let (keys, values) = (Packing::of(op, Side::K, k_dim), Packing::of(op, Side::V, tile));
+        let groups = op.layout.k.codes.groups(k_dim);
+        let has_steps = |packing: Option<Packing>| packing.is_some_and(|packing| packing.steps().is_some());
         Arrays {
             q: shared("queries", rows * k_dim, true),
             q_page: channel.then(|| shared("page_queries", rows * k_dim, false)),
-            q_sum: has_offsets(&op.layout.k.codes)
-                .then(|| shared("query_sums", rows * op.layout.k.codes.groups(k_dim), true)),
+            q_sum: has_offsets(&op.layout.k.codes).then(|| shared("query_sums", padded * groups, true)),
             s: shared("scores", rows * tile, false),
-            p: (scales_weights(&op.layout.v.codes) && !op.takes_bf16(Side::V))
+            p: ((scales_weights(&op.layout.v.codes) || op.steps(Side::V).is_some()) && !op.takes_bf16(Side::V))
                 .then(|| shared("weights", rows * tile, false)),
             q_factors: keys
                 .map(|packing| Factors { packing, memory: shared("query_factors", packing.words(rows), true) }),
             p_factors: values
                 .map(|packing| Factors { packing, memory: shared("weight_factors", packing.words(rows), false) }),
-            steps: [keys, values]
-                .into_iter()
-                .flatten()
-                .any(|packing| packing.steps().is_some())
-                .then(|| shared("steps", padded * 2, true)),
+            q_steps: has_steps(keys).then(|| shared("query_steps", padded * groups, true)),
+            p_steps: has_steps(values).then(|| shared("weight_steps", padded, false)),
             o: shared("outputs", rows * v_dim, true),
-            stat: shared("state", padded * 4, true),
+            stat: shared("state", padded * (SHARE + 1), true),
         }
     }
 }

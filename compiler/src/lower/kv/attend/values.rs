@@ -2,6 +2,7 @@
 
 use super::super::super::memory::{at, split, times};
 use super::super::{codes, int, least, plus};
+use super::weights::where_seen;
 use super::{FMA, Kernel, LOWEST, Tile, across, chained, row_blocks, unchained};
 use crate::format::kv::{KvCodes, KvPer, Side};
 use crate::ir::{BinOp, Builder, CmpOp, Value};
@@ -16,7 +17,8 @@ impl Kernel<'_> {
     }
 
     /// The largest score of each row, and the correction of what came before.
-    pub(super) fn largest(&self, b: &mut Builder, blocks: Value) {
+    pub(super) fn largest(&self, b: &mut Builder, tile: Tile) {
+        let blocks = tile.blocks;
         let rows = self.rows_value(b);
         self.each(b, rows, 1, &mut |b, row| {
             let wide = self.wide();
@@ -38,10 +40,10 @@ impl Kernel<'_> {
     }
 
     /// Weights of tokens, and these times the scales of their values.
-    pub(super) fn weights(&self, b: &mut Builder, tile: Tile, blocks: Value) {
+    pub(super) fn weights(&self, b: &mut Builder, tile: Tile) {
         let lanes = self.lanes;
-        self.each(b, blocks, lanes as usize, &mut |b, local| {
-            let scale = self.arrays.p.map(|_| {
+        self.each(b, tile.blocks, lanes as usize, &mut |b, local| {
+            let scale = self.arrays.p.filter(|_| !self.weighs_groups()).map(|_| {
                 let (base, within) = self.page_of(b, tile, local);
                 self.value_scale(b, base, within, lanes)
             });
@@ -57,10 +59,7 @@ impl Kernel<'_> {
                 self.write(b, self.arrays.s, index, 0, p);
                 if let (Some(memory), Some(scale)) = (self.arrays.p, scale) {
                     let weight = b.mul(p, scale);
-                    // What lies in the place of an unseen token's scale is anything.
-                    let none = b.f32(lanes, 0.0);
-                    let some = b.cmp(CmpOp::Lt, none, p);
-                    let weight = b.select(some, weight, none);
+                    let weight = where_seen(b, p, weight);
                     self.write(b, memory, index, 0, weight);
                 }
                 Vec::new()
@@ -88,7 +87,8 @@ impl Kernel<'_> {
     }
 
     /// Sums of weights, and of weights times offsets of whole tokens.
-    pub(super) fn sums(&self, b: &mut Builder, tile: Tile, blocks: Value) {
+    pub(super) fn sums(&self, b: &mut Builder, tile: Tile) {
+        let blocks = tile.blocks;
         let part = &self.op.layout.v;
         let kind = part.codes;
         let rows = self.rows_value(b);
@@ -97,11 +97,11 @@ impl Kernel<'_> {
             let line = times(b, row, self.tile);
             // Weights in steps; their sum is that of their multiples.
             let rounded = match (&self.arrays.p_factors, self.arrays.p) {
-                (Some(factors), Some(memory)) => {
-                    let sum = self.quantize(b, &factors.packing, memory, (row, line, blocks), 1);
-                    self.pack(b, factors, memory, (row, line, blocks));
-                    let step = self.arrays.steps.map(|steps| self.read(b, steps, row, self.padded, 1));
-                    step.map(|step| b.mul(sum, step))
+                (Some(factors), Some(memory)) if !self.weighs_groups() => {
+                    let (sum, step) = self.quantize(b, &factors.packing, memory, (line, blocks));
+                    self.pack(b, factors, memory, (line, blocks));
+                    self.write_weight_step(b, row, step);
+                    Some(b.mul(sum, step))
                 }
                 _ => None,
             };
@@ -127,8 +127,7 @@ impl Kernel<'_> {
                             let place = b.add(base, place);
                             codes::bf16(b, self.params.get("pool"), place, part.offset, wide)
                         };
-                        let some = b.cmp(CmpOp::Lt, none, p);
-                        let offset = b.select(some, offset, none);
+                        let offset = where_seen(b, p, offset);
                         b.fma(p, offset, state[1])
                     }
                     _ => state[1],
@@ -149,22 +148,39 @@ impl Kernel<'_> {
         });
     }
 
-    /// Outputs after `count` more tokens.
-    pub(super) fn outputs(&self, b: &mut Builder, tile: Tile, count: Value) {
+    /// Outputs after the tokens of a tile.
+    pub(super) fn outputs(&self, b: &mut Builder, tile: Tile) {
+        let part = &self.op.layout.v;
+        if !self.weighs_groups() {
+            return self.outputs_of(b, tile, (None, part.head_dim));
+        }
+        let (zero, groups) = (int(b, 0), int(b, part.codes.groups(part.head_dim)));
+        let size = part.codes.group(part.head_dim);
+        b.for_loop(zero, groups, 1, &[], |b, group, _| {
+            self.group_weights(b, tile, group);
+            let first = times(b, group, size);
+            self.outputs_of(b, tile, (Some(first), size));
+            self.meet(b);
+            Vec::new()
+        });
+    }
+
+    /// Outputs of so many channels, from the first one on or another.
+    fn outputs_of(&self, b: &mut Builder, tile: Tile, (first, channels): (Option<Value>, usize)) {
         let part = &self.op.layout.v;
         let lanes = self.lanes;
         let vectors = if self.lanes == 1 { 1 } else { self.vectors(Side::V) };
         let width = lanes as usize * vectors;
-        let dim = int(b, part.head_dim);
+        let end = int(b, channels);
         let blocks = row_blocks(self.rows, self.schedule.rows as usize);
-        let offsets = has_offsets(&part.codes) && !grouped(&part.codes);
-        self.each(b, dim, width, &mut |b, channel| {
+        let offsets = has_offsets(&part.codes) && (!grouped(&part.codes) || self.weighs_groups());
+        self.each(b, end, width, &mut |b, channel| {
+            let channel = first.map_or(channel, |first| b.add(first, channel));
             for rows in blocks.clone() {
                 // Sums of short factors come first: few registers are left while they are made.
                 let factors = self.arrays.p_factors.as_ref();
-                let sums = factors.map(|factors| {
-                    (factors, self.weighted_codes(b, factors, (tile, count, channel), rows.clone(), vectors))
-                });
+                let sums = factors
+                    .map(|factors| (factors, self.weighted_codes(b, factors, (tile, channel), rows.clone(), vectors)));
                 let mut state = Vec::new();
                 for row in rows.clone() {
                     let place = int(b, row);
@@ -182,7 +198,7 @@ impl Kernel<'_> {
                 }
                 let state = match sums {
                     Some((factors, sums)) => self.with_steps(b, factors, rows.clone(), &sums, &state),
-                    None => self.weighted(b, (tile, count, channel), rows.clone(), state),
+                    None => self.weighted(b, (tile, channel), rows.clone(), state),
                 };
                 for (r, row) in rows.enumerate() {
                     for v in 0..vectors {
@@ -194,11 +210,11 @@ impl Kernel<'_> {
         });
     }
 
-    /// Adds the weighted values of `count` tokens of some rows and channels.
+    /// Adds the weighted values of the tokens of a tile, of some rows and channels.
     fn weighted(
         &self,
         b: &mut Builder,
-        (tile, count, channel): (Tile, Value, Value),
+        (tile, channel): (Tile, Value),
         rows: std::ops::Range<usize>,
         state: Vec<Value>,
     ) -> Vec<Value> {
@@ -211,7 +227,7 @@ impl Kernel<'_> {
         let ty = self.values.unit_type(lanes);
         let align = (ty.bytes()).min(32);
         let zero = int(b, 0);
-        self.by_page(b, tile, count, &state, &mut |b, done, left, state| {
+        self.by_page(b, tile, &state, &mut |b, done, left, state| {
             let (base, within) = self.page_of(b, tile, done);
             let units = plus(b, left, per - 1);
             let units = b.bin_imm(BinOp::ShrU, units, per.trailing_zeros() as i64);
@@ -285,14 +301,8 @@ impl Kernel<'_> {
     }
 
     /// Does something for the tokens of each page of a tile: a tile is a part of a page, or some pages.
-    pub(super) fn by_page(
-        &self,
-        b: &mut Builder,
-        tile: Tile,
-        count: Value,
-        state: &[Value],
-        body: &mut OfPage<'_>,
-    ) -> Vec<Value> {
+    pub(super) fn by_page(&self, b: &mut Builder, tile: Tile, state: &[Value], body: &mut OfPage<'_>) -> Vec<Value> {
+        let count = tile.count;
         let zero = int(b, 0);
         if tile.home.is_some() {
             return body(b, zero, count, state);

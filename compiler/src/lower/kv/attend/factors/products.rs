@@ -17,18 +17,17 @@ impl Kernel<'_> {
         (self.lanes as usize).max(8)
     }
 
-    /// The numbers `[line, line + count)` of a shared array become multiples of a step that is stored as number `place` of
-    /// the row's steps; `count` is a multiple of 16. Returns the sum of the multiples.
+    /// The numbers `[line, line + count)` of a shared array become multiples of a step; `count` is a multiple of 16. Returns the
+    /// sum of the multiples, and the step.
     pub(in super::super) fn quantize(
         &self,
         b: &mut Builder,
         packing: &Packing,
         from: Slot,
-        (row, line, count): (Value, Value, Value),
-        place: usize,
-    ) -> Value {
+        (line, count): (Value, Value),
+    ) -> (Value, Value) {
         let wide = self.wide();
-        let (Some(steps), Some(most)) = (self.arrays.steps, packing.steps) else { return b.f32(1, 0.0) };
+        let most = packing.steps.unwrap_or(1);
         let (zero, none) = (int(b, 0), b.f32(wide, 0.0));
         let top = b.for_loop(zero, count, wide as i64, &[none], |b, i, top| {
             let index = b.add(line, i);
@@ -41,7 +40,6 @@ impl Kernel<'_> {
         let top = b.bin(BinOp::Max, top, floor);
         let most = b.f32(1, most as f32);
         let step = b.bin(BinOp::Div, top, most);
-        self.write(b, steps, row, place * self.padded, step);
         let inverse = b.bin(BinOp::Div, most, top);
         let inverse = b.splat(inverse, wide);
         let sum = b.for_loop(zero, count, wide as i64, &[none], |b, i, sum| {
@@ -52,25 +50,17 @@ impl Kernel<'_> {
             self.write(b, from, index, 0, n);
             vec![b.add(sum[0], n)]
         });
-        across(b, BinOp::Add, sum[0])
+        (across(b, BinOp::Add, sum[0]), step)
     }
 
-    /// Packs the multiples `[line, line + count)` of a row.
-    pub(in super::super) fn pack(
-        &self,
-        b: &mut Builder,
-        factors: &Factors,
-        from: Slot,
-        (row, line, count): (Value, Value, Value),
-    ) {
+    /// Packs the multiples `[line, line + count)`.
+    pub(in super::super) fn pack(&self, b: &mut Builder, factors: &Factors, from: Slot, (line, count): (Value, Value)) {
         let packing = factors.packing;
         let (chunk, lanes) = (self.chunk(), self.lanes as usize);
         let zero = int(b, 0);
-        let start = times(b, row, packing.row * packing.bits / 32);
         b.for_loop(zero, count, chunk as i64, &[], |b, i, _| {
             let index = b.add(line, i);
-            let further = packing.word_of(b, i);
-            let place = b.add(start, further);
+            let place = packing.word_of(b, index);
             if lanes >= 8 || lanes >= 4 && packing.bits == 16 {
                 let numbers: Vec<Value> = (0..chunk / lanes)
                     .map(|v| {
@@ -100,16 +90,19 @@ impl Kernel<'_> {
         });
     }
 
-    /// The step of a row: of its query (0) or of its weights (1).
-    pub(in super::super) fn step(&self, b: &mut Builder, row: usize, place: usize) -> Value {
-        match self.arrays.steps {
-            Some(steps) => {
-                let index = int(b, row);
-                let step = self.read(b, steps, index, place * self.padded, 1);
-                b.splat(step, self.lanes)
-            }
-            None => b.f32(self.lanes, 1.0),
+    /// Keeps the steps of weights of rows from this one on.
+    pub(in super::super) fn write_weight_step(&self, b: &mut Builder, row: Value, step: Value) {
+        if let Some(steps) = self.arrays.p_steps {
+            self.write(b, steps, row, 0, step);
         }
+    }
+
+    /// The step of a row's weights in all lanes, where they have some.
+    fn weight_step(&self, b: &mut Builder, row: usize) -> Option<Value> {
+        let steps = self.arrays.p_steps?;
+        let index = int(b, row);
+        let step = self.read(b, steps, index, 0, 1);
+        Some(b.splat(step, self.lanes))
     }
 
     /// Adds the products of units `first..end` of codes to sums `[row][vector][part]`. Unit `i` lies a block's words behind
@@ -176,13 +169,13 @@ impl Kernel<'_> {
         unchained(b, &sums, count)
     }
 
-    /// Products of rows of queries with `count` channels of keys from unit `first` on, in steps of the queries.
+    /// Products of rows of queries with `count` channels of keys from unit `first` on, those of a group, in steps of the queries.
     pub(in super::super) fn key_products(
         &self,
         b: &mut Builder,
         factors: &Factors,
         (keys, hint): (Value, Option<Hint>),
-        (first, count): (Value, usize),
+        (group, first, count): (Option<Value>, Value, usize),
         rows: std::ops::Range<usize>,
     ) -> Vec<Value> {
         let vectors = self.vectors(Side::K);
@@ -192,18 +185,23 @@ impl Kernel<'_> {
         let turn = [4, 2, 1].into_iter().find(|&turn| turn <= most && units.is_multiple_of(turn)).unwrap_or(1);
         let end = plus(b, first, units);
         let nothing = factors.packing.none(b, self.lanes);
-        let zeros = vec![nothing; rows.len() * vectors * factors.packing.parts()];
-        let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &zeros);
+        let starts: Vec<Value> = (rows.clone())
+            .flat_map(|row| {
+                let start = self.query_start(b, group, row).unwrap_or(nothing);
+                vec![start; vectors * factors.packing.parts()]
+            })
+            .collect();
+        let sums = self.products(b, (Side::K, factors), (keys, None, hint), (first, end, turn), rows, &starts);
         let sums = factors.packing.whole(b, &sums);
         sums.into_iter().map(|sum| factors.packing.number(b, sum)).collect()
     }
 
-    /// Products of weights with the values of `count` tokens, in steps of the weights: sums `[row][vector]`.
+    /// Products of weights with the values of a tile, in steps of the weights: sums `[row][vector]`.
     pub(in super::super) fn weighted_codes(
         &self,
         b: &mut Builder,
         factors: &Factors,
-        (tile, count, channel): (Tile, Value, Value),
+        (tile, channel): (Tile, Value),
         rows: std::ops::Range<usize>,
         vectors: usize,
     ) -> Vec<Value> {
@@ -212,7 +210,7 @@ impl Kernel<'_> {
         let nothing = factors.packing.none(b, self.lanes);
         let zeros = vec![nothing; rows.len() * vectors * factors.packing.parts()];
         let zero = int(b, 0);
-        let sums = self.by_page(b, tile, count, &zeros, &mut |b, done, left, sums| {
+        let sums = self.by_page(b, tile, &zeros, &mut |b, done, left, sums| {
             let (base, within) = self.page_of(b, tile, done);
             // Whole steps: weights of tokens past the last are 0, and so is any code times 0.
             let units = plus(b, left, STEP - 1);
@@ -249,7 +247,7 @@ impl Kernel<'_> {
         let vectors = sums.len() / rows.len();
         let mut out = Vec::new();
         for (r, row) in rows.enumerate() {
-            let step = factors.packing.steps.map(|_| self.step(b, row, 1));
+            let step = self.weight_step(b, row);
             for i in r * vectors..(r + 1) * vectors {
                 let sum = factors.packing.number(b, sums[i]);
                 out.push(match step {
