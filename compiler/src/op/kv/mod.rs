@@ -10,10 +10,12 @@
 mod append;
 mod attend;
 mod pool;
+mod reference;
 
 pub use append::{KvAppend, Rope, SPAN};
-pub use attend::{Arithmetic, Attend, AttendInputs, ITEM, LEAST, MOST_TOKENS, Merge, ROW, Reference, Sight};
+pub use attend::{Arithmetic, Attend, ITEM, LEAST, MOST_TOKENS, Merge, ROW, Sight};
 pub use pool::{KvStatics, Pool};
+pub use reference::{AttendInputs, Reference};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -17,6 +17,7 @@
 mod factors;
 mod folded;
 pub(super) mod matrix;
+mod pace;
 mod place;
 mod queries;
 mod rounded;

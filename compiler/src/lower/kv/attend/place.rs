@@ -1,5 +1,5 @@
-//! Where the tokens of a tile lie: their page, found once where a page holds the tile, and the next tile's codes, which are
-//! asked for early on a CPU.
+//! Where the tokens of a tile lie: their page, found once where a page holds the tile, and what is asked for early on a CPU, while
+//! their codes are read.
 
 use super::super::codes;
 use super::super::{int, least, plus};
@@ -43,7 +43,7 @@ enum Ahead {
 
 /// Codes in the order of memory.
 #[derive(Clone, Copy)]
-struct Line {
+pub(super) struct Line {
     /// From this byte of the record on, what is asked for is beyond the last head of the page.
     last: Value,
     /// How far behind it lies before there.
@@ -68,62 +68,6 @@ pub(super) enum Hint {
     /// A share of as many, from this one of the pool on, in whole blocks.
     Share(Value),
 }
-
-/// A step of a tile that reads no codes.
-#[derive(Clone, Copy)]
-pub(super) enum Step {
-    /// Queries take over the scales of the channels of a page.
-    Fold,
-    /// Scores become weights.
-    Softmax,
-    /// Weights take over the scales of this group of channels of values.
-    Group(Value),
-}
-
-/// Bytes of a record that the steps of a tile ask for, one after the other: memory delivers at its own pace, so that each asks for as
-/// many as its time allows, codes and scales alike.
-#[derive(Clone, Copy)]
-struct Pace {
-    /// While queries take over the scales of a page.
-    fold: usize,
-    /// While keys are read.
-    keys: usize,
-    /// Between scores and outputs.
-    between: usize,
-    /// While weights of values take over the scales of a group of channels.
-    weights: usize,
-    /// While the values of such a group are read, or all.
-    outputs: usize,
-}
-
-impl Pace {
-    /// Where what is asked for from outputs on starts.
-    fn values(self) -> usize {
-        self.fold + self.keys + self.between
-    }
-
-    /// What is asked for while so many bytes of codes of a side are read.
-    fn of(self, side: Side, kernel: &Kernel<'_>) -> (usize, usize) {
-        let part = &kernel.op.layout.v;
-        let groups = if kernel.weighs_groups() { part.codes.groups(part.head_dim) } else { 1 };
-        match side {
-            Side::K => (self.keys, kernel.code_bytes(side)),
-            Side::V => (self.outputs, kernel.code_bytes(side) / groups),
-        }
-    }
-}
-
-/// Quarters of a cycle that a query takes for a channel of a page.
-const FOLD: usize = 3;
-
-/// Parts of what is read, in which a place to ask for is known.
-const SHARES: usize = 64;
-
-/// Quarters of a cycle that softmax takes for a token and a row.
-const SOFTMAX: usize = 4;
-
-/// Quarters of a cycle that the weight of a token takes for a row and a group of channels.
-const GROUP: usize = 2;
 
 /// Bytes that are asked for at once: four times those that a turn reads, up to so many, from a multiple of them on. A block is
 /// asked for again until the next one's turn comes. Measured on Zen 5 with two threads, of plain reading: lines one by one 82 %
@@ -226,7 +170,7 @@ impl Kernel<'_> {
         let part = self.op.layout.part(side);
         // A step may take some lanes of a block: asked for is what as many whole lanes would be.
         let done = times(b, lane, self.op.layout.units(side) * part.codes.code.unit_bytes());
-        if let Some(Home { ahead: Ahead::Line(line), .. }) = tile.home {
+        if let Some((base, line)) = self.in_line(tile) {
             let place = self.place_of_share(b, side, (lane, done));
             return Some(Hint::Share(self.line_later(b, base, line, place)));
         }
@@ -250,97 +194,18 @@ impl Kernel<'_> {
         Some(Hint::All(b.add(place, further)))
     }
 
-    /// The byte of a record that is asked for when the codes of a lane are, `done` bytes of codes after the side's first ones.
-    fn place_of_share(&self, b: &mut Builder, side: Side, (lane, done): (Value, Value)) -> Value {
-        let pace = self.pace();
-        let all = self.code_bytes(side);
-        if side == Side::K {
-            let place = self.paced(b, done, (pace.keys, all));
-            return plus(b, place, pace.fold);
-        }
-        let first = pace.values();
-        if !self.weighs_groups() {
-            let place = self.paced(b, done, (pace.outputs, all));
-            return plus(b, place, first);
-        }
-        let part = &self.op.layout.v;
-        let groups = part.codes.groups(part.head_dim);
-        let (group, _) = split(b, lane, part.codes.group(part.head_dim));
-        let before = times(b, group, all / groups);
-        let done = b.bin(BinOp::Sub, done, before);
-        let place = self.paced(b, done, (pace.outputs, all / groups));
-        let before = times(b, group, pace.weights + pace.outputs);
-        let place = b.add(place, before);
-        plus(b, place, first + pace.weights)
-    }
-
     /// The byte of the pool that is asked for at byte `place` of a record.
-    fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
+    pub(super) fn line_later(&self, b: &mut Builder, base: Value, line: Line, place: Value) -> Value {
         let further = line.distance(b, place);
         let place = b.add(base, place);
         b.add(place, further)
     }
 
-    /// Bytes of codes of one head of a page.
-    fn code_bytes(&self, side: Side) -> usize {
-        let part = self.op.layout.part(side);
-        self.op.layout.page * part.head_dim * part.codes.code.bits() / 8
-    }
-
-    /// What each step of a tile asks for.
-    fn pace(&self) -> Pace {
-        let (keys, values) = (&self.op.layout.k, &self.op.layout.v);
-        let groups = if self.weighs_groups() { values.codes.groups(values.head_dim) } else { 0 };
-        let times = [
-            if self.folds_keys() { FOLD * self.rows * keys.head_dim / self.tile } else { 0 },
-            self.quarter_cycles(Side::K),
-            SOFTMAX * self.rows,
-            GROUP * self.rows * groups,
-            self.quarter_cycles(Side::V),
-        ];
-        let all: usize = times.iter().sum();
-        let lines = self.op.layout.record.div_ceil(64);
-        let share = |time: usize| 64 * (lines * time).div_ceil(all);
-        let [fold, keys, between] = [0, 1, 2].map(|step| share(times[step]));
-        let weights = if groups == 0 { 0 } else { share(times[3].div_ceil(groups)) };
-        let left = (64 * lines).saturating_sub(fold + keys + between);
-        let outputs = (left / groups.max(1)).saturating_sub(weights).next_multiple_of(64);
-        Pace { fold, keys, between, weights, outputs }
-    }
-
-    /// About how long the products of a token take on a side, in quarters of a cycle: two instructions start in each, of vectors of
-    /// 64 bytes, and opening codes takes some.
-    fn quarter_cycles(&self, side: Side) -> usize {
-        let factors = if side == Side::K { &self.arrays.q_factors } else { &self.arrays.p_factors };
-        let together = factors.as_ref().map_or(1, |factors| factors.packing.together());
-        (4 * self.rows / together + 1) * self.op.layout.part(side).head_dim.div_ceil(32)
-    }
-
-    /// How far into what a step asks for it is when it has read so many bytes of codes, of as many as the step reads in all.
-    fn paced(&self, b: &mut Builder, read: Value, (asked, all): (usize, usize)) -> Value {
-        let read = times(b, read, (asked * SHARES).div_ceil(all));
-        b.bin_imm(BinOp::ShrU, read, SHARES.trailing_zeros() as i64)
-    }
-
-    /// Asks for codes in a step that reads none, while numbers `i` to `i + count` of its own are made.
-    pub(super) fn foresee_in(&self, b: &mut Builder, tile: Tile, step: Step, (i, count): (Value, usize)) {
-        let Some(Home { base, ahead: Ahead::Line(line), .. }) = tile.home else { return };
-        let pace = self.pace();
-        let (asked, first, all) = match step {
-            Step::Fold => (pace.fold, 0, self.op.layout.k.head_dim),
-            Step::Softmax => (pace.between, pace.fold + pace.keys, self.tile),
-            Step::Group(_) => (pace.weights, pace.values(), self.tile),
-        };
-        let each = asked / all;
-        let place = times(b, i, each);
-        let mut place = plus(b, place, first);
-        if let Step::Group(group) = step {
-            let before = times(b, group, pace.weights + pace.outputs);
-            place = b.add(place, before);
-        }
-        let place = self.line_later(b, base, line, place);
-        for line in (0..each * count).step_by(64) {
-            b.prefetch(at(self.params.get("pool"), Some(place), line));
+    /// The record of a tile, where all of a page are asked for in the order of memory.
+    pub(super) fn in_line(&self, tile: Tile) -> Option<(Value, Line)> {
+        match tile.home? {
+            Home { base, ahead: Ahead::Line(line), .. } => Some((base, line)),
+            _ => None,
         }
     }
 
@@ -393,7 +258,7 @@ impl Kernel<'_> {
         let (place, asked) = match hint {
             Hint::All(first) => (b.add(first, further), turn * read),
             Hint::Share(first) => {
-                let further = self.paced(b, further, self.pace().of(side, self));
+                let further = self.paced(b, side, further);
                 let place = b.add(first, further);
                 let bytes = (turn * read).next_power_of_two();
                 let most = if self.op.takes_bf16(side) { SHORT_BLOCK } else { BLOCK };

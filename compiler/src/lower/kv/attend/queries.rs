@@ -7,7 +7,7 @@
 use super::super::super::memory::{split, times};
 use super::super::{codes, int, plus};
 use super::factors::Factors;
-use super::place::Step;
+use super::pace::Step;
 use super::softmax::together;
 use super::state::Slot;
 use super::{Kernel, ROWS, Tile, across};

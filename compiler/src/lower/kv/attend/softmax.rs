@@ -7,7 +7,7 @@
 
 use super::super::super::memory::times;
 use super::super::{codes, int, plus};
-use super::place::Step;
+use super::pace::Step;
 use super::state::SHARE;
 use super::values::grouped;
 use super::{Kernel, LOWEST, Tile};

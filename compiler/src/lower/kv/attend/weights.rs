@@ -6,7 +6,7 @@
 
 use super::super::super::memory::times;
 use super::super::{codes, int, plus};
-use super::place::Step;
+use super::pace::Step;
 use super::softmax::{larger, together};
 use super::state::SHARE;
 use super::values::scales_weights;
