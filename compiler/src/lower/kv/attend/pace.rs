@@ -108,9 +108,11 @@ impl Kernel<'_> {
         b.bin_imm(BinOp::ShrU, read, SHARES.trailing_zeros() as i64)
     }
 
-    /// Asks for codes in a step that reads none, while numbers `i` to `i + count` of its own are made.
+    /// Asks for what comes next in a step that reads no codes, while numbers `i` to `i + count` of its own are made.
     pub(super) fn foresee_in(&self, b: &mut Builder, tile: Tile, step: Step, (i, count): (Value, usize)) {
-        let Some((base, line)) = self.in_line(tile) else { return };
+        let Some((base, line)) = self.in_line(tile) else {
+            return self.foresee_scales(b, tile, step, (i, count));
+        };
         let pace = self.pace();
         let (asked, first, all) = match step {
             Step::Fold => (pace.fold, 0, self.op.layout.k.head_dim),
@@ -127,6 +129,22 @@ impl Kernel<'_> {
         let place = self.line_later(b, base, line, place);
         for line in (0..each * count).step_by(64) {
             b.prefetch(at(self.params.get("pool"), Some(place), line));
+        }
+    }
+
+    /// Asks for the scales of the next page's record in a tile's softmax, where codes are asked for as those of this one are read.
+    fn foresee_scales(&self, b: &mut Builder, tile: Tile, step: Step, (i, count): (Value, usize)) {
+        let layout = &self.op.layout;
+        let first = layout.v.code + self.code_bytes(Side::V);
+        if first == layout.record {
+            return;
+        }
+        let (Some(next), Step::Softmax) = (self.next_record(b, tile), step) else { return };
+        let each = (layout.record - first).div_ceil(self.tile);
+        let place = times(b, i, each);
+        let place = b.add(next, place);
+        for line in (0..each * count).step_by(64) {
+            b.prefetch(at(self.params.get("pool"), Some(place), first + line));
         }
     }
 

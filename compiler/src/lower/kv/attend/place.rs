@@ -209,6 +209,16 @@ impl Kernel<'_> {
         }
     }
 
+    /// The record one tile later, where a tile is a page whose codes are asked for as those of this one are read.
+    pub(super) fn next_record(&self, b: &mut Builder, tile: Tile) -> Option<Value> {
+        match tile.home? {
+            Home { base, ahead: Ahead::Tile([distance, _]), .. } if self.tile == self.op.layout.page => {
+                Some(b.add(base, distance))
+            }
+            _ => None,
+        }
+    }
+
     /// The token one tile later, or the last one.
     fn later(&self, b: &mut Builder, token: Value) -> Value {
         let next = plus(b, token, self.tile);
