@@ -45,15 +45,15 @@ const LOWEST: f32 = -1e30;
 
 pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     if !caps.features.has(Feature::Workgroups) {
-        // Sums of all rows and vectors, two vectors of codes and one number stay in registers. A tile of few rows is a whole page
-        // as a rule: of parts of one, INT4 and FP8 read 57 and 74 % as fast as memory alone on Zen 5, of the whole 88 and 90.
-        let rows = op.rows().min(4) as u32;
+        // Sums of all rows and vectors, two vectors of codes and one number stay in registers; those of pairs of bf16 numbers are
+        // twice as many. A tile of few rows is a whole page as a rule: of parts of one, INT4 and FP8 read 57 and 74 % as fast as
+        // memory alone on Zen 5, of the whole 88 and 90.
+        let pairs = [Side::K, Side::V].into_iter().any(|side| op.takes_bf16(side));
+        let most = if caps.vector_bytes >= 64 && !pairs { 8 } else { 4 };
+        let rows = op.rows().min(most) as u32;
         let tile = if op.rows() > 4 { 64 } else { op.layout.page.max(64) as u32 };
-        let (vectors, heads) = match caps.vector_bytes {
-            64.. => (place::vectors_of(op), state::heads_of(op, tile)),
-            _ => (2, 1),
-        };
-        return KvSchedule { threads: 1, tile, rows, vectors, heads };
+        let heads = if caps.vector_bytes >= 64 { state::heads_of(op, tile) } else { 1 };
+        return KvSchedule { threads: 1, tile, rows, vectors: 2, heads };
     }
     let dim = op.layout.v.head_dim.max(op.layout.k.head_dim);
     let threads = if dim > 64 { 128 } else { 64 }.min(caps.max_workgroup);

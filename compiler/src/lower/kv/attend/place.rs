@@ -8,7 +8,6 @@ use super::values::grouped;
 use crate::format::kv::Side;
 use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, Value};
 use crate::lower::memory::{at, split, times};
-use crate::op::kv::Attend;
 
 /// The tokens of a turn.
 #[derive(Clone, Copy)]
@@ -80,12 +79,6 @@ const SHORT_BLOCK: usize = 512;
 
 /// Bytes between what is read and what is asked for, where codes are read in the order of memory.
 const DISTANCE: usize = 16 << 10;
-
-/// Vectors of 64 bytes that share a number, so that loads of numbers are no more than those of codes: where few rows make
-/// reading the longer of the two, as many as a block of codes has, which are one stream.
-pub(super) fn vectors_of(op: &Attend) -> u32 {
-    if op.rows() > 4 { 4 } else { 2 }
-}
 
 impl Kernel<'_> {
     /// Vectors of tokens or of channels that share a number: as many as the schedule says, where a page and a tile, or a

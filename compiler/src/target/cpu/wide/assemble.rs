@@ -9,41 +9,7 @@ use regalloc2 as ra;
 use super::allocate::{Convention, RDX, RSP, View, class_from, environment};
 use super::encode::{Placed, PlacedBase, instruction, register, whole};
 use super::machine::{Arg, Base, Class, Condition, Function, Inst, Label, Size};
-
-/// What the emitter made and what it cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Bytes of instructions.
-    pub code_bytes: usize,
-    /// Bytes of constants behind them.
-    pub constant_bytes: usize,
-    /// Instructions.
-    pub instructions: usize,
-    /// Moves between registers that allocation added.
-    pub moves: usize,
-    /// Moves to and from the stack that allocation added.
-    pub spills: usize,
-    /// Those of [`Report::spills`] inside loops of the kernel that touch vectors or masks: what makes a schedule slow.
-    pub vector_spills_in_loops: usize,
-    /// Those of [`Report::spills`] inside loops of the kernel that touch general registers.
-    pub general_spills_in_loops: usize,
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} instructions in {} bytes, {} bytes of constants, {} moves, {} spills ({} vector and {} general in loops)",
-            self.instructions,
-            self.code_bytes,
-            self.constant_bytes,
-            self.moves,
-            self.spills,
-            self.vector_spills_in_loops,
-            self.general_spills_in_loops
-        )
-    }
-}
+use super::report::{Report, inner_of, loops_of};
 
 /// The bytes of a function, its code first, and the report.
 pub(super) fn assemble(function: &Function, convention: Convention, evex: bool) -> Result<(Vec<u8>, Report), String> {
@@ -77,28 +43,22 @@ pub(super) fn assemble(function: &Function, convention: Convention, evex: bool) 
         place
     };
     let mut starts = vec![0usize; function.order.len()];
-    let mut looped = vec![false; function.order.len()];
-    for (place, label) in function.order.iter().enumerate() {
-        if let Some(Inst::Jump(to, _)) = function.blocks[label.0 as usize].insts.last()
-            && place_of[to.0 as usize] <= place
-        {
-            looped[place_of[to.0 as usize]] = true;
-        }
-    }
+    let loops = loops_of(function, &place_of);
+    let inner = inner_of(&loops, function.order.len());
     for place in 0..function.order.len() {
         if empty[place] {
             continue;
         }
         let block = &function.blocks[function.order[place].0 as usize];
         let next = (place + 1..function.order.len()).find(|&next| !empty[next]);
-        if looped[place] && block.depth > 0 {
+        if loops.iter().any(|range| *range.start() == place) && block.depth > 0 {
             writer.align(32)?;
         }
         starts[place] = writer.at;
         for item in allocated.block_insts_and_edits(&view, ra::Block::new(place)) {
             match item {
                 ra::InstOrEdit::Edit(ra::Edit::Move { from, to }) => {
-                    writer.transfer(*from, *to, block.depth)?;
+                    writer.transfer(*from, *to, (block.depth, inner[place]))?;
                 }
                 ra::InstOrEdit::Inst(number) => {
                     let allocs = allocated.inst_allocs(number);
@@ -275,7 +235,12 @@ impl Writer {
         Ok(())
     }
 
-    fn transfer(&mut self, from: ra::Allocation, to: ra::Allocation, depth: u32) -> Result<(), String> {
+    fn transfer(
+        &mut self,
+        from: ra::Allocation,
+        to: ra::Allocation,
+        (depth, inner): (u32, bool),
+    ) -> Result<(), String> {
         if from == to {
             return Ok(());
         }
@@ -297,7 +262,10 @@ impl Writer {
             match class {
                 _ if depth == 0 => {}
                 Class::General => self.report.general_spills_in_loops += 1,
-                Class::Vector | Class::Mask => self.report.vector_spills_in_loops += 1,
+                Class::Vector | Class::Mask => {
+                    self.report.vector_spills_in_loops += 1;
+                    self.report.vector_spills_in_inner_loops += usize::from(inner);
+                }
             }
         }
         self.op(mnemonic, &operands)

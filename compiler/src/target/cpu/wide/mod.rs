@@ -25,11 +25,12 @@ mod machine;
 mod mask;
 mod memory;
 mod permute;
+mod report;
 mod resident;
 mod scalar;
 mod value;
 
-pub use assemble::Report;
+pub use report::Report;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
