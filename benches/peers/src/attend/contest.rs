@@ -22,11 +22,16 @@ pub const CONTESTS: &[Contest] = &[
         ours: &[
             ("int8-token", Some(Arithmetic::Float)),
             ("int8-token", None),
+            ("int8-group32", None),
             ("fp8e4m3-token", Some(Arithmetic::Float)),
             ("fp8e4m3-token", None),
         ],
     },
-    Contest { kv: "q4_0", ours: &[("int4-token", Some(Arithmetic::Float)), ("int4-token", None)] },
+    // ggml has a scale for 32 channels, as our groups have.
+    Contest {
+        kv: "q4_0",
+        ours: &[("int4-token", Some(Arithmetic::Float)), ("int4-token", None), ("int4-group32", None)],
+    },
 ];
 
 /// Largest error, squared and relative to the squared result, that ggml's own tests accept of attention.

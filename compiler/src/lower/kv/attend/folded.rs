@@ -60,10 +60,16 @@ impl Kernel<'_> {
         grouped(&self.op.layout.v.codes) && self.arrays.p_factors.is_some()
     }
 
+    /// Whether weights of a whole tile are made before they become factors: in steps of 8 bits, which the largest one decides, not
+    /// the largest scale alone, and where groups of channels have scales.
+    pub(super) fn makes_later(&self) -> bool {
+        self.weighs_groups() || self.op.carries() && !self.op.layout.v.codes.is_static()
+    }
+
     /// Factors of the values of a group of channels: weights of a tile times the scales of the group.
     pub(super) fn group_weights(&self, b: &mut Builder, tile: Tile, group: Value) {
         if self.alone() {
-            return self.four_rows(b, &|b, first, count| self.group_rows(b, (tile, group), (first, count)));
+            return self.four_rows(b, &|b, first, count| self.later_rows(b, (tile, Some(group)), (first, count)));
         }
         let blocks = tile.blocks;
         let (Some(factors), Some(memory)) = (self.arrays.p_factors, self.arrays.p) else { return };

@@ -60,7 +60,7 @@ const FOLD: usize = 3;
 const SHARES: usize = 64;
 
 /// Quarters of a cycle that softmax takes for a token and a row.
-const SOFTMAX: usize = 4;
+const SOFTMAX: usize = 3;
 
 /// Quarters of a cycle that the weight of a token takes for a row and a group of channels.
 const GROUP: usize = 2;

@@ -60,7 +60,12 @@ impl Kernel<'_> {
 
     /// Weights of a tile, and the state after them.
     pub(super) fn softmax(&self, b: &mut Builder, tile: Tile) {
-        self.four_rows(b, &|b, first, count| self.softmax_of(b, tile, (first, count)));
+        self.four_rows(b, &|b, first, count| {
+            self.softmax_of(b, tile, (first, count));
+            if self.makes_later() && !self.weighs_groups() {
+                self.later_rows(b, (tile, None), (first, count));
+            }
+        });
     }
 
     /// The same for `count` rows from `first` on.
@@ -73,9 +78,10 @@ impl Kernel<'_> {
         let now = larger(b, before, top);
         self.write(b, stat, first, 0, now);
 
-        // Scales of groups come in later, for one group after the other.
-        let short = self.arrays.p_factors.filter(|_| !self.weighs_groups());
-        let making = short.map(|_| self.making(b, here, None));
+        // Scales of tokens or groups may come in later, for one group after the other.
+        let later = self.makes_later();
+        let short = self.arrays.p_factors.filter(|_| !later);
+        let making = short.map(|_| self.making(b, (here, None), None));
         // What becomes multiples of a step is taken beside the tile's largest score, not the largest so far: then the largest
         // weight is 1, and neither the step nor its inverse waits for anything.
         let beside = self.has_steps(Side::V);
@@ -88,8 +94,8 @@ impl Kernel<'_> {
                 })
                 .collect(),
         };
-        let offset = kind.asymmetric && !grouped(&kind);
-        let biased = making.is_none() && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
+        let offset = kind.asymmetric && !later && !grouped(&kind);
+        let biased = making.is_none() && !later && !kind.asymmetric && kind.bias() != 0.0 && !grouped(&kind);
         // What becomes a factor of 8 bits of precision needs no more of a weight.
         let power = match self.op.takes_bf16(Side::V) || self.op.carries() {
             true => codes::power_of_two_about,
@@ -108,7 +114,7 @@ impl Kernel<'_> {
             let mut numbers = vec![Vec::new(); count];
             for vector in (0..width).step_by(lanes as usize) {
                 let t = plus(b, t, vector);
-                let (scale, offsets) = match self.weighs_groups() {
+                let (scale, offsets) = match later {
                     true => (None, None),
                     false => self.of_values(b, here, t, None),
                 };
@@ -124,7 +130,7 @@ impl Kernel<'_> {
                         continue;
                     }
                     let mut weight = p;
-                    match (self.arrays.p.filter(|_| !self.weighs_groups()), scale) {
+                    match (self.arrays.p.filter(|_| !later), scale) {
                         (Some(memory), Some(scale)) => {
                             weight = b.mul(p, scale);
                             self.write(b, memory, index, place, weight);
@@ -162,7 +168,7 @@ impl Kernel<'_> {
         };
         if let Some(share) = share {
             sum = b.mul(sum, share);
-            if self.weighs_groups() {
+            if later {
                 self.write(b, stat, first, SHARE * padded, share);
             }
         }

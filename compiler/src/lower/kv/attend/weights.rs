@@ -1,8 +1,9 @@
 //! Weights of a tile's tokens become factors of values, where one thread has vectors: multiples of a step, or bf16 numbers, with the
 //! scales of the tokens, or of one group of their channels after the other.
 //!
-//! Always holds: a weight is at most 1, so that the step follows from the largest scale of the tile before any weight is known, and
-//! all rows share what is made of scales. What lies in the place of scales past the last token counts for nothing, whatever it is.
+//! A weight is at most 1, so that a step of 16 bits follows from the largest scale of the tile before any weight is known, and all
+//! rows share what is made of scales; one of 8 bits follows from the largest weight times scale, since a shorter step would show. Always
+//! holds: what lies in the place of scales past the last token counts for nothing, whatever it is.
 
 use super::super::super::memory::times;
 use super::super::{codes, int, plus};
@@ -31,8 +32,8 @@ pub(super) struct Making {
 struct Unit {
     /// The largest multiple.
     most: f32,
-    /// That over the largest scale, in all lanes; over 1 where one scale serves all tokens.
-    inverse: Value,
+    /// That over the largest scale, in all lanes; over 1 where one scale serves all tokens; of each row where a row has its own.
+    inverse: Vec<Value>,
     /// The step of weights times scale, in lanes of rows.
     step: Value,
     /// Whether one scale serves all tokens, and is no part of a weight.
@@ -54,21 +55,31 @@ impl Making {
         self.counts && self.carries && self.unit.as_ref().is_some_and(|unit| unit.same)
     }
 
-    /// What the weights of tokens with these scales are multiplied by.
+    /// What the weights of tokens with these scales are multiplied by first.
     pub fn by(&self, b: &mut Builder, scale: Option<Value>) -> Value {
         match (&self.unit, scale) {
-            (Some(unit), Some(scale)) if !unit.same => b.mul(scale, unit.inverse),
-            (Some(unit), _) => unit.inverse,
+            (Some(unit), Some(scale)) if unit.inverse.len() > 1 => scale,
+            (Some(unit), Some(scale)) if !unit.same => b.mul(scale, unit.inverse[0]),
+            (Some(unit), _) => unit.inverse[0],
             (None, scale) => scale.expect("bf16 numbers are beside codes, which have scales"),
         }
     }
 }
 
 impl Kernel<'_> {
-    /// How the weights of a tile become factors of values, of all channels or of a group.
-    pub(super) fn making(&self, b: &mut Builder, tile: Tile, group: Option<Value>) -> Making {
+    /// How the weights of a tile become factors of values, of all channels or of a group; of `count` rows from `first` on, where
+    /// their weights are known.
+    pub(super) fn making(
+        &self,
+        b: &mut Builder,
+        (tile, group): (Tile, Option<Value>),
+        known: Option<(Value, usize)>,
+    ) -> Making {
         let kind = self.op.layout.v.codes;
-        let unit = self.op.steps(Side::V).map(|most| self.unit(b, tile, group, most as f32));
+        let unit = self.op.steps(Side::V).map(|most| match known.filter(|_| self.op.carries()) {
+            Some(rows) => self.unit_of_rows(b, (tile, group), most as f32, rows),
+            None => self.unit(b, tile, group, most as f32),
+        });
         let counts = unit.is_some() && !kind.asymmetric && kind.bias() != 0.0;
         Making { unit, offsets: kind.asymmetric, counts, carries: self.op.carries() }
     }
@@ -77,7 +88,8 @@ impl Kernel<'_> {
         if self.op.layout.v.codes.is_static() {
             let (scale, _) = self.scales(Side::V).given(b, &self.op.layout.v, self.head);
             let scale = self.times_constant(b, scale, 1.0 / most);
-            return Unit { most, inverse: b.f32(self.lanes, most), step: b.splat(scale, ROWS as u8), same: true };
+            let inverse = vec![b.f32(self.lanes, most)];
+            return Unit { most, inverse, step: b.splat(scale, ROWS as u8), same: true };
         }
         let (zero, none) = (int(b, 0), b.f32(self.lanes, 0.0));
         let top = b.for_loop(zero, tile.blocks, i64::from(self.lanes), &[none], |b, t, top| {
@@ -86,11 +98,40 @@ impl Kernel<'_> {
             vec![larger(b, top[0], size)]
         });
         let top = together(b, &top, &larger);
+        self.unit_beside(b, most, top, 1)
+    }
+
+    /// The unit of `count` rows from `first` on, beside their largest weights times scale.
+    fn unit_of_rows(
+        &self,
+        b: &mut Builder,
+        (tile, group): (Tile, Option<Value>),
+        most: f32,
+        (first, count): (Value, usize),
+    ) -> Unit {
+        let line = times(b, first, self.tile);
+        let (zero, none) = (int(b, 0), b.f32(self.lanes, 0.0));
+        let tops = b.for_loop(zero, tile.blocks, i64::from(self.lanes), &vec![none; count], |b, t, tops| {
+            let index = b.add(line, t);
+            let (scale, _) = self.of_values(b, tile, t, group);
+            let size = scale.map_or(none, |scale| b.un(UnOp::Abs, scale));
+            let of_row = |(row, &top): (usize, &Value)| {
+                let p = self.read(b, self.arrays.s, index, row * self.tile, self.lanes);
+                let weight = b.mul(p, size);
+                larger(b, top, weight)
+            };
+            tops.iter().enumerate().map(of_row).collect()
+        });
+        let top = together(b, &tops, &larger);
+        self.unit_beside(b, most, top, count)
+    }
+
+    fn unit_beside(&self, b: &mut Builder, most: f32, top: Value, count: usize) -> Unit {
         let floor = b.f32(ROWS as u8, LEAST);
         let top = larger(b, floor, top);
         let whole = b.f32(ROWS as u8, most);
         let (step, inverse) = (b.bin(BinOp::Div, top, whole), b.bin(BinOp::Div, whole, top));
-        Unit { most, inverse: self.of_rows(b, inverse, 1)[0], step, same: false }
+        Unit { most, inverse: self.of_rows(b, inverse, count), step, same: false }
     }
 
     /// The factor that a vector of weights becomes, for a row of `count`.
@@ -108,6 +149,10 @@ impl Kernel<'_> {
             let scaled = b.mul(weight, by);
             return codes::nearest_bf16(b, scaled);
         }
+        let (weight, by) = match &making.unit {
+            Some(unit) if unit.inverse.len() > 1 => (b.mul(weight, by), unit.inverse[row]),
+            _ => (weight, by),
+        };
         let counted = making.middle() && !making.offsets;
         let carried = making.carries.then(|| &mut lists[(making.lists() - 1) * count + row]);
         let (number, multiple) = self.rounded(b, (weight, by), carried, counted);
@@ -148,21 +193,29 @@ impl Kernel<'_> {
         Some(self.times_constant(b, sum, -self.op.layout.v.codes.bias()))
     }
 
-    /// Factors of the values of a group of channels, where one thread has vectors: of `count` rows from `first` on.
-    pub(super) fn group_rows(&self, b: &mut Builder, (tile, group): (Tile, Value), (first, count): (Value, usize)) {
+    /// Factors of values, of a group of channels or all, where one thread has vectors and weights are known: of `count` rows from
+    /// `first` on.
+    pub(super) fn later_rows(
+        &self,
+        b: &mut Builder,
+        (tile, group): (Tile, Option<Value>),
+        (first, count): (Value, usize),
+    ) {
         let Some(factors) = self.arrays.p_factors else { return };
-        let making = self.making(b, tile, Some(group));
+        let making = self.making(b, (tile, group), Some((first, count)));
         let (lanes, stat) = (self.lanes as usize, self.arrays.stat);
         let (line, width) = (times(b, first, self.tile), self.chunk());
         let (zero, none) = (int(b, 0), b.f32(self.lanes, 0.0));
         let state = b.for_loop(zero, tile.blocks, width as i64, &vec![none; making.lists() * count], |b, t, state| {
             let mut state = state.to_vec();
             let index = b.add(line, t);
-            self.foresee_in(b, tile, Step::Group(group), (t, width));
+            if let Some(group) = group {
+                self.foresee_in(b, tile, Step::Group(group), (t, width));
+            }
             let mut numbers = vec![Vec::new(); count];
             for vector in (0..width).step_by(lanes) {
                 let t = plus(b, t, vector);
-                let (scale, offsets) = self.of_values(b, tile, t, Some(group));
+                let (scale, offsets) = self.of_values(b, tile, t, group);
                 let by = making.by(b, scale);
                 for (row, numbers) in numbers.iter_mut().enumerate() {
                     let p = self.read(b, self.arrays.s, index, row * self.tile + vector, self.lanes);
