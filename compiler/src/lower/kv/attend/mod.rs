@@ -60,8 +60,9 @@ pub fn choose(op: &Attend, caps: &Caps) -> KvSchedule {
     KvSchedule { threads, tile: threads.max(64), rows: op.rows().min(8) as u32, vectors: 1, heads: 1 }
 }
 
-/// Tokens of a tile on a processor. That of few rows is a whole page as a rule: of parts of one, INT4 and FP8 read 57 and 74 % as fast
-/// as memory alone on Zen 5, of the whole 88 and 90; of four pages of 16, f16 and `int4-token` 77 and 73 %, of one 98 and 82.
+/// Tokens of a tile on a processor. That of few rows is a whole page as a rule: of parts of one, INT4 and FP8 read 57 and
+/// 74 % as fast as memory alone on Zen 5, of the whole 88 and 90; of four pages of 16, f16 and `int4-token` 77 and 73 %, of
+/// one 98 and 82.
 fn tile_of(op: &Attend, caps: &Caps) -> u32 {
     let (page, values) = (op.layout.page as u32, op.layout.v.codes);
     // What happens once a tile is most there.

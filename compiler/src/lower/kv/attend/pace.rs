@@ -20,8 +20,8 @@ pub(super) enum Step {
     Group(Value),
 }
 
-/// Bytes of a record that the steps of a tile ask for, one after the other: memory delivers at its own pace, so that each asks for as
-/// many as its time allows, codes and scales alike.
+/// Bytes of a record that the steps of a tile ask for, one after the other: memory delivers at its own pace, so that each
+/// asks for as many as its time allows, codes and scales alike.
 #[derive(Clone, Copy)]
 struct Pace {
     /// While queries take over the scales of a page.

@@ -161,8 +161,9 @@ impl Kernel<'_> {
         b.add(line, further)
     }
 
-    /// Numbers of a group of `count` rows, of the first one from `line` on, become multiples of steps of which the largest numbers, one to each of
-    /// `tops`, are the most that fit. Returns the sums of the multiples, where they are asked for, and the steps.
+    /// Numbers of a group of `count` rows, of the first one from `line` on, become multiples of steps of which the largest
+    /// numbers, one to each of `tops`, are the most that fit. Returns the sums of the multiples, where they are asked for, and
+    /// the steps.
     fn round_rows(
         &self,
         b: &mut Builder,
@@ -268,8 +269,8 @@ impl Kernel<'_> {
         self.write_sum(b, (zero, first), kept);
     }
 
-    /// The code that codes of a page are counted from, where rounding its queries loses something that shows: codes without a sign are
-    /// above 0 on the whole, and what is lost with each query would add up. Steps of 16 bits lose nothing.
+    /// The code that codes of a page are counted from, where rounding its queries loses something that shows: codes without a
+    /// sign are above 0 on the whole, and what is lost with each query would add up. Steps of 16 bits lose nothing.
     fn centre(&self) -> Option<f32> {
         let kind = self.op.layout.k.codes;
         let short = self.op.steps(Side::K).is_some_and(|steps| steps < 128);

@@ -1,9 +1,9 @@
-//! Weights of a tile's tokens become factors of values, where one thread has vectors: multiples of a step, or bf16 numbers, with the
-//! scales of the tokens, or of one group of their channels after the other.
+//! Weights of a tile's tokens become factors of values, where one thread has vectors: multiples of a step, or bf16 numbers,
+//! with the scales of the tokens, or of one group of their channels after the other.
 //!
-//! A weight is at most 1, so that a step of 16 bits follows from the largest scale of the tile before any weight is known, and all
-//! rows share what is made of scales; one of 8 bits follows from the largest weight times scale, since a shorter step would show. Always
-//! holds: what lies in the place of scales past the last token counts for nothing, whatever it is.
+//! A weight is at most 1, so that a step of 16 bits follows from the largest scale of the tile before any weight is known, and
+//! all rows share what is made of scales; one of 8 bits follows from each row's largest weight times scale, since a longer step
+//! would show. Always holds: what lies in the place of scales past the last token counts for nothing, whatever it is.
 
 use super::super::super::memory::times;
 use super::super::{codes, int, plus};
@@ -84,6 +84,7 @@ impl Kernel<'_> {
         Making { unit, offsets: kind.asymmetric, counts, carries: self.op.carries() }
     }
 
+    /// The unit of all rows, beside the largest scale.
     fn unit(&self, b: &mut Builder, tile: Tile, group: Option<Value>, most: f32) -> Unit {
         if self.op.layout.v.codes.is_static() {
             let (scale, _) = self.scales(Side::V).given(b, &self.op.layout.v, self.head);
@@ -162,8 +163,8 @@ impl Kernel<'_> {
         number
     }
 
-    /// Keeps the steps of weights whose largest one is a `share` of 1, and returns what offsets or the bias of codes add to outputs,
-    /// from sums of weights and the lists of [`Making::lists`].
+    /// Keeps the steps of weights whose largest one is a `share` of 1, and returns what offsets or the bias of codes add to
+    /// outputs, from sums of weights and the lists of [`Making::lists`].
     pub(super) fn steps_and_offsets(
         &self,
         b: &mut Builder,
