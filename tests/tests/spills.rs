@@ -6,12 +6,12 @@
 use bitsmith_compiler::dtype::DType;
 use bitsmith_compiler::format::kv::{KvFormat, KvLayout};
 use bitsmith_compiler::format::{Format, Named};
-use bitsmith_compiler::ir::verify;
+use bitsmith_compiler::ir::{Kernel, verify};
 use bitsmith_compiler::lower::{choose, kv, lower};
 use bitsmith_compiler::op::kv::{Arithmetic, Attend, KvOp, Sight};
 use bitsmith_compiler::op::{Activation, Epilogue, Matmul, Op, Quantize};
 use bitsmith_compiler::target::Target;
-use bitsmith_compiler::target::cpu::CpuTarget;
+use bitsmith_compiler::target::cpu::{CpuTarget, Report};
 use bitsmith_runtime::kv::arithmetic;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,13 +41,18 @@ fn cases(format: Format) -> Vec<(Op, usize)> {
     list
 }
 
+/// What the wide emitter says of a kernel.
+fn report_of(target: &CpuTarget, made: &Kernel) -> Report {
+    let legal = target.legalize(&verify(made, target.caps()).expect("a sound kernel")).expect("a legal kernel");
+    let report = target.report(&verify(&legal, target.caps()).expect("a sound kernel")).expect("code");
+    report.expect("the wide emitter")
+}
+
 /// What is wrong with one kernel; `None` where no family takes it.
 fn fault(target: &CpuTarget, op: &Op, m: usize) -> Option<Result<(), String>> {
     let schedule = choose(op, target.caps(), m).ok()?;
     let made = lower(op, &schedule, target.caps()).unwrap_or_else(|error| panic!("{}: {error}", op.name()));
-    let legal = target.legalize(&verify(&made, target.caps()).expect("a sound kernel")).expect("a legal kernel");
-    let report = target.report(&verify(&legal, target.caps()).expect("a sound kernel")).expect("code");
-    let report = report.expect("the wide emitter");
+    let report = report_of(target, &made);
     if report.vector_spills_in_loops == 0 {
         return Some(Ok(()));
     }
@@ -136,16 +141,14 @@ fn attention_does_not_spill_in_loops() {
                     sight: Sight::All,
                     arithmetic: Arithmetic::Float,
                 };
-                let op = KvOp::Attend(Attend { arithmetic: arithmetic(&attend, None, target.caps()), ..attend });
-                if !has_registers(level, arithmetic(&attend, None, target.caps())) {
+                let arithmetic = arithmetic(&attend, None, target.caps());
+                if !has_registers(level, arithmetic) {
                     continue;
                 }
+                let op = KvOp::Attend(Attend { arithmetic, ..attend });
                 let schedule = kv::choose(&op, target.caps());
                 let made = kv::lower(&op, &schedule, target.caps()).expect("a kernel");
-                let legal =
-                    target.legalize(&verify(&made, target.caps()).expect("a sound kernel")).expect("a legal one");
-                let report = target.report(&verify(&legal, target.caps()).expect("a sound kernel")).expect("code");
-                let report = report.expect("the wide emitter");
+                let report = report_of(&target, &made);
                 compiled += 1;
                 if report.vector_spills_in_inner_loops > 0 {
                     faults.push(format!("{level} {name} {group} heads, {queries} queries {}: {report}", made.name));

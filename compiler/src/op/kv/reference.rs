@@ -69,13 +69,14 @@ impl Attend {
             let here = Attend { layout: pool.layout, ..*self };
             let share = if here.takes_bf16(Side::K) { BF16 } else { 0.0 };
             let steps = here.steps(Side::K);
-            // Of rows of queries that take over no scales, all tokens have the same steps.
-            let rows =
-                (pool.layout.k.codes.per != KvPer::Channel).then(|| self.query_errors(inputs.q, pool, steps, None));
+            // The tokens of a page have the same steps, and all have where queries take over no scales.
+            let mut errors = (None, Vec::new());
             for t in (start..end).filter(|&t| self.sight.sees(inputs.position, t)) {
                 let (page, token) = (pages[(t - start) / pool.layout.page], (t - start) % pool.layout.page);
-                let own = (inputs.head, page);
-                let errors = rows.clone().unwrap_or_else(|| self.query_errors(inputs.q, pool, steps, Some(own)));
+                if errors.0 != Some(page) {
+                    let own = (pool.layout.k.codes.per == KvPer::Channel).then_some((inputs.head, page));
+                    errors = (Some(page), self.query_errors(inputs.q, pool, steps, own));
+                }
                 let (mut dot, mut size, mut all) = (0.0, 0.0, 0.0);
                 for (c, &q) in inputs.q.iter().enumerate() {
                     dot += q as f64 * pool.value(Side::K, page, inputs.head, token, c);
@@ -87,7 +88,7 @@ impl Attend {
                         _ => 0.0,
                     };
                     let middle = middle * (pool.scale(Side::K, page, inputs.head, token, c).0 as f64).abs();
-                    all += errors[c] * (magnitude + middle) + share * (q as f64).abs() * magnitude;
+                    all += errors.1[c] * (magnitude + middle) + share * (q as f64).abs() * magnitude;
                 }
                 let mut score = dot * self.scale as f64;
                 size *= self.scale as f64;
@@ -140,10 +141,11 @@ impl Attend {
             }
         }
         for Rounded { run: (segment, own), codes, .. } in rounded.iter().flatten() {
-            let near = (*segment, own.saturating_sub(1))..=(*segment, own + 1);
-            let weight = tops.range(near.clone()).fold(0.0, |most: f64, (_, top)| most.max(top.0));
+            let near = tops.range((*segment, own.saturating_sub(1))..=(*segment, own + 1)).map(|(_, top)| top);
+            let near: Vec<&(f64, Vec<f64>)> = near.collect();
+            let weight = near.iter().fold(0.0, |most: f64, top| most.max(top.0));
             for (c, (step, code)) in steps.iter_mut().zip(codes).enumerate() {
-                let scale = tops.range(near.clone()).fold(0.0, |most: f64, (_, top)| most.max(top.1[c]));
+                let scale = near.iter().fold(0.0, |most: f64, top| most.max(top.1[c]));
                 *step += (weight * scale).max(LEAST as f64) * code;
             }
         }

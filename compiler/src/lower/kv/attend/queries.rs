@@ -49,7 +49,7 @@ impl Kernel<'_> {
             let sum = across(b, BinOp::Add, sum[0]);
             let bias = if self.folds_keys() { -self.op.layout.k.codes.bias() } else { 1.0 };
             let sum = self.times_constant(b, sum, bias);
-            self.write_sum(b, (group, row), sum);
+            self.write_of_group(b, self.arrays.q_sum, (group, row), sum);
         });
     }
 
@@ -76,18 +76,12 @@ impl Kernel<'_> {
         });
     }
 
-    fn write_sum(&self, b: &mut Builder, (group, row): (Value, Value), sum: Value) {
-        let Some(memory) = self.arrays.q_sum else { return };
+    /// Keeps something of a group's rows from this one on, in `[group, padded]`, where it is asked for.
+    fn write_of_group(&self, b: &mut Builder, slot: Option<Slot>, (group, row): (Value, Value), x: Value) {
+        let Some(slot) = slot else { return };
         let index = times(b, group, self.padded);
         let index = b.add(index, row);
-        self.write(b, memory, index, 0, sum);
-    }
-
-    fn write_step(&self, b: &mut Builder, (group, row): (Value, Value), step: Value) {
-        let Some(memory) = self.arrays.q_steps else { return };
-        let index = times(b, group, self.padded);
-        let index = b.add(index, row);
-        self.write(b, memory, index, 0, step);
+        self.write(b, slot, index, 0, x);
     }
 
     /// What is kept of the sum of a group's multiples: what their bias comes to, exactly, or the sum of the rounded queries.
@@ -108,10 +102,10 @@ impl Kernel<'_> {
             let count = int(b, size);
             let (sum, step) = self.quantize(b, &factors.packing, from, (line, count));
             self.pack(b, factors, from, (line, count));
-            self.write_step(b, (group, row), step);
+            self.write_of_group(b, self.arrays.q_steps, (group, row), step);
             if self.sums_queries() {
                 let sum = self.kept(b, sum, step);
-                self.write_sum(b, (group, row), sum);
+                self.write_of_group(b, self.arrays.q_sum, (group, row), sum);
             }
         });
     }
@@ -120,7 +114,7 @@ impl Kernel<'_> {
     fn round_queries(&self, b: &mut Builder, (factors, most): (Factors, i32)) {
         let part = &self.op.layout.k;
         let (zero, groups) = (int(b, 0), part.codes.groups(part.head_dim));
-        let of_group = |b: &mut Builder, group: Value| {
+        let round_group = |b: &mut Builder, group: Value| {
             self.four_rows(b, &|b, first, count| {
                 let line = self.line_of(b, first, group);
                 let none = b.f32(self.lanes, 0.0);
@@ -136,19 +130,19 @@ impl Kernel<'_> {
                 });
                 let of_rows = (self.arrays.q, self.sums_queries());
                 let (sum, step) = self.round_rows(b, (&factors, most), of_rows, &tops, (line, count));
-                self.write_step(b, (group, first), step);
+                self.write_of_group(b, self.arrays.q_steps, (group, first), step);
                 if let Some(sum) = sum {
                     let sum = self.kept(b, sum, step);
-                    self.write_sum(b, (group, first), sum);
+                    self.write_of_group(b, self.arrays.q_sum, (group, first), sum);
                 }
             });
         };
         if groups == 1 {
-            return of_group(b, zero);
+            return round_group(b, zero);
         }
         let end = int(b, groups);
         b.for_loop(zero, end, 1, &[], |b, group, _| {
-            of_group(b, group);
+            round_group(b, group);
             Vec::new()
         });
     }
@@ -250,23 +244,20 @@ impl Kernel<'_> {
         let (tops, offsets) = state.split_at(count);
         let of_rows = (memory, self.sums_queries() || centre.is_some());
         let (sum, step) = self.round_rows(b, (factors, most), of_rows, tops, (line, count));
-        self.write_step(b, (zero, first), step);
-        let kept = match (sum, centre) {
-            (Some(sum), None) if self.sums_queries() => self.kept(b, sum, step),
-            _ if !kind.asymmetric => return,
-            (sum, centre) => {
+        self.write_of_group(b, self.arrays.q_steps, (zero, first), step);
+        let kept = match (kind.asymmetric, sum) {
+            (false, None) => return,
+            (false, Some(sum)) => self.kept(b, sum, step),
+            (true, sum) => {
                 let offsets = together(b, offsets, &Builder::add);
-                match (sum, centre) {
-                    (Some(sum), Some(centre)) => {
-                        let rounded = b.mul(sum, step);
-                        let rounded = self.times_constant(b, rounded, centre);
-                        b.bin(BinOp::Sub, offsets, rounded)
-                    }
-                    _ => offsets,
-                }
+                sum.zip(centre).map_or(offsets, |(sum, centre)| {
+                    let rounded = b.mul(sum, step);
+                    let rounded = self.times_constant(b, rounded, centre);
+                    b.bin(BinOp::Sub, offsets, rounded)
+                })
             }
         };
-        self.write_sum(b, (zero, first), kept);
+        self.write_of_group(b, self.arrays.q_sum, (zero, first), kept);
     }
 
     /// The code that codes of a page are counted from, where rounding its queries loses something that shows: codes without a

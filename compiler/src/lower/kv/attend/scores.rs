@@ -217,6 +217,22 @@ impl Kernel<'_> {
         (scale, offset)
     }
 
+    /// The numbers of lanes.
+    pub(super) fn lane_numbers(&self, b: &mut Builder) -> Value {
+        if self.lanes == 1 {
+            return b.int(Scalar::I32, 0);
+        }
+        let numbers: Vec<u64> = (0..self.lanes.into()).collect();
+        b.lanes(Scalar::I32, &numbers)
+    }
+
+    /// Which lanes, of these numbers, hold something where `left` (`i64`) are left.
+    pub(super) fn lanes_before(&self, b: &mut Builder, lane: Value, left: Value) -> Value {
+        let left = b.cast(CastOp::Truncate, left, Scalar::I32);
+        let left = b.splat(left, self.lanes);
+        b.cmp(CmpOp::LtS, lane, left)
+    }
+
     /// A score after soft cap, bias and mask, in units of ln 2.
     fn shaped(&self, b: &mut Builder, row: usize, token: Value, score: Value) -> Value {
         let lanes = self.lanes;
@@ -227,8 +243,7 @@ impl Kernel<'_> {
         }
         let group = self.op.group();
         let position = plus(b, self.item[5], row / group);
-        let ids: Vec<u64> = (0..lanes as u64).collect();
-        let lane = if lanes == 1 { b.int(Scalar::I32, 0) } else { b.lanes(Scalar::I32, &ids) };
+        let lane = self.lane_numbers(b);
         let narrow = |b: &mut Builder, x: Value| {
             let x = b.cast(CastOp::Truncate, x, Scalar::I32);
             b.splat(x, lanes)
@@ -251,8 +266,7 @@ impl Kernel<'_> {
         let zero = b.int(Type::vector(Scalar::I32, lanes), 0);
         let before = b.cmp(CmpOp::LeS, zero, behind);
         let left = b.bin(BinOp::Sub, self.item[4], token);
-        let left = narrow(b, left);
-        let inside = b.cmp(CmpOp::LtS, lane, left);
+        let inside = self.lanes_before(b, lane, left);
         let mut seen = b.bin(BinOp::And, before, inside);
         if let Sight::Window { window, first } = self.op.sight {
             let limit = b.int(Type::vector(Scalar::I32, lanes), window as i64);

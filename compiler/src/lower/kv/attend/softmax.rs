@@ -137,7 +137,7 @@ impl Kernel<'_> {
                         }
                         _ => self.write(b, self.arrays.s, index, place, p),
                     }
-                    if let (Some(offsets), true) = (offsets, offset) {
+                    if let Some(offsets) = offsets {
                         more[row] = b.fma(p, offsets, more[row]);
                     } else if biased {
                         more[row] = b.add(more[row], weight);

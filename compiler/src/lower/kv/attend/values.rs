@@ -43,10 +43,11 @@ impl Kernel<'_> {
     pub(super) fn weights(&self, b: &mut Builder, tile: Tile) {
         let lanes = self.lanes;
         self.each(b, tile.blocks, lanes as usize, &mut |b, local| {
-            let scale = self.arrays.p.filter(|_| !self.weighs_groups()).map(|_| {
-                let (base, within) = self.page_of(b, tile, local);
-                self.value_scale(b, base, within, lanes)
-            });
+            let scale = self
+                .arrays
+                .p
+                .filter(|_| !self.weighs_groups())
+                .map(|_| self.scales_of_values(b, (tile, local), None, lanes).0);
             let (zero, rows) = (int(b, 0), self.rows_value(b));
             b.for_loop(zero, rows, 1, &[], |b, row, _| {
                 let top = self.read(b, self.arrays.stat, row, 0, 1);
@@ -65,25 +66,6 @@ impl Kernel<'_> {
                 Vec::new()
             });
         });
-    }
-
-    /// The scale of values of whole tokens, with the decoder's factor.
-    pub(super) fn value_scale(&self, b: &mut Builder, base: Value, within: Value, lanes: u8) -> Value {
-        let part = &self.op.layout.v;
-        let pre = self.values.factors().0;
-        let scale = match part.codes.per {
-            KvPer::Tensor | KvPer::Head => {
-                let (scale, _) = self.scales(Side::V).given(b, part, self.head);
-                b.splat(scale, lanes)
-            }
-            // Scales of tokens, or the first of two levels.
-            KvPer::Token | KvPer::Group(_) | KvPer::Channel => {
-                let place = times(b, within, 2);
-                let place = b.add(base, place);
-                codes::bf16(b, self.params.get("pool"), place, part.scale, lanes)
-            }
-        };
-        self.times_constant(b, scale, pre)
     }
 
     /// Sums of weights, and of weights times offsets of whole tokens.

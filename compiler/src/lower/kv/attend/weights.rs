@@ -13,7 +13,7 @@ use super::state::SHARE;
 use super::values::scales_weights;
 use super::{Kernel, ROWS, Tile};
 use crate::format::kv::Side;
-use crate::ir::{BinOp, Builder, CastOp, CmpOp, Scalar, UnOp, Value};
+use crate::ir::{BinOp, Builder, CmpOp, UnOp, Value};
 use crate::op::kv::LEAST;
 
 /// How factors are made of weights.
@@ -40,6 +40,13 @@ struct Unit {
     same: bool,
 }
 
+impl Unit {
+    /// Whether each row has its own; of one row, what scales are multiplied by serves as well.
+    fn of_rows(&self) -> bool {
+        self.inverse.len() > 1
+    }
+}
+
 impl Making {
     /// Lists of one vector per row that making factors goes on with: sums of offsets or multiples, then what is carried.
     pub fn lists(&self) -> usize {
@@ -58,7 +65,7 @@ impl Making {
     /// What the weights of tokens with these scales are multiplied by first.
     pub fn by(&self, b: &mut Builder, scale: Option<Value>) -> Value {
         match (&self.unit, scale) {
-            (Some(unit), Some(scale)) if unit.inverse.len() > 1 => scale,
+            (Some(unit), Some(scale)) if unit.of_rows() => scale,
             (Some(unit), Some(scale)) if !unit.same => b.mul(scale, unit.inverse[0]),
             (Some(unit), _) => unit.inverse[0],
             (None, scale) => scale.expect("bf16 numbers are beside codes, which have scales"),
@@ -151,7 +158,7 @@ impl Kernel<'_> {
             return codes::nearest_bf16(b, scaled);
         }
         let (weight, by) = match &making.unit {
-            Some(unit) if unit.inverse.len() > 1 => (b.mul(weight, by), unit.inverse[row]),
+            Some(unit) if unit.of_rows() => (b.mul(weight, by), unit.inverse[row]),
             _ => (weight, by),
         };
         let counted = making.middle() && !making.offsets;
@@ -245,19 +252,13 @@ impl Kernel<'_> {
         if group.is_none() && !scales_weights(&part.codes) {
             return (None, None);
         }
-        if part.codes.is_static() {
-            let (scale, offset) = self.scales(Side::V).given(b, part, self.head);
-            let scale = self.times_constant(b, scale, self.values.factors().0);
-            let offset = part.codes.asymmetric.then(|| b.splat(offset, self.lanes));
-            return (Some(b.splat(scale, self.lanes)), offset);
-        }
         let (scale, offset) = self.scales_of_values(b, (tile, t), group, self.lanes);
-        let ids: Vec<u64> = (0..self.lanes.into()).collect();
-        let lane = b.lanes(Scalar::I32, &ids);
+        if part.codes.is_static() {
+            return (Some(scale), offset);
+        }
+        let lane = self.lane_numbers(b);
         let left = b.bin(BinOp::Sub, tile.count, t);
-        let left = b.cast(CastOp::Truncate, left, Scalar::I32);
-        let left = b.splat(left, self.lanes);
-        let inside = b.cmp(CmpOp::LtS, lane, left);
+        let inside = self.lanes_before(b, lane, left);
         let none = b.f32(self.lanes, 0.0);
         (Some(b.select(inside, scale, none)), offset.map(|offset| b.select(inside, offset, none)))
     }
@@ -271,6 +272,12 @@ impl Kernel<'_> {
         lanes: u8,
     ) -> (Value, Option<Value>) {
         let (part, pool) = (&self.op.layout.v, self.params.get("pool"));
+        if part.codes.is_static() {
+            let (scale, offset) = self.scales(Side::V).given(b, part, self.head);
+            let scale = self.times_constant(b, scale, self.values.factors().0);
+            let offset = part.codes.asymmetric.then(|| b.splat(offset, lanes));
+            return (b.splat(scale, lanes), offset);
+        }
         let (base, within) = self.page_of(b, tile, t);
         let bf16 = |b: &mut Builder, index: Value, section: usize| {
             let place = times(b, index, 2);
